@@ -1,0 +1,61 @@
+"""hiera_video: video recognition with Hiera. Classify clips, load them fast, build and load the models.
+
+Names are loaded when they are first used: importing the package loads no torch, decoder or matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hiera_video.data.dataset import load_views
+    from hiera_video.data.reader import open_video
+    from hiera_video.errors import HieraVideoError
+    from hiera_video.models.hiera import Architecture, Hiera
+    from hiera_video.models.weights import push_to_hub, save_pretrained
+    from hiera_video.models.zoo import create_model, from_pretrained, list_models
+    from hiera_video.spec import ClipSpec
+    from hiera_video.tasks.classify import Prediction, VideoClassifier, classify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Architecture": "models.hiera",
+    "ClipSpec": "spec",
+    "Hiera": "models.hiera",
+    "HieraVideoError": "errors",
+    "Prediction": "tasks.classify",
+    "VideoClassifier": "tasks.classify",
+    "classify": "tasks.classify",
+    "create_model": "models.zoo",
+    "from_pretrained": "models.zoo",
+    "list_models": "models.zoo",
+    "load_views": "data.dataset",
+    "open_video": "data.reader",
+    "push_to_hub": "models.weights",
+    "save_pretrained": "models.weights",
+}
+
+__all__ = [
+    "Architecture",
+    "ClipSpec",
+    "Hiera",
+    "HieraVideoError",
+    "Prediction",
+    "VideoClassifier",
+    "classify",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_views",
+    "open_video",
+    "push_to_hub",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

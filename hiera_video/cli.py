@@ -1,0 +1,202 @@
+"""The door: ``hiera-video JOB INPUT... --option value``.
+
+Data goes to stdout (or ``--output``), everything else to stderr. Exit codes: 0 all done; 1 an input was missing or
+bad, the rest is written; 2 the request itself is wrong; 130 interrupted, with what was done so far written.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, get_origin, get_type_hints
+
+#: job -> (function, one line of help, example). The module is imported only when its job is chosen.
+JOBS = {
+    "classify": (
+        "hiera_video.tasks.classify:classify",
+        "name what happens in videos and images",
+        "hiera-video classify clip.mp4 --picture clip.png",
+    ),
+    "models": (
+        "hiera_video.tasks.models:models",
+        "list models with their size, cost and published weights",
+        "hiera-video models '*16x224'",
+    ),
+}
+FORMATS = ("table", "json", "jsonl", "csv")
+
+
+class Record(Protocol):
+    """What every job yields."""
+
+    @property
+    def error(self) -> str | None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def rows(self) -> list[dict[str, Any]]: ...
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from hiera_video import __version__
+
+        print(f"hiera-video {__version__}")
+        return 0
+    job, *rest = argv
+    if job not in JOBS:
+        nearest = difflib.get_close_matches(job, JOBS, n=1)
+        return _fail(f"there is no job {job!r}" + (f"; did you mean {nearest[0]}?" if nearest else f"; jobs: {', '.join(JOBS)}"))
+    return _run(job, rest)
+
+
+def usage() -> str:
+    """The text of ``hiera-video --help``."""
+    lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
+    lines += [f"  {job:10} {text}" for job, (_, text, _) in JOBS.items()]
+    return "\n".join([*lines, "", "hiera-video JOB --help shows a job's options and an example."])
+
+
+def _run(job: str, argv: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hiera_video").setLevel(logging.INFO)
+    for name in ("httpx", "httpcore", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    target, _, example = JOBS[job]
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    options = vars(_parser(job, function, example).parse_args(argv))
+    style, output = options.pop("format"), options.pop("output")
+
+    from hiera_video.errors import HieraVideoError
+    from hiera_video.tasks.results import checked_output, replace_file
+
+    try:
+        if output is not None:
+            checked_output(output)
+        stream = sys.stdout if output is None else io.StringIO()
+        code = _write(function(**options), style, stream, unit=job)
+        if isinstance(stream, io.StringIO) and output is not None:
+            replace_file(output, stream.getvalue().encode())
+        else:
+            stream.flush()
+        return code
+    except HieraVideoError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(job: str, function: Any, example: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            sys.exit(_fail(_one_sentence(message, self)))
+
+    summary = (function.__doc__ or "").strip().splitlines()[0]
+    parser = Parser(prog=f"hiera-video {job}", description=f"{summary}  Example: {example}")
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        text = _argument_help(function, name)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            option = "--" + name.replace("_", "-")
+            parser.add_argument(option, type=hints[name], default=parameter.default, help=text)
+        elif get_origin(hints[name]) is list:
+            parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
+        else:
+            parser.add_argument(name, nargs="?", type=str, default=parameter.default, help=text)
+    parser.add_argument("--format", choices=FORMATS, default="table", help="How results are written.")
+    parser.add_argument("--output", type=Path, default=None, help="Write results to this file instead of stdout.")
+    return parser
+
+
+def _argument_help(function: Any, name: str) -> str:
+    """The line about ``name`` in the docstring's Args section: the same text serves API and help."""
+    lines = [line.strip() for line in (function.__doc__ or "").splitlines()]
+    return next((line.partition(": ")[2] for line in lines if line.startswith(f"{name}: ")), "")
+
+
+def _one_sentence(message: str, parser: Any) -> str:
+    """The parser's message without its decoration, with the nearest option where one is unknown."""
+    text = " ".join(message.split())
+    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        nearest = difflib.get_close_matches(unknown[1], known, n=1)
+        return f"there is no option {unknown[1]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
+    if "arguments are required: " in text:
+        return f"nothing to do: name at least one input ({parser.prog} INPUT...)"
+    return text
+
+
+def _write(records: Iterable[Record], style: str, stream: io.StringIO | Any, *, unit: str) -> int:
+    """Writes records as they come (JSON: at the end, or on an interrupt); returns 1 if one had an error, else 0."""
+    from tqdm import tqdm
+
+    code, collected = 0, []
+    writer: csv.DictWriter[str] | None = None
+    try:
+        for record in tqdm(records, unit="file" if unit != "models" else "model", disable=None, file=sys.stderr):
+            if record.error is not None:
+                code = 1
+            if style == "json":
+                collected.append(record.to_dict())
+            elif style == "jsonl":
+                print(json.dumps(record.to_dict(), ensure_ascii=False), file=stream, flush=True)
+            elif style == "csv":
+                rows = record.rows()
+                if writer is None:
+                    writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+                    writer.writeheader()
+                writer.writerows(rows)
+            else:
+                print(_table(record), file=stream, flush=True)
+    finally:
+        if style == "json":
+            print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
+    return code
+
+
+def _table(record: Record) -> str:
+    """A block of aligned lines for one record."""
+    lines = []
+    for row in record.rows():
+        if "rank" not in row:
+            return "  ".join(_cell(key, value) for key, value in row.items())
+        if row["rank"] is not None:
+            lines.append(f"  {row['score']:6.1%}  {row['label']}")
+    duration = row["duration"]
+    head = row["input"] + (f"  ({duration:.2f} s)" if duration else "")
+    error = [f"  error: {row['error']}"] if row["error"] else []
+    return "\n".join([head, *lines, *error])
+
+
+def _cell(key: str, value: Any) -> str:
+    units = {"params_m": " M", "gflop": " GFLOP"}
+    return f"{value:8.2f}{units[key]}" if key in units else f"{value!s:24}" if key == "name" else f"{value!s:10}"
+
+
+def _fail(message: str) -> int:
+    print(f"hiera-video: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Training batches of camera motion: clips rendered on the fly, clips read back from coded files, augmentation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from hiera_video.data.camera_motion import (
+    LABELS,
+    MIN_TEXTURE,
+    draw_motion,
+    draw_patches,
+    fitting_texels,
+    flow,
+    make_video,
+    render,
+    screen,
+    texture,
+)
+from hiera_video.data.pictures import photographs, procedural_picture
+from hiera_video.data.reader import open_video
+from hiera_video.data.sampling import train_clips
+from hiera_video.data.transforms import test_crops
+from hiera_video.spec import ClipSpec
+
+Sample = tuple[Tensor, Tensor, int]
+"""A clip ``[3, T, S, S]`` in [0, 255], its flow ``[4, T / 2, S / 4, S / 4]`` and its label."""
+
+
+def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> list[Tensor]:
+    """``count`` procedural pictures uint8 ``[3, size, size]`` and, for every two of them, a crop of a photograph
+    (of those held out from training, where asked), its side 40 to 100 % of the photograph's short one.
+    """
+    rng = np.random.default_rng(seed)
+    found = [procedural_picture(rng, size) for _ in range(count)]
+    photos = photographs(held_out=held_out)
+    for _ in range(count // 2):
+        photo = photos[rng.integers(len(photos))]
+        side = int(min(photo.shape[1:]) * rng.uniform(0.4, 1))
+        top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
+        crop = photo[torch.from_numpy(rng.permutation(3)), top : top + side, left : left + side]
+        found.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0])
+    return found
+
+
+def rendered_clip(
+    rng: np.random.Generator, pool: list[Tensor], spec: ClipSpec, num_frames: int, size: int, clutter: float
+) -> Sample:
+    """A clip as if sampled by ``spec`` from a video of some frame rate; ``clutter`` in [0, 1] brings in patches."""
+    label = int(rng.integers(len(LABELS)))
+    fps = float(rng.choice([10, 12, 15, 20, 24, 25, 30, 30, 50, 60]))
+    times = np.floor(np.linspace(0, spec.span * fps - 1, spec.num_frames)) / fps
+    times = times[:: spec.num_frames // num_frames]
+    if rng.random() < 0.08:  # a video shorter than a clip repeats its last frame
+        times = np.minimum(times, times[-1] * rng.uniform(0.4, 1))
+    motion = draw_motion(rng, label, times, beyond=1.25)
+    patches = draw_patches(rng, times, share=0.65 * clutter)
+    picture, *others = (pool[rng.integers(len(pool))].float() for _ in range(1 + len(patches)))
+    # Rendered at 1.5 times the size and shrunk: a clean picture for half the pixels of twice the size.
+    large = (size * 3 // 2,) * 2
+    texels = min(size * float(rng.uniform(1.0, 2.4)), fitting_texels(motion, picture, large))
+    frames = render(picture, others, motion, patches, large, texels).transpose(0, 1)
+    frames = F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
+    return frames.transpose(0, 1), flow(motion, patches, size // 4), label
+
+
+def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
+    torch.set_num_threads(1)
+    pool = pictures(60, seed, 640)
+    rng = np.random.default_rng(seed)
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for number in range(videos):
+            path = Path(folder) / "clip.mp4"
+            label = number % len(LABELS)
+            made = make_video(path, rng, label, pool, rng.uniform(2.2, 3.0))
+            with open_video(path) as video:
+                for row in train_clips(video.times, spec, rng, num_clips=2):
+                    clip = test_crops(video.frames(row).pixels, spec, 1)[0]
+                    seen = flow(made.motion.at(row), [patch.at(row) for patch in made.patches], spec.size[0] // 4)
+                    samples.append((clip, seen.half(), label))
+    return samples
+
+
+def coded_clips(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
+    """``count`` clips uint8 that went through H.264 and our own reader, made by ``workers`` processes."""
+    part = 36
+    jobs = -(-count // (2 * part))
+    samples: list[Sample] = []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
+        parts = executor.map(_coded_part, range(seed, seed + jobs), [part] * jobs, [spec] * jobs)
+        for made in tqdm(parts, total=jobs, desc="coded clips", unit="part"):
+            samples += made
+    return samples[:count]
+
+
+def photometric(rng: np.random.Generator, clip: Tensor) -> Tensor:
+    """Contrast, brightness, flicker, colour cast, grey, vignette, blur and noise of a float clip ``[3, T, S, S]``."""
+    frames, size = clip.shape[1], clip.shape[2]
+    if rng.random() < 0.2:
+        clip = clip.mean(0, keepdim=True).expand(3, -1, -1, -1)
+    if rng.random() < 0.25:
+        sigma = rng.uniform(0.3, 1.0)
+        taps = torch.exp(-(torch.arange(-2, 3).float() ** 2) / (2 * sigma**2))
+        kernel = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
+        clip = F.conv2d(clip.reshape(-1, 1, size, size), kernel, padding=2).view(clip.shape)
+    gain = torch.from_numpy(rng.uniform(0.6, 1.3, (3 if rng.random() < 0.5 else 1, 1, 1, 1))).float()
+    drift = np.linspace(0, 1, frames) * rng.normal(0, 0.1) + rng.normal(0, 0.02, frames) * (rng.random() < 0.3)
+    light = gain * torch.from_numpy(1 + drift).float()[:, None, None]
+    if rng.random() < 0.3:
+        light = light * (1 - rng.uniform(0, 0.9) * screen(size, size).square().sum(-1))
+    clip = clip * light + rng.uniform(-25, 25)
+    if rng.random() < 0.6:
+        clip = clip + torch.randn(clip.shape) * float(rng.exponential(4))
+    return clip.clamp(0, 255)
+
+
+def symmetric(rng: np.random.Generator, clip: Tensor, seen: Tensor, label: int) -> Sample:
+    """The clip mirrored, turned upside down, played backwards or transposed, with the flow and label that then hold."""
+    opposite = [0, 2, 1, 4, 3, 6, 5, 8, 7]
+    if rng.random() < 0.5:
+        clip, seen = clip.flip(3), seen.flip(3) * torch.tensor([-1.0, 1, -1, 1]).view(4, 1, 1, 1)
+        label = opposite[label] if label in (1, 2, 7, 8) else label
+    if rng.random() < 0.5:
+        clip, seen = clip.flip(2), seen.flip(2) * torch.tensor([1.0, -1, 1, -1]).view(4, 1, 1, 1)
+        label = opposite[label] if label in (3, 4, 7, 8) else label
+    if rng.random() < 0.5:
+        clip, seen, label = clip.flip(1), -seen.flip(1), opposite[label]
+    if rng.random() < 0.5:  # x and y change places: a picture that moved right now moves down
+        clip, seen = clip.transpose(2, 3), seen[[1, 0, 3, 2]].transpose(2, 3)
+        label = [0, 3, 4, 1, 2, 5, 6, 8, 7][label]
+    return clip, seen, label
+
+
+@dataclass
+class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """``steps`` batches: clips uint8 ``[B, 3, T, S, S]``, flow ``[B, 4, T / 2, S / 4, S / 4]``, labels int64 ``[B]``.
+
+    Batch ``step`` is a function of (seed, step), in whatever process it is made. Pictures are drawn from ``pool``, the
+    share ``coded_share`` of the clips from ``coded``; patches come in over the first half of the steps if ``growing``.
+    """
+
+    seed: int
+    steps: int
+    batch_size: int
+    num_frames: int
+    size: int
+    spec: ClipSpec
+    pool: list[Tensor]
+    coded: list[Sample]
+    coded_share: float
+    growing: bool
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        if step >= self.steps:
+            raise IndexError(step)
+        rng = np.random.default_rng((self.seed, step))
+        torch.manual_seed(int(rng.integers(2**31)))
+        clutter = min(1.0, 0.2 + 1.6 * step / self.steps) if self.growing else 1.0
+        samples: list[Sample] = []
+        while len(samples) < self.batch_size:
+            if len(samples) < self.coded_share * self.batch_size:
+                clip, seen, label = self.coded[rng.integers(len(self.coded))]
+                clip, seen = clip.float(), seen.float()
+            else:
+                clip, seen, label = rendered_clip(rng, self.pool, self.spec, self.num_frames, self.size, clutter)
+            if texture(clip[:, 0]) > MIN_TEXTURE / 2:
+                clip, seen, label = symmetric(rng, clip, seen, label)
+                samples.append((photometric(rng, clip).byte(), seen, label))
+        clips, flows, labels = zip(*samples, strict=True)
+        return torch.stack(clips), torch.stack(flows), torch.tensor(labels)

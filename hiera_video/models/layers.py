@@ -1,0 +1,197 @@
+"""The parts of Hiera: patch embedding, position embeddings, mask-unit attention, block, head.
+
+Blocks work on unrolled tokens ``[B, M, T, C]`` (:mod:`hiera_video.models.unroll`): M mask units of T tokens each.
+State-dict keys are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.models.unroll import Size, pool
+
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "selu": nn.SELU, "silu": nn.SiLU}
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patch convolution: pixels ``[B, C, *size]`` -> row-major tokens ``[B, N, embed_dim]``."""
+
+    def __init__(self, in_chans: int, embed_dim: int, kernel: Size, stride: Size, padding: Size) -> None:
+        super().__init__()
+        self.proj = CONVOLUTIONS[len(kernel)](in_chans, embed_dim, kernel, stride, padding)
+
+    def forward(self, pixels: Tensor, visible: Tensor | None = None) -> Tensor:
+        """``visible`` is boolean, ``[B, *units]``: pixels of hidden mask units are zeroed before the convolution,
+        whose kernel overlaps them, so that nothing leaks out of a hidden unit (reference issue 4; DESIGN section 3).
+        """
+        if visible is not None:
+            mask = visible[:, None].to(pixels.dtype)
+            for axis, (size, units) in enumerate(zip(pixels.shape[2:], visible.shape[1:], strict=True), start=2):
+                mask = mask.repeat_interleave(size // units, dim=axis)
+            pixels = pixels * mask
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): a sample's residual branch is dropped with probability ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * kept / (1 - self.rate)
+
+
+class MaskUnitAttention(nn.Module):
+    """Attention within each mask unit (``local``) or over all tokens, its queries max-pooled by ``q_stride``.
+
+    Mask units are folded into the batch: the fused kernels take four dimensions, and with five fall back to the
+    slow one (DESIGN section 6).
+    """
+
+    def __init__(
+        self, dim: int, dim_out: int, heads: int, *, q_stride: Size | None, local: bool, qkv_bias: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.q_stride, self.local = heads, q_stride, local
+        self.qkv = nn.Linear(dim, 3 * dim_out, bias=qkv_bias)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def project(self, tokens: Tensor) -> list[Tensor]:
+        """``[B, M, T, dim]`` -> queries, keys, values ``[B * M, heads, T, dim_out / heads]``.
+
+        Global attention has them as ``[B, heads, M * T, dim_out / heads]``; pooled queries have a smaller T.
+        """
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        if self.q_stride is not None:
+            query = pool(query, self.q_stride)
+        windows = (part.flatten(0, 1) if self.local else part.flatten(1, 2) for part in (query, key, value))
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in windows]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.project(tokens)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return self.proj(mixed.reshape(*tokens.shape[:2], -1, self.proj.in_features))
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """Softmaxed attention ``[B, windows, heads, queries, keys]``: the slow path, for those who ask to see it.
+
+        Windows are the mask units, or one for all tokens; queries and keys are in unrolled order.
+        """
+        query, key, _ = self.project(tokens)
+        scores = (query @ key.transpose(-2, -1)) / math.sqrt(query.shape[-1])
+        return scores.softmax(dim=-1).unflatten(0, (tokens.shape[0], -1))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, dim: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """A transformer block; the first of a stage changes the width and may pool, on the shortcut too."""
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        *,
+        q_stride: Size | None,
+        local: bool,
+        mlp_ratio: float,
+        drop_path_rate: float,
+        hidden_act: str,
+        layer_norm_eps: float,
+        qkv_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.q_stride = q_stride
+        self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.attn = MaskUnitAttention(dim, dim_out, heads, q_stride=q_stride, local=local, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim_out, eps=layer_norm_eps)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), hidden_act)
+        self.drop_path = DropPath(drop_path_rate)
+        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        if self.proj is not None:
+            tokens = self.proj(normed)
+        if self.q_stride is not None:
+            tokens = pool(tokens, self.q_stride)
+        tokens = tokens + self.drop_path(self.attn(normed))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class Head(nn.Module):
+    """Dropout and a linear layer; logits come out, in training and in evaluation alike (no classes: the embedding)."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.projection(self.dropout(embedding))
+
+
+def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tensor:
+    """A position table ``[1, prod(old), C]`` (row-major) for another grid: ``[1, prod(new), C]``.
+
+    ``window`` is the part of the grid whose phase is kept. With the mask unit, each place within a unit is
+    interpolated over units alone: plain interpolation shifts the phases that mask-unit attention has learned,
+    which is known to hurt (arXiv 2311.05613). With a window of ones it is the plain way. The last two axes go
+    together (bicubic), an axis before them linearly, as do sequences. Grids must divide by ``window``.
+    """
+    if old == new:
+        return table
+    dims, channels = len(old), table.shape[-1]
+    split = [n for size, part in zip(old, window, strict=True) for n in (size // part, part)]
+    phases = [2 * axis + 1 for axis in range(dims)]
+    axes = [2 * axis for axis in range(dims)]
+    # [phases, C, *units]: interpolation sees phases as a batch.
+    units = table.view(*split, channels).permute(*phases, 2 * dims, *axes)
+    lead = units.shape[:dims]
+    units = units.flatten(0, dims - 1).float()
+    sizes = [size // part for size, part in zip(new, window, strict=True)]
+    if dims == 3 and units.shape[2] != sizes[0]:
+        flat = units.flatten(3).flatten(0, 1).transpose(1, 2)
+        flat = F.interpolate(flat, size=sizes[0], mode="linear", align_corners=False)
+        units = flat.transpose(1, 2).reshape(*units.shape[:2], sizes[0], *units.shape[3:])
+    if dims == 1:
+        units = F.interpolate(units, size=sizes, mode="linear", align_corners=False)
+    elif list(units.shape[-2:]) != sizes[-2:]:
+        frames = units.transpose(1, 2).flatten(0, 1) if dims == 3 else units
+        frames = F.interpolate(frames, size=sizes[-2:], mode="bicubic", align_corners=False)
+        units = frames.unflatten(0, (-1, sizes[0])).transpose(1, 2) if dims == 3 else frames
+    units = units.unflatten(0, lead)
+    merged = [position for axis in range(dims) for position in (dims + 1 + axis, axis)]
+    return units.permute(*merged, dims).reshape(1, math.prod(new), channels).to(table.dtype)
+
+
+def init_weights(module: nn.Module, bias: float) -> None:
+    """The classifier's start: weights truncated normal of std 0.02, biases of linear layers and norms at ``bias``.
+
+    The patch convolution keeps torch's own bias, as in the reference.
+    """
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+        nn.init.constant_(module.bias, bias)

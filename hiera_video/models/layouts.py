@@ -1,0 +1,222 @@
+"""Checkpoint layouts of others, turned into ours at the border: tensor names and config files.
+
+    ours, authors    patch_embed.proj, blocks.N.norm1, ..., head.projection       config: the constructor's names
+    transformers     [hiera.]encoder.stages.S.layers.L.layernorm_before, ...      config: ``model_type: hiera``
+    timm             authors' names, but head.norm and head.fc                    config: ``architecture: hiera_*``
+
+An MAE file (any layout) also holds a decoder; its encoder is what a classifier takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hiera_video.errors import HieraVideoError, WeightsError
+from hiera_video.models.hiera import Architecture
+from hiera_video.spec import IMAGE_SPEC, ClipSpec
+
+State = dict[str, Tensor]
+
+FORMAT_VERSION = 1
+
+#: The image form of every published variant (paper, Table 1); also what the authors' constructor defaults to.
+IMAGE_FORM: dict[str, Any] = {
+    "input_size": (224, 224),
+    "num_classes": 1000,
+    "q_stride": (2, 2),
+    "mask_unit_size": (8, 8),
+    "patch_kernel": (7, 7),
+    "patch_stride": (4, 4),
+    "patch_padding": (3, 3),
+    "sep_pos_embed": False,
+}
+
+#: What only an MAE has, in our names.
+DECODER = ("mask_token", "decoder_", "encoder_norm.", "multi_scale_fusion_heads.")
+
+TRANSFORMERS = (
+    (r"^hiera\.", ""),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"layernorm_before\.", "norm1."),
+    (r"layernorm_after\.", "norm2."),
+    (r"^pooler\.layernorm\.", "norm."),
+    (r"^classifier\.", "head.projection."),
+    (r"^multiscale_fusion\.", ""),
+    (r"^decoder\.decoder_embeddings\.", "decoder_embed."),
+    (r"^decoder\.decoder_position_embeddings$", "decoder_pos_embed"),
+    (r"^decoder\.decoder_block\.layers\.", "decoder_blocks."),
+    (r"^decoder\.", ""),
+)
+TIMM = ((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.projection."), (r"^pos_embed_abs$", "pos_embed"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a checkpoint's config says beside its tensors; None where it does not say."""
+
+    arch: Architecture | None = None
+    spec: ClipSpec | None = None
+    labels: list[str] | None = None
+    views: str | None = None
+    license: str | None = None
+    position_resize: str | None = None
+
+
+def convert(state: State) -> State:
+    """A state dict of any layout above under our names, the decoder's included; the tensors are the same objects.
+
+    Names of no known layout are left as they are: loading lists them. Raises :class:`WeightsError` for timm's
+    "abswin" variants, which are another architecture under the same name.
+    """
+    if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
+        return _renamed(_numbered(state), TRANSFORMERS)
+    if any(key.startswith(("head.norm.", "head.fc.")) for key in state):
+        if any(key == "pos_embed_win" or ".ls1." in key for key in state):
+            raise WeightsError("timm's abswin variants of Hiera (window embeddings, layer scale) are not supported")
+        return _renamed(state, TIMM)
+    return state
+
+
+def encoder_state(state: State) -> State:
+    """Without what only an MAE has; ``state`` has our names."""
+    return {key: value for key, value in state.items() if not key.startswith(DECODER)}
+
+
+def is_mae(state: State) -> bool:
+    """Whether ``state``, in our names, comes from an MAE."""
+    return any(key.startswith(DECODER) for key in state)
+
+
+def _renamed(state: State, rules: tuple[tuple[str, str], ...]) -> State:
+    renamed = {}
+    for key, value in state.items():
+        for pattern, name in rules:
+            key = re.sub(pattern, name, key)
+        renamed[key] = value
+    return renamed
+
+
+def _numbered(state: State) -> State:
+    """transformers counts blocks within each stage, we count them through."""
+    pattern = re.compile(r"^(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.")
+    found = {(int(match[1]), int(match[2])) for key in state if (match := pattern.match(key))}
+    depths = Counter(stage for stage, _ in found)
+    first = {stage: sum(depths[earlier] for earlier in range(stage)) for stage in depths}
+    return {
+        pattern.sub(lambda match: f"blocks.{first[int(match[1])] + int(match[2])}.", key): value
+        for key, value in state.items()
+    }
+
+
+def describe(config: dict[str, Any], source: str) -> Facts:
+    """The facts in a parsed ``config.json`` of any layout; ``source`` names it in errors.
+
+    Raises :class:`WeightsError` for a layout, a field or a value that this package does not know.
+    """
+    try:
+        if "format_version" in config:
+            return _ours(config)
+        if config.get("model_type") == "hiera":
+            return _transformers(config)
+        if str(config.get("architecture", "")).startswith("hiera_"):
+            return _timm(config)
+        if "stages" in config and "embed_dim" in config:
+            return _authors(config)
+    except (HieraVideoError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{source} cannot be used: {error}") from error
+    raise WeightsError(
+        f"{source} is of no known layout: known are hiera_video's, the authors', transformers' Hiera and timm's"
+    )
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _ours(config: dict[str, Any]) -> Facts:
+    if config["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version {config['format_version']} is newer than {FORMAT_VERSION}, the newest this version reads"
+        )
+    beside = {"format_version", "clip", "views", "labels", "license", "position_resize"}
+    fields = {key: value for key, value in config.items() if key not in beside}
+    return Facts(
+        arch=Architecture(**_tuples(fields)),
+        spec=ClipSpec.from_dict(config["clip"]),
+        labels=config.get("labels"),
+        views=config.get("views"),
+        license=config.get("license"),
+        position_resize=config.get("position_resize"),
+    )
+
+
+def _authors(config: dict[str, Any]) -> Facts:
+    names = {field.name for field in dataclasses.fields(Architecture)}
+    mae = {"decoder_embed_dim", "decoder_depth", "decoder_num_heads"}
+    if unknown := config.keys() - names - mae - {"norm_layer"}:
+        raise ValueError(f"unknown field {min(unknown)!r}")
+    if config.get("norm_layer", "LayerNorm") != "LayerNorm":
+        raise ValueError(f"norm_layer {config['norm_layer']!r} is not LayerNorm")
+    fields = {**IMAGE_FORM, **_tuples({key: value for key, value in config.items() if key in names})}
+    if mae & config.keys():
+        # An MAE pools once less; pooling has no weights, so its encoder becomes a classifier's (DESIGN section 3).
+        fields["q_pool"] = len(fields["stages"]) - 1
+    return Facts(arch=Architecture(**fields))
+
+
+def _transformers(config: dict[str, Any]) -> Facts:
+    # transformers leaves values out of config.json that equal its defaults.
+    heads = config.get("num_heads", [1, 2, 4, 8])
+    multiple = heads[1] / heads[0] if len(heads) > 1 else 2.0
+    if heads != [int(heads[0] * multiple**stage) for stage in range(len(heads))]:
+        raise ValueError(f"num_heads {heads} does not grow by one factor")
+    stages = tuple(config.get("depths", (2, 3, 16, 3)))
+    mae = config.get("decoder_depth") is not None
+    size = config.get("image_size", (224, 224))
+    arch = Architecture(
+        input_size=(size, size) if isinstance(size, int) else tuple(size),
+        in_chans=config.get("num_channels", 3),
+        embed_dim=config.get("embed_dim", 96),
+        num_heads=heads[0],
+        num_classes=len(config.get("id2label") or (0, 1)),
+        stages=stages,
+        q_pool=len(stages) - 1 if mae else config.get("num_query_pool", 3),
+        q_stride=tuple(config.get("query_stride", (2, 2))),
+        mask_unit_size=tuple(config.get("masked_unit_size", (8, 8))),
+        mask_unit_attn=tuple(config.get("masked_unit_attention", (True, True, False, False))),
+        dim_mul=config.get("embed_dim_multiplier", 2.0),
+        head_mul=multiple,
+        patch_kernel=tuple(config.get("patch_size", (7, 7))),
+        patch_stride=tuple(config.get("patch_stride", (4, 4))),
+        patch_padding=tuple(config.get("patch_padding", (3, 3))),
+        mlp_ratio=config.get("mlp_ratio", 4.0),
+        drop_path_rate=config.get("drop_path_rate", 0.0),
+        sep_pos_embed=False,
+        hidden_act=config.get("hidden_act", "gelu"),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-6),
+    )
+    named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    labels = [named[index] for index in range(len(named))]
+    numbered = all(name == f"LABEL_{index}" for index, name in enumerate(labels))
+    return Facts(arch=arch, labels=None if numbered else labels)
+
+
+def _timm(config: dict[str, Any]) -> Facts:
+    """The architecture is left to the tensors: timm's config has only its name."""
+    cfg = config.get("pretrained_cfg", {})
+    spec = IMAGE_SPEC.replace(
+        mean=tuple(cfg.get("mean", IMAGE_SPEC.mean)),
+        std=tuple(cfg.get("std", IMAGE_SPEC.std)),
+        interpolation=cfg.get("interpolation", IMAGE_SPEC.interpolation),
+    )
+    if "input_size" in cfg:
+        height, width = cfg["input_size"][-2:]
+        spec = spec.replace(size=(height, width), resize=int(min(height, width) / cfg.get("crop_pct", 0.875)))
+    return Facts(spec=spec, labels=config.get("label_names"), license=cfg.get("license"))

@@ -1,0 +1,180 @@
+"""From a file, a folder or a hub repository to a model: what :mod:`hiera_video.models.zoo` calls, names resolved."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hiera_video.errors import RequestError, SizeError, WeightsError
+from hiera_video.models.fetch import hub_file
+from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.layouts import Facts, State, convert, describe, encoder_state
+from hiera_video.models.unroll import Size
+from hiera_video.models.weights import (
+    architecture_of,
+    default_views,
+    inflate,
+    load_state,
+    read_state,
+    resize_tables,
+)
+from hiera_video.spec import IMAGE_SPEC, ClipSpec
+
+log = logging.getLogger("hiera_video")
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+POSITION_WAYS = ("window", "plain")
+
+
+def from_disk(path: Path) -> tuple[State, Facts]:
+    """State, under our names, and facts of a weights file or of a folder with a config.json and one.
+
+    A ``config.json`` beside a ``.safetensors`` or ``.bin`` file belongs to it. Raises :class:`WeightsError`.
+    """
+    if not path.is_dir():
+        config = path.with_name("config.json")
+        beside = path.suffix in (".safetensors", ".bin") and config.is_file()
+        return convert(read_state(path)), read_config(config) if beside else Facts()
+    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not found or not (path / "config.json").is_file():
+        raise WeightsError(f"{path} is no model folder: it needs config.json and {' or '.join(WEIGHT_FILES)}")
+    return convert(read_state(found[0])), read_config(path / "config.json")
+
+
+def from_hub(
+    repo: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
+) -> tuple[State, Facts]:
+    """State, under our names, and facts of a hub repository of any layout that :func:`describe` knows."""
+    config = hub_file(repo, ("config.json",), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+    facts = read_config(config)
+    path = hub_file(
+        repo,
+        WEIGHT_FILES,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        license=facts.license,
+    )
+    return convert(read_state(path)), facts
+
+
+def read_config(path: Path) -> Facts:
+    """The facts in a ``config.json``; raises :class:`WeightsError` where it cannot be read or understood."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} cannot be used: it holds no JSON object")
+    return describe(config, str(path))
+
+
+def assemble(
+    state: State,
+    facts: Facts,
+    *,
+    source: str,
+    known: dict[str, Architecture],
+    arch: Architecture | None = None,
+    num_classes: int | None = None,
+    input_size: Size | None = None,
+    position_resize: str | None = None,
+    config: dict[str, Any],
+) -> Hiera:
+    """A classifier in evaluation mode from ``state`` (our names), made to fit what is asked for.
+
+    ``known`` are the architectures to recognise where neither ``arch`` nor the facts say; the other arguments are
+    those of :func:`hiera_video.models.zoo.from_pretrained`.
+    """
+    state = encoder_state(state)
+    trained = facts.arch or _given(arch, state) or architecture_of(state, known, source)
+    target = arch or trained
+    head = state.get("head.projection.weight")
+    inflated = (len(trained.input_size), len(target.input_size)) == (2, 3)
+    spec = facts.spec
+    if inflated:
+        state, video = inflate(state, target), default_spec(target)
+        # The weights expect the image's normalisation; the rest is the video form's.
+        spec = video.replace(mean=(spec or IMAGE_SPEC).mean, std=(spec or IMAGE_SPEC).std)
+        trained = replace(target, input_size=(target.input_size[0], *trained.input_size))
+    kept = target.num_classes if inflated or head is None else head.shape[0]
+    target = changed(target, num_classes or kept, input_size, config)
+    way = position_way(position_resize or facts.position_resize)
+    if len(trained.input_size) == len(target.input_size):
+        state = resize_tables(state, trained, target, way)
+    labels = facts.labels
+    if head is None or head.shape[0] != target.num_classes:
+        was = "has no head" if head is None else f"has {head.shape[0]} classes"
+        log.warning("%s %s: a new head of %d classes starts untrained", source, was, target.num_classes)
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        labels = None
+    fresh = () if "head.projection.weight" in state else ("head.",)
+    spec = spec or default_spec(trained)
+    model = Hiera(target, spec if target.input_size == trained.input_size else fitted(spec, target.input_size))
+    # An encoder (of an MAE, or transformers' bare model) may have no final norm either.
+    load_state(model, state, source=source, fresh=(*fresh, "norm.") if head is None else fresh)
+    model.position_resize = way
+    model.labels = labels if labels and len(labels) == target.num_classes else None
+    views = None if inflated else facts.views
+    vars(model).update(views=views or default_views(target), license=facts.license)
+    return model.eval()
+
+
+def _given(arch: Architecture | None, state: State) -> Architecture | None:
+    """``arch`` where the tensors may be its own; None where they are an image's for a video ``arch``."""
+    kernel = state.get("patch_embed.proj.weight")
+    if arch is None or kernel is None or kernel.ndim - 2 != len(arch.input_size):
+        return None
+    return arch
+
+
+def changed(arch: Architecture, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> Architecture:
+    """``arch`` with other classes, another size (checked) and other fields.
+
+    Raises :class:`RequestError` for a field that does not exist, naming the nearest, :class:`SizeError` for a size.
+    """
+    names = [field.name for field in fields(Architecture)]
+    for name in config:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0) or names
+            raise RequestError(f"a model has no field {name!r}; the nearest is {near[0]!r}")
+    if num_classes < 1:
+        raise RequestError(f"num_classes must be at least 1, not {num_classes}")
+    size = tuple(input_size) if input_size is not None else arch.input_size
+    if len(size) != len(arch.input_size):
+        axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]
+        raise SizeError(f"input_size {size} must be {axes} for this model")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    arch = Architecture(**{**vars(arch), "num_classes": num_classes, "input_size": size, **values})
+    arch.token_grid(arch.input_size)
+    return arch
+
+
+def position_way(way: str | None) -> str:
+    """Checked name of a way to resize position embeddings."""
+    if way is not None and way not in POSITION_WAYS:
+        raise RequestError(f"position_resize {way!r} must be one of {', '.join(POSITION_WAYS)}")
+    return way or POSITION_WAYS[0]
+
+
+def default_spec(arch: Architecture) -> ClipSpec:
+    return fitted(IMAGE_SPEC if len(arch.input_size) == 2 else ClipSpec(), arch.input_size)
+
+
+def fitted(spec: ClipSpec, size: Size) -> ClipSpec:
+    """``spec`` for an input of ``size``: the short side before the crop grows with it, a clip spans the same time.
+
+    The span is kept because the temporal position embedding is resized: fewer frames lie further apart.
+    """
+    if len(size) < 2:
+        return spec
+    resize = round(spec.resize * min(size[-2:]) / min(spec.size))
+    spec = spec.replace(size=(size[-2], size[-1]), resize=resize)
+    if len(size) == 3 and size[0] != spec.num_frames:
+        stride = spec.frame_stride * spec.num_frames / size[0]
+        spec = spec.replace(num_frames=size[0], frame_stride=stride)
+    return spec

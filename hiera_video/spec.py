@@ -1,0 +1,72 @@
+"""What a checkpoint needs of its input, as one small dataclass that travels with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Input facts of one checkpoint: how a clip is cut from a video, resized and normalised.
+
+    A clip of ``num_frames`` frames spans ``num_frames * frame_stride / target_fps`` seconds whatever the
+    video's own frame rate ("16x4": 16 frames, stride 4, at 30 fps: 64 / 30 s). Images have ``num_frames = 1``.
+
+    ``size`` is (height, width) in pixels. ``resize`` is the short side in pixels before the single centre crop;
+    with three crops the short side goes to the crop size itself. ``antialias`` filters when shrinking: the
+    published video numbers were made without. ``mean`` and ``std`` are per channel, of RGB in [0, 1].
+    Defaults are those of the published Kinetics models (reference notebook; SlowFast configs).
+    """
+
+    num_frames: int = 16
+    frame_stride: float = 4
+    target_fps: float = 30
+    size: tuple[int, int] = (224, 224)
+    resize: int = 256
+    interpolation: str = "bilinear"
+    antialias: bool = False
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    @property
+    def span(self) -> float:
+        """Seconds that one clip covers."""
+        return self.num_frames * self.frame_stride / self.target_fps
+
+    def normalize(self, clip: Tensor) -> Tensor:
+        """uint8 ``[B, C, T, H, W]`` or ``[B, C, H, W]`` -> float32 of the same shape, on the clip's own device."""
+        import torch
+
+        shape = (1, -1) + (1,) * (clip.ndim - 2)
+        mean = torch.tensor(self.mean, device=clip.device).view(shape)
+        std = torch.tensor(self.std, device=clip.device).view(shape)
+        return clip.float().div_(255).sub_(mean).div_(std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as it stands under ``clip`` in ``config.json``."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ClipSpec:
+        """The inverse of :meth:`to_dict`; raises ``TypeError`` for a field that does not exist."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def replace(self, **changes: Any) -> ClipSpec:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+#: Published image models (reference README): ImageNet statistics, bicubic, short side 256, centre 224.
+IMAGE_SPEC = ClipSpec(
+    num_frames=1,
+    frame_stride=1,
+    interpolation="bicubic",
+    antialias=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)

@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     job, *rest = argv
     if job not in JOBS:
         nearest = difflib.get_close_matches(job, JOBS, n=1)
-        return _fail(f"there is no job {job!r}" + (f"; did you mean {nearest[0]}?" if nearest else f"; jobs: {', '.join(JOBS)}"))
+        return _fail(
+            f"there is no job {job!r}" + (f"; did you mean {nearest[0]}?" if nearest else f"; jobs: {', '.join(JOBS)}")
+        )
     return _run(job, rest)
 
 
@@ -82,15 +84,16 @@ def _run(job: str, argv: list[str]) -> int:
     style, output = options.pop("format"), options.pop("output")
 
     from hiera_video.errors import HieraVideoError
-    from hiera_video.tasks.results import checked_output, replace_file
+    from hiera_video.outputs import check_output, replacing
 
     try:
         if output is not None:
-            checked_output(output)
+            check_output(output)
         stream = sys.stdout if output is None else io.StringIO()
         code = _write(function(**options), style, stream, unit=job)
         if isinstance(stream, io.StringIO) and output is not None:
-            replace_file(output, stream.getvalue().encode())
+            with replacing(output) as temporary:
+                temporary.write_text(stream.getvalue(), encoding="utf-8")
         else:
             stream.flush()
         return code
@@ -143,6 +146,11 @@ def _one_sentence(message: str, parser: Any) -> str:
         return f"there is no option {unknown[1]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
     if "arguments are required: " in text:
         return f"nothing to do: name at least one input ({parser.prog} INPUT...)"
+    wrong = re.match(r'Parser key "(\w+)": Expected a (.*)\. Got value: (.*)', text)
+    if wrong:
+        kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", wrong[2])
+        kind = kind.replace("int", "whole number")
+        return f"--{wrong[1].replace('_', '-')} {wrong[3]!r} must be a {kind}".replace("a one of", "one of")
     return text
 
 

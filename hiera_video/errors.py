@@ -1,12 +1,12 @@
 """The error tree: every message is one sentence that names what is wrong, where, and the remedy.
 
-    HieraVideoError
-    ├── RequestError (ValueError)      the request itself is wrong: an unknown option, value or device; exit code 2
-    │   ├── UnknownModel               a model or checkpoint name that does not exist; names the nearest ones
-    │   └── SizeError                  a clip size that mask units do not divide; names the nearest that they do
-    ├── WeightsError (ValueError)      a checkpoint that is unsafe, damaged, unreachable or of another architecture
-    ├── UnreadableVideo (OSError)      a video or image of which nothing can be read; exit code 1
-    └── OutputError (OSError)          a place that cannot be written; exit code 2
+HieraVideoError
+├── RequestError (ValueError)      the request itself is wrong: an unknown option, value or device; exit code 2
+│   ├── UnknownModel               a model or checkpoint name that does not exist; names the nearest ones
+│   └── SizeError                  a clip size that mask units do not divide; names the nearest that they do
+├── WeightsError (ValueError)      a checkpoint that is unsafe, damaged, unreachable or of another architecture
+├── UnreadableVideo (OSError)      a video or image of which nothing can be read; exit code 1
+└── OutputError (OSError)          a place that cannot be written; exit code 2
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def reference_model(name: str) -> nn.Module:
     """The reference's model of this name, random weights, giving logits in evaluation too (it applies a softmax)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports a module path of timm that timm has deprecated
-        import hiera  # type: ignore[import-untyped]
+        import hiera
     model: nn.Module = getattr(hiera, name)(pretrained=False)
     model.head.act_func = nn.Identity()  # type: ignore[union-attr]
     return model

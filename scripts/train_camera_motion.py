@@ -48,29 +48,35 @@ class Phase:
     coded_share: float
 
 
-def losses(model: Hiera, heads: nn.ModuleList, clip: Tensor, flow: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, the flow loss averaged over stages, and logits.
+def losses(
+    model: Hiera, heads: nn.ModuleList, clip: Tensor, flow: Tensor, label: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy, the flow loss averaged over stages (as a share of what predicting no flow would give), logits.
 
-    Flow is compared on a logarithmic scale of two thousandths of a window per frame: slow motions count too.
+    Flow is compared on a scale that is logarithmic above 0.8 % of the window per frame: slow motions count too.
     """
     tokens, maps = model.forward_intermediates(SPEC.normalize(clip))
     logits = model.forward_head(tokens)
-    target = flow.sign() * (flow.abs() / 0.002).log1p()
+    target = flow.sign() * (flow.abs() / 0.008).log1p()
     dense = torch.zeros(())
     for head, features in zip(heads, maps, strict=True):
-        goal = F.adaptive_avg_pool3d(target, features.shape[1:4]).permute(0, 2, 3, 4, 1)
-        dense = dense + F.smooth_l1_loss(head(features), goal) / len(maps)
+        goal = F.adaptive_avg_pool3d(target, tuple(features.shape[1:4])).permute(0, 2, 3, 4, 1)
+        guess = head(F.layer_norm(features, features.shape[-1:]))
+        dense = dense + F.smooth_l1_loss(guess, goal) / F.smooth_l1_loss(torch.zeros_like(goal), goal) / len(maps)
     return F.cross_entropy(logits, label), dense, logits
 
 
 def start_model() -> tuple[Hiera, nn.ModuleList]:
-    """The model and its flow heads. Xavier weights: the published std of 0.02 is very small for narrow layers."""
+    """The model and its flow heads. The published std of 0.02 is very small for narrow layers: Xavier weights, and
+    patch filters of std 0.1.
+    """
     model = create_model("hiera_nano_16x64", num_classes=len(LABELS))
     model.spec, model.labels = SPEC, list(LABELS)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+    nn.init.normal_(model.patch_embed.proj.weight, std=0.1)
     return model, nn.ModuleList(nn.Linear(dim, 4) for dim in model.arch.dims)
 
 
@@ -92,6 +98,9 @@ def train(
     log = (output / "metrics.jsonl").open("a")
     start = time.monotonic()
     for number, phase in enumerate(phases):
+        # Pictures shrink with the window: a small clip shows as much of them as a large one.
+        side = 384 * phase.size // SPEC.size[0]
+        shrunk = [F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in pool]
         data = MotionBatches(
             seed=seed + number,
             steps=phase.steps,
@@ -99,7 +108,7 @@ def train(
             num_frames=phase.num_frames,
             size=phase.size,
             spec=SPEC,
-            pool=pool,
+            pool=shrunk,
             coded=coded,
             coded_share=phase.coded_share,
             growing=number == 0,
@@ -123,7 +132,13 @@ def train(
                 totals += torch.stack([classes, dense, (logits.argmax(1) == label).float().mean()])
             if (step + 1) % 50 == 0:
                 cross_entropy, flow_loss, top1 = (totals / 50).tolist()
-                record = {"phase": number, "step": step + 1, "loss": cross_entropy, "flow_loss": flow_loss, "top1": top1}
+                record = {
+                    "phase": number,
+                    "step": step + 1,
+                    "loss": cross_entropy,
+                    "flow_loss": flow_loss,
+                    "top1": top1,
+                }
                 print(json.dumps(record | {"seconds": round(time.monotonic() - start)}), file=log, flush=True)
                 totals.zero_()
             if (step + 1) % 250 == 0:

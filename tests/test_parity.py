@@ -1,6 +1,7 @@
 """Parity with hiera-transformer 0.1.4, a black box: all ten published variants, from weights in the published layout.
 
-Huge is compared at fewer blocks, its keys and shapes at all of them. Tolerances: DESIGN section 2.
+Huge is compared at fewer blocks, its keys and shapes at all of them; so is large for video, and at full depth where
+slow tests run. Tolerances: DESIGN section 2.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "joint_positions": {"sep_pos_embed": False, "mask_unit_attn": (True, False, False, False)},
     "heads": {"num_heads": 2, "head_mul": 1.0, "mlp_ratio": 2.0},
 }
+SHORTENED = {"hiera_huge_224", "hiera_large_16x224", "hiera_huge_16x224"}
+FEWER = (1, 1, 2, 1)
 OURS_ALONE = {"hidden_act", "layer_norm_eps", "qkv_bias"}  # constructor fields that the reference does not have
 TOLERANCE = 1e-5
 
@@ -105,12 +108,20 @@ def test_keys_and_shapes_are_the_published_ones(name: str) -> None:
     assert {key: tuple(value.shape) for key, value in ours.state_dict().items()} == expected
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        *((name, FEWER if name in SHORTENED else None) for name in PUBLISHED),
+        pytest.param("hiera_large_16x224", None, marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
-def test_logits_maps_and_masked_tokens_equal_the_references(name: str, weights_file: Path) -> None:
+def test_logits_maps_and_masked_tokens_equal_the_references(
+    name: str, stages: tuple[int, ...] | None, weights_file: Path
+) -> None:
     arch = ARCHITECTURES[name]
-    if "huge" in name:
-        arch = replace(arch, stages=(1, 1, 2, 1))
+    if stages is not None:
+        arch = replace(arch, stages=stages)
         reference = reference_of(arch)
     else:
         reference = randomized(without_weights(getattr(hiera, name)))  # the reference's own table of sizes
@@ -119,7 +130,6 @@ def test_logits_maps_and_masked_tokens_equal_the_references(name: str, weights_f
 
     big = "large" in name or "huge" in name or "16x224" in name
     errors = differences(reference, ours, batch=1 if big else 2)
-    print(name, {what: f"{error:.1e}" for what, error in errors.items()})
     assert all(error <= TOLERANCE for error in errors.values()), errors
 
 
@@ -148,6 +158,8 @@ def differences(reference: nn.Module, ours: Hiera, *, batch: int) -> dict[str, f
     keep = torch.rand(batch, ours.num_mask_units(), generator=generator).argsort(dim=1).argsort(dim=1) >= hidden
     masked_tokens, masked_maps = reference(clip, mask=keep, return_intermediates=True)
     tokens, our_maps = ours.forward_intermediates(clip, keep=keep)
+    # The reference leaves its tokens unrolled, units fastest; ours come unit by unit. With q_pool 3 that is the same.
+    masked_tokens = masked_tokens.unflatten(1, (-1, ours.num_mask_units() - hidden)).transpose(1, 2).flatten(1, 2)
     errors["masked tokens"] = relative(tokens, masked_tokens)
     for stage, (got, expected) in enumerate(zip(our_maps, masked_maps, strict=True), start=1):
         units = by_unit(got, ours.unit_grid())

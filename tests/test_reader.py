@@ -90,7 +90,7 @@ def test_without_decord_pyav_answers(h264: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(decoders, "import_decord", missing)
     with open_video(h264) as video:
         assert (video.backend, video.fallback_reason) == ("pyav", "No module named 'decord'")
-    with pytest.raises(UnreadableVideo, match="cannot be decoded by decord .*: use backend='auto' or 'pyav'"):
+    with pytest.raises(UnreadableVideo, match=r"cannot be decoded by decord .*: use backend='auto' or 'pyav'"):
         open_video(h264, backend="decord")
 
 
@@ -248,7 +248,7 @@ def test_an_address_that_fails_or_is_too_large_says_so(
     with pytest.raises(UnreadableVideo, match=r"/none.mp4 cannot be fetched \(HTTP Error 404: File not found\)"):
         open_video(f"{server}/none.mp4")
     monkeypatch.setattr(reader, "MAX_DOWNLOAD_BYTES", 100)
-    with pytest.raises(UnreadableVideo, match="is larger than .*: download it yourself"):
+    with pytest.raises(UnreadableVideo, match=r"is larger than .*: download it yourself"):
         open_video(f"{server}/h264.mp4")
 
 

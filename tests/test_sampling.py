@@ -62,7 +62,7 @@ EXAMPLES = {
             [64, 68, 72, 76, 80, 85, 89, 93, 97, 101, 106, 110, 114, 118, 122, 127],
         ],
     ),
-    # Mean rate 29 / 2.8 s; a clip spans 0.8 s = 8.29 mean frames: 0, 0.23, 0.47, 0.70 s after 0 s and frame 21 = 2.03 s.
+    # Mean rate 29 / 2.8 s; a clip spans 0.8 s = 8.29 mean frames: 0, 0.23, 0.47, 0.70 s after 0 s and 2.03 s.
     "a variable rate goes by time": (
         np.array([*np.arange(20) * 0.05, *(1 + np.arange(10) * 0.2)]),
         ClipSpec(num_frames=4, frame_stride=6),

@@ -9,11 +9,9 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shelf import Shelf
 from torch import Tensor
 
 from hiera_video.errors import OutputError, RequestError, SizeError, UnknownModel, WeightsError
@@ -148,7 +147,8 @@ def test_transformers_bare_model_and_mae_give_their_encoder(tmp_path: Path) -> N
     mae.save_pretrained(tmp_path / "mae")
     ours = from_pretrained(tmp_path / "mae", num_classes=3)
     assert (ours.arch.q_pool, ours.arch.num_classes) == (3, 3)
-    assert torch.equal(ours.blocks[4].mlp.fc1.weight, mae.hiera.encoder.stages[3].layers[0].mlp.fc1.weight)  # type: ignore[union-attr,operator,index]
+    last = mae.hiera.encoder.stages[3].layers[0].mlp.fc1.weight
+    assert torch.equal(ours.state_dict()["blocks.4.mlp.fc1.weight"], last)
 
 
 def test_timm_gives_equal_logits_with_its_config_and_as_bare_tensors(tmp_path: Path) -> None:
@@ -257,15 +257,15 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("form", ["torch", "pickle 2", "pickle 4"])
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
     trap, path = tmp_path / "made_by_the_payload", tmp_path / "evil.pth"
     content = {"model_state": {"norm.weight": torch.zeros(1)}, "extra": Payload(trap)}
     if form == "torch":
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps({"extra": Payload(trap)}, protocol=2))
-    with pytest.raises(WeightsError, match="pickle with code in it.*was not run") as caught:
+        path.write_bytes(pickle.dumps({"extra": Payload(trap)}, protocol=int(form[-1])))
+    with pytest.raises(WeightsError, match=r"pickle with code in it.*was not run") as caught:
         from_pretrained(path)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
@@ -278,6 +278,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(tmp_path: Path) -
         "truncated.pth": whole[: len(whole) // 2],
         "empty.pth": b"",
         "text.pth": b"hello",
+        "pointer.pth": b"version https://git-lfs.github.com/spec/v1",
         "cut.safetensors": (tmp_path / "a.safetensors").read_bytes()[:100],
     }
     for name, content in files.items():
@@ -316,11 +317,11 @@ def test_configs_that_cannot_be_used_name_the_reason(tmp_path: Path) -> None:
 def test_unknown_names_come_with_the_nearest() -> None:
     with pytest.raises(UnknownModel, match=r"no model is called 'hiera_bse_16x224'; .*hiera_base_16x224"):
         create_model("hiera_bse_16x224")
-    with pytest.raises(UnknownModel, match="'hiera_bse_16x224.mae_k400'.*hiera_base_16x224.mae_k400"):
+    with pytest.raises(UnknownModel, match=r"'hiera_bse_16x224.mae_k400'.*hiera_base_16x224.mae_k400"):
         from_pretrained("hiera_bse_16x224.mae_k400")
     with pytest.raises(UnknownModel, match="has no checkpoint 'mae_k40'; the nearest: mae_k400"):
         create_model("hiera_base_16x224", checkpoint="mae_k40")
-    with pytest.raises(UnknownModel, match="hiera_tiny_16x224 has no pretrained weights.*'mae_in1k_ft_in1k'"):
+    with pytest.raises(UnknownModel, match=r"hiera_tiny_16x224 has no pretrained weights.*'mae_in1k_ft_in1k'"):
         from_pretrained("hiera_tiny_16x224")
     with pytest.raises(RequestError, match="no field 'embed_dm'; the nearest is 'embed_dim'"):
         create_model(NAME, embed_dm=3)
@@ -373,69 +374,6 @@ def test_image_weights_inflate_so_that_a_still_clip_has_the_images_tokens(tmp_pa
 # Fetching
 
 
-class Shelf(ThreadingHTTPServer):
-    """A hub and an authors' server on loopback: ``files`` by path; everything asked for is in ``asked``."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.cut = False
-        super().__init__(("127.0.0.1", 0), ShelfHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def put(self, repo: str, folder: Path) -> None:
-        for path in folder.iterdir():
-            self.files[f"/{repo}/resolve/main/{path.name}"] = path.read_bytes()
-
-
-class ShelfHandler(BaseHTTPRequestHandler):
-    server: Shelf
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        content = self.server.files.get(self.path)
-        if content is None:
-            known = any(self.path.split("/resolve/")[0] == name.split("/resolve/")[0] for name in self.server.files)
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.end_headers()
-        if body:
-            self.wfile.write(content[: len(content) // 2] if self.server.cut else content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelf]:
-    server = Shelf()
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HIERA_VIDEO_WEIGHTS_URL", f"{server.url}/hiera/")
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_hub_repository_is_fetched_through_hf_endpoint(shelf: Shelf, tmp_path: Path) -> None:
     theirs = reference(VIDEO)
     theirs.save_pretrained(tmp_path / "saved", config=theirs.config)  # type: ignore[operator]
@@ -446,7 +384,7 @@ def test_a_hub_repository_is_fetched_through_hf_endpoint(shelf: Shelf, tmp_path:
     assert run.stdout.strip() == str(VIDEO), run.stderr
     shelf.asked.clear()
     assert same(from_pretrained("someone/tiny", local_files_only=True), from_pretrained(tmp_path / "saved"))
-    assert shelf.asked == []
+    assert not [path for path in shelf.asked if "/resolve/" in path]
 
 
 def test_a_published_checkpoint_comes_from_the_hub_first_with_its_licence_said_once(
@@ -470,7 +408,8 @@ def test_the_hubs_untrained_norm_and_head_of_an_mae_encoder_are_not_taken(shelf:
     shelf.put(f"facebook/{NAME}.mae_k400", tmp_path / "saved")
     ours = create_model(f"{NAME}.mae_k400", pretrained=True)
     assert torch.equal(ours.norm.weight, torch.ones(128))
-    assert torch.equal(ours.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    kernel = "patch_embed.proj.weight"
+    assert torch.equal(ours.state_dict()[kernel], model.state_dict()[kernel])
 
 
 def test_a_file_in_the_hubs_cache_is_held_to_the_hubs_digest(shelf: Shelf, tmp_path: Path) -> None:

@@ -87,11 +87,19 @@ class Patch:
         return Patch(self.path.at(frames), self.round, self.opacity)
 
 
-def draw_motion(rng: np.random.Generator, label: int, times: Floats, *, beyond: float = 1.0) -> Motion:
-    """A camera motion of class ``label`` at ``times`` (seconds): speed drawn log-uniformly from the task's range
-    (made wider by the factor ``beyond``) and varying in time, a little of the other motions, and hand shake.
+def draw_motion(
+    rng: np.random.Generator,
+    label: int,
+    times: Floats,
+    *,
+    slowest: float = SLOWEST,
+    fastest: float = FASTEST,
+    shake: float = 1.0,
+) -> Motion:
+    """A camera motion of class ``label`` at ``times`` (seconds): speed drawn log-uniformly from ``slowest`` to
+    ``fastest`` and varying in time, a little of the other motions, and hand shake (``shake`` times its usual size).
     """
-    rate = float(np.exp(rng.uniform(np.log(SLOWEST / beyond), np.log(FASTEST * beyond))))
+    rate = float(np.exp(rng.uniform(np.log(slowest), np.log(fastest))))
     # Distance travelled at a mean speed of one: a wave on top of it, or a start or stop within the clip.
     wave, frequency, phase = rng.uniform(0, 0.6), rng.uniform(0.1, 0.7), rng.uniform(0, 2 * np.pi)
     turn = 2 * np.pi * frequency
@@ -111,8 +119,7 @@ def draw_motion(rng: np.random.Generator, label: int, times: Floats, *, beyond: 
                 side[:2] *= 0.5
             speed += side
     trend = speed[:, None] * travel
-    shake = _shake(rng, times)
-    return Motion(label, _path(trend + shake), _path(trend))
+    return Motion(label, _path(trend + shake * _shake(rng, times)), _path(trend))
 
 
 def _path(components: Floats) -> Path2D:
@@ -138,7 +145,7 @@ def _shake(rng: np.random.Generator, times: Floats) -> Floats:
 
 def draw_patches(rng: np.random.Generator, times: Floats, *, share: float = 0.6) -> list[Patch]:
     """Up to three patches that cross the view by themselves, or rest on the screen like a watermark."""
-    patches = []
+    patches: list[Patch] = []
     while len(patches) < 3 and rng.random() < share:
         share *= 0.5
         half = float(np.exp(rng.uniform(np.log(0.05), np.log(0.22))))
@@ -263,7 +270,9 @@ class Generated:
 SIZES = ((120, 160), (144, 176), (160, 160), (180, 320), (240, 240), (240, 320), (320, 180), (270, 480))
 
 
-def make_video(path: Path | io.BytesIO, rng: np.random.Generator, label: int, pool: list[Tensor], seconds: float) -> Generated:
+def make_video(
+    path: Path | io.BytesIO, rng: np.random.Generator, label: int, pool: list[Tensor], seconds: float
+) -> Generated:
     """Writes one mp4 (H.264, crf 18 to 36; two in three at 28 or worse) of a motion of class ``label``.
 
     Pictures uint8 ``[3, h, w]`` for the scene and the patches are drawn from ``pool``; one with too little texture
@@ -283,10 +292,15 @@ def make_video(path: Path | io.BytesIO, rng: np.random.Generator, label: int, po
     frames = render(picture, others, motion, patches, size, texels)
     frames = frames * rng.uniform(0.75, 1.1) + float(rng.uniform(-10, 10))
     if rng.random() < 0.5:
-        frames = frames + torch.randn(frames.shape) * float(rng.exponential(3))
+        frames = frames + noise(rng, frames.shape) * float(rng.exponential(3))
     crf = int(rng.integers(28, 37)) if rng.random() < 2 / 3 else int(rng.integers(18, 28))
     write_h264(path, frames.clamp(0, 255).byte(), fps, crf)
     return Generated(motion, patches, fps, size, crf)
+
+
+def noise(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Normal noise of standard deviation 1, float32."""
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
 def write_h264(path: Path | io.BytesIO, frames: Tensor, fps: int, crf: int) -> None:

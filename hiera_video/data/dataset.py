@@ -26,7 +26,7 @@ VIDEO_EXTENSIONS |= {".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 
 @dataclass(frozen=True)
 class Views:
-    """The test views of one input: ``num_clips * num_crops`` of them; view v shows clip v // num_crops, crop v % num_crops.
+    """The ``num_clips * num_crops`` test views of one input; view v shows clip v // num_crops, crop v % num_crops.
 
     ``clips`` uint8 [V, C, T, H, W]; ``times`` float64 [V, T], the seconds at which each frame is shown; ``duration`` of
     the input in seconds (0 for an image); ``error``: None, or one sentence about the part that could not be read.

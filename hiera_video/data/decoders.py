@@ -179,10 +179,8 @@ class PyAVDecoder:
         """Jump to the last keyframe before ``number`` if it is nearer than where decoding stands."""
         position = max(self._shown[0] if self._shown else -1, self._ahead[0] if self._ahead else -1)
         behind = self._shown is not None and number < self._shown[0]
-        if self._index.in_order:
-            key = 0
-        else:
-            key = int(self._index.keys[self._index.keys <= number].max(initial=0))
+        keys = self._index.keys
+        key = 0 if self._index.in_order else int(keys[keys <= number].max(initial=0))
         if behind or key > position + 1:
             self._start(key)
 

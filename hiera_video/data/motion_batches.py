@@ -16,13 +16,16 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from hiera_video.data.camera_motion import (
+    FASTEST,
     LABELS,
     MIN_TEXTURE,
+    SLOWEST,
     draw_motion,
     draw_patches,
     fitting_texels,
     flow,
     make_video,
+    noise,
     render,
     screen,
     texture,
@@ -54,21 +57,25 @@ def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> lis
 
 
 def rendered_clip(
-    rng: np.random.Generator, pool: list[Tensor], spec: ClipSpec, num_frames: int, size: int, clutter: float
+    rng: np.random.Generator, pool: list[Tensor], spec: ClipSpec, num_frames: int, size: int, ease: float
 ) -> Sample:
-    """A clip as if sampled by ``spec`` from a video of some frame rate; ``clutter`` in [0, 1] brings in patches."""
+    """A clip as if sampled by ``spec`` from a video of some frame rate. ``ease`` from 0 (the task, its range of speeds
+    widened by a quarter) to 1 (no slow motions, no shake, few patches), where a model from scratch finds a hold.
+    """
     label = int(rng.integers(len(LABELS)))
     fps = float(rng.choice([10, 12, 15, 20, 24, 25, 30, 30, 50, 60]))
     times = np.floor(np.linspace(0, spec.span * fps - 1, spec.num_frames)) / fps
     times = times[:: spec.num_frames // num_frames]
     if rng.random() < 0.08:  # a video shorter than a clip repeats its last frame
         times = np.minimum(times, times[-1] * rng.uniform(0.4, 1))
-    motion = draw_motion(rng, label, times, beyond=1.25)
-    patches = draw_patches(rng, times, share=0.65 * clutter)
+    motion = draw_motion(
+        rng, label, times, slowest=SLOWEST / 1.25 * 4**ease, fastest=FASTEST * 1.25, shake=1 - ease
+    )
+    patches = draw_patches(rng, times, share=0.65 * (1 - 0.8 * ease))
     picture, *others = (pool[rng.integers(len(pool))].float() for _ in range(1 + len(patches)))
     # Rendered at 1.5 times the size and shrunk: a clean picture for half the pixels of twice the size.
     large = (size * 3 // 2,) * 2
-    texels = min(size * float(rng.uniform(1.0, 2.4)), fitting_texels(motion, picture, large))
+    texels = min(size * float(rng.uniform(1.0, 2.6)), fitting_texels(motion, picture, large))
     frames = render(picture, others, motion, patches, large, texels).transpose(0, 1)
     frames = F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
     return frames.transpose(0, 1), flow(motion, patches, size // 4), label
@@ -121,7 +128,7 @@ def photometric(rng: np.random.Generator, clip: Tensor) -> Tensor:
         light = light * (1 - rng.uniform(0, 0.9) * screen(size, size).square().sum(-1))
     clip = clip * light + rng.uniform(-25, 25)
     if rng.random() < 0.6:
-        clip = clip + torch.randn(clip.shape) * float(rng.exponential(4))
+        clip = clip + noise(rng, clip.shape) * float(rng.exponential(4))
     return clip.clamp(0, 255)
 
 
@@ -147,7 +154,8 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """``steps`` batches: clips uint8 ``[B, 3, T, S, S]``, flow ``[B, 4, T / 2, S / 4, S / 4]``, labels int64 ``[B]``.
 
     Batch ``step`` is a function of (seed, step), in whatever process it is made. Pictures are drawn from ``pool``, the
-    share ``coded_share`` of the clips from ``coded``; patches come in over the first half of the steps if ``growing``.
+    share ``coded_share`` of the clips from ``coded``; the task grows from easy to itself over the first two thirds of
+    the steps if ``growing``.
     """
 
     seed: int
@@ -168,17 +176,17 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if step >= self.steps:
             raise IndexError(step)
         rng = np.random.default_rng((self.seed, step))
-        torch.manual_seed(int(rng.integers(2**31)))
-        clutter = min(1.0, 0.2 + 1.6 * step / self.steps) if self.growing else 1.0
+        ease = max(0.0, 1 - 1.5 * step / self.steps) if self.growing else 0.0
         samples: list[Sample] = []
         while len(samples) < self.batch_size:
             if len(samples) < self.coded_share * self.batch_size:
                 clip, seen, label = self.coded[rng.integers(len(self.coded))]
                 clip, seen = clip.float(), seen.float()
             else:
-                clip, seen, label = rendered_clip(rng, self.pool, self.spec, self.num_frames, self.size, clutter)
-            if texture(clip[:, 0]) > MIN_TEXTURE / 2:
+                clip, seen, label = rendered_clip(rng, self.pool, self.spec, self.num_frames, self.size, ease)
+            if texture(clip[:, 0]) > MIN_TEXTURE * (0.5 + 4 * ease):
                 clip, seen, label = symmetric(rng, clip, seen, label)
-                samples.append((photometric(rng, clip).byte(), seen, label))
+                clip = photometric(rng, clip) if rng.random() >= ease else clip.clamp(0, 255)
+                samples.append((clip.byte(), seen, label))
         clips, flows, labels = zip(*samples, strict=True)
         return torch.stack(clips), torch.stack(flows), torch.tensor(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def procedural_picture(rng: np.random.Generator, size: int) -> Tensor:
         corners = [tuple(corner) for corner in outline.tolist()]
         ink.polygon(corners, fill=_colour(rng, palette))
         grain.polygon(corners, fill=int(255 * rng.uniform() ** 2))
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)
+    pixels: NDArray[Any] = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)
     noise = _noise(rng, size, rng.uniform(0.4, 1.6))
     tint = rng.uniform(0.5, 1.0, (3, 1, 1)).astype(np.float32)
     pixels = pixels + rng.uniform(5, 60) * tint * noise * (np.asarray(rough, dtype=np.float32) / 255)
@@ -46,7 +47,7 @@ def _colour(rng: np.random.Generator, palette: NDArray[np.float64]) -> tuple[int
     return red, green, blue
 
 
-def _outline(rng: np.random.Generator, radius: float) -> NDArray[np.float64]:
+def _outline(rng: np.random.Generator, radius: float) -> NDArray[Any]:
     """An ellipse, a box, a stroke or a blob around the origin, ``[corners, 2]``."""
     kind, aspect = rng.integers(4), np.exp(rng.uniform(-1.0, 0))
     if kind == 1 or kind == 2:
@@ -78,8 +79,25 @@ def photographs(*, held_out: bool = False) -> list[Tensor]:
     import sklearn
 
     data, images = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
-    train = ["astronaut.png", "brick.png", "camera.png", "cell.png", "coins.png", "color.png", "grass.png", "gravel.png"]
-    train += ["hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "text.png"]
+    train = [
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "cell.png",
+        "coins.png",
+        "color.png",
+        "grass.png",
+        "gravel.png",
+    ]
+    train += [
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "page.png",
+        "retina.jpg",
+        "text.png",
+    ]
     test = [data / "chelsea.png", data / "coffee.png", data / "rocket.jpg", images / "flower.jpg"]
     files = test if held_out else [*(data / name for name in train), images / "china.jpg"]
     return [torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy()).permute(2, 0, 1) for file in files]

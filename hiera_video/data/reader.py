@@ -67,7 +67,7 @@ class Video:
             return
         try:
             self._decoder = DecordDecoder(local_path, self._index, num_threads)
-        except Exception as error:  # noqa: BLE001  # decord's own errors, ctypes' and AssertionError
+        except Exception as error:  # decord's own errors, ctypes' and AssertionError
             self._fall_back(error)
 
     def __enter__(self) -> Self:

@@ -27,7 +27,7 @@ TIMEOUT = 10
 LICENSES = {"cc-by-nc-4.0": "CC BY-NC 4.0: no commercial use", "apache-2.0": "Apache 2.0"}
 
 
-class Unavailable(WeightsError):
+class UnavailableError(WeightsError):
     """This source does not have the file, or cannot be reached; another one may."""
 
 
@@ -44,7 +44,7 @@ def hub_file(
 
     ``HF_HUB_OFFLINE``, ``HF_ENDPOINT``, ``HF_HOME`` count as everywhere on the hub. Without a connection only the
     cache is looked at, at once. ``license`` is said on stderr when the file is downloaded. Raises
-    :class:`Unavailable`, or :class:`WeightsError` where the file's digest is not the hub's.
+    :class:`UnavailableError`, or :class:`WeightsError` where the file's digest is not the hub's.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -65,20 +65,20 @@ def hub_file(
             )
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError) and not (offline or unreachable):
-                raise Unavailable(f"{constants.ENDPOINT} did not answer for {repo}") from error
+                raise UnavailableError(f"{constants.ENDPOINT} did not answer for {repo}") from error
             continue
         except Exception as error:  # the hub's client raises its own errors, httpx's and (older) requests'
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise Unavailable(f"{repo} on {constants.ENDPOINT}: {lines[0].rstrip('. ')}") from error
+            raise UnavailableError(f"{repo} on {constants.ENDPOINT}: {lines[0].rstrip('. ')}") from error
         _hold_to_hub_digest(Path(path))
         if license and not known:
             _say_license(repo, license)
         return Path(path)
     if unreachable:
-        raise Unavailable(f"no connection to {constants.ENDPOINT}")
+        raise UnavailableError(f"no connection to {constants.ENDPOINT}")
     if offline:
-        raise Unavailable(f"{repo} is not in the hub's cache, and offline mode is on")
-    raise Unavailable(f"{repo} on {constants.ENDPOINT} has no {' or '.join(names)}")
+        raise UnavailableError(f"{repo} is not in the hub's cache, and offline mode is on")
+    raise UnavailableError(f"{repo} on {constants.ENDPOINT} has no {' or '.join(names)}")
 
 
 def _reachable(endpoint: str) -> bool:
@@ -116,7 +116,7 @@ def author_file(
 
     The cache is ``hiera_video`` beside the hub's (inside ``cache_dir`` where that is given). The file's SHA-256
     must be ``sha256``, or else the one that ``FILE.sha256`` beside it recorded at the first download. Raises
-    :class:`Unavailable` without a connection, :class:`WeightsError` for a file that is not what it was.
+    :class:`UnavailableError` without a connection, :class:`WeightsError` for a file that is not what it was.
     """
     from huggingface_hub import constants
 
@@ -134,7 +134,7 @@ def author_file(
                 f"delete it to fetch it again"
             )
     elif local_files_only or constants.HF_HUB_OFFLINE:
-        raise Unavailable(f"{path.name} is not in {folder}, and offline mode is on")
+        raise UnavailableError(f"{path.name} is not in {folder}, and offline mode is on")
     else:
         digest = _download(url, path, expected)
         if license:
@@ -162,15 +162,15 @@ def _download(url: str, path: Path, expected: str | None) -> str:
                     done += len(piece)
                     bar.update(len(piece))
         if length and done != length:
-            raise Unavailable(f"{url} broke off after {done} of {length} bytes")
+            raise UnavailableError(f"{url} broke off after {done} of {length} bytes")
         if expected and digest.hexdigest() != expected:
             raise WeightsError(
                 f"{url} is not what it was: its SHA-256 is {digest.hexdigest()[:12]}..., not {expected[:12]}...; "
                 f"it was not kept"
             )
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        raise Unavailable(f"{url}: {getattr(error, 'reason', None) or error}") from error
+        raise UnavailableError(f"{url}: {getattr(error, 'reason', None) or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return digest.hexdigest()
@@ -186,4 +186,4 @@ def sha256_of(path: Path) -> str:
 
 
 def _say_license(what: str, license: str) -> None:
-    print(f"{what}: these weights are licensed under {LICENSES.get(license, license)}", file=sys.stderr)
+    sys.stderr.write(f"{what}: these weights are licensed under {LICENSES.get(license, license)}\n")

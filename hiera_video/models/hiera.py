@@ -5,6 +5,7 @@ Read top to bottom: what an architecture is, which sizes it takes, the trunk tha
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -62,21 +63,18 @@ class Architecture:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        dims = len(self.input_size)
+        dims, changes = len(self.input_size), len(self.stages) - 1
         for field in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
-            if len(getattr(self, field)) != dims:
-                raise RequestError(
-                    f"{field} {getattr(self, field)} must have {dims} numbers, one per axis of input_size"
-                )
-        pooled = tuple(s ** (len(self.stages) - 1) for s in self.q_stride)
+            value = getattr(self, field)
+            if len(value) != dims:
+                raise RequestError(f"{field} {value} must have {dims} numbers, one per axis of input_size")
+        pooled = tuple(s**changes for s in self.q_stride)
         if self.mask_unit_size != pooled:
             raise RequestError(
-                f"mask_unit_size {self.mask_unit_size} must be q_stride to the power of the stage changes: {pooled}"
+                f"mask_unit_size {self.mask_unit_size} must be q_stride to the power {changes}: {pooled}"
             )
-        if not 0 <= self.q_pool < len(self.stages):
-            raise RequestError(
-                f"q_pool {self.q_pool} must be from 0 to {len(self.stages) - 1}, the number of stage changes"
-            )
+        if not 0 <= self.q_pool <= changes:
+            raise RequestError(f"q_pool {self.q_pool} must be from 0 to {changes}, the number of stage changes")
         if len(self.mask_unit_attn) != len(self.stages):
             raise RequestError(f"mask_unit_attn needs {len(self.stages)} entries, one per stage")
         if self.sep_pos_embed and dims != 3:
@@ -165,8 +163,7 @@ class HieraTrunk(nn.Module):
 
     def _build_blocks(self) -> Iterator[Block]:
         arch = self.arch
-        depth = sum(arch.stages)
-        rates = torch.linspace(0, arch.drop_path_rate, depth, device="cpu").tolist()
+        rates = torch.linspace(0, arch.drop_path_rate, sum(arch.stages), device="cpu").tolist()
         dim, index = arch.embed_dim, 0
         for stage, blocks in enumerate(arch.stages):
             for block in range(blocks):
@@ -218,7 +215,7 @@ class HieraTrunk(nn.Module):
         return {"pos_embed", "pos_embed_spatial", "pos_embed_temporal"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """timm's grouping for layer-wise learning-rate decay: embeddings first, then a group per block."""
+        """timm's groups for layer-wise learning-rate decay: embeddings, each block, then the rest (norm, head)."""
         return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
 
     def position_embedding(self, grid: Size) -> Tensor:
@@ -257,7 +254,7 @@ class HieraTrunk(nn.Module):
         counts = set(keep.sum(dim=1).tolist())
         if len(counts) != 1 or 0 in counts:
             raise RequestError(
-                f"every row of keep must show the same number of mask units, at least one; it shows {sorted(counts)}"
+                f"rows of keep must show equal numbers of mask units, at least one, not {sorted(counts)}"
             )
         # A stable sort puts visible units first, both parts ascending.
         return (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, : counts.pop()]
@@ -269,8 +266,7 @@ class HieraTrunk(nn.Module):
         (:meth:`keep_ids`): the tokens of all others are dropped after unrolling.
         """
         arch = self.arch
-        size = tuple(clip.shape[2:])
-        grid = arch.token_grid(size)
+        grid = arch.token_grid(tuple(clip.shape[2:]))
         unit_grid = units(grid, arch.strides)
         visible = None
         if ids is not None:
@@ -325,23 +321,17 @@ class HieraTrunk(nn.Module):
         """
         attentions = [module for module in self.blocks.modules() if isinstance(module, MaskUnitAttention)]
         weights: list[Tensor] = []
-        hooks = [
-            attention.register_forward_pre_hook(lambda attn, args: weights.append(attn.weights(args[0])))
-            for attention in attentions
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for attention in attentions:
+                look = attention.register_forward_pre_hook(lambda attn, args: weights.append(attn.weights(args[0])))
+                hooks.callback(look.remove)
             outputs = list(self.stages(clip, self.keep_ids(clip, keep)))
-        finally:
-            for hook in hooks:
-                hook.remove()
         ordered: list[Tensor] = []
-        before = outputs[0]
-        for blocks, after in zip(self.arch.stages, outputs, strict=True):
+        for blocks, before, after in zip(self.arch.stages, (outputs[0], *outputs[:-1]), outputs, strict=True):
             for keys in (before, *(after,) * (blocks - 1)):
                 local = attentions[len(ordered)].local
                 rows, columns = (_window_order(stage, local=local, by_unit=keep is not None) for stage in (after, keys))
                 ordered.append(weights[len(ordered)][..., rows, :][..., columns])
-            before = after
         return ordered
 
 
@@ -354,7 +344,10 @@ class Hiera(HieraTrunk):
         self.head = Head(self.num_features, arch.num_classes, arch.head_dropout)
         self._init_trunk(bias=0.02)
         self._scale_head()
+        # These travel with the weights: class names, test views (the papers' where nothing else is said), licence.
         self.labels: list[str] | None = None
+        self.views = "5x3" if len(arch.input_size) == 3 else "1x1"
+        self.license: str | None = None
 
     def _scale_head(self) -> None:
         with torch.no_grad():

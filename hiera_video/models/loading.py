@@ -16,7 +16,6 @@ from hiera_video.models.layouts import Facts, State, convert, describe, encoder_
 from hiera_video.models.unroll import Size
 from hiera_video.models.weights import (
     architecture_of,
-    default_views,
     inflate,
     load_state,
     read_state,
@@ -120,7 +119,7 @@ def assemble(
     model.position_resize = way
     model.labels = labels if labels and len(labels) == target.num_classes else None
     views = None if inflated else facts.views
-    vars(model).update(views=views or default_views(target), license=facts.license)
+    model.views, model.license = views or model.views, facts.license
     return model.eval()
 
 

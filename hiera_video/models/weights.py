@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from hiera_video.errors import OutputError, WeightsError
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.layouts import FORMAT_VERSION, State
+from hiera_video.outputs import replacing
 
 #: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
 WRAPPERS = ("model_state", "model", "state_dict", "model_state_dict")
@@ -42,16 +43,20 @@ def read_state(path: str | Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols, before the refusal
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
     except Exception as error:
         # torch.load raises half a dozen types for damaged files: EOFError, RuntimeError, KeyError, UnpicklingError.
-        code = re.search(r"nsupported (?:global|class|GLOBAL)\D*?:? (?:GLOBAL )?([\w.]+)", str(error))
-        if code or "nsupported" in str(error):
-            name = f" ({code[1]})" if code else ""
+        with path.open("rb") as file:
+            packed = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if packed and "nsupported" in str(error):
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise WeightsError(
-                f"{path} is a pickle with code in it{name}, which was not run; save the tensors alone, as safetensors"
+                f"{path} is a pickle with code in it{f' ({code[1]})' if code else ''}, which was not run; "
+                f"save the tensors alone, as safetensors"
             ) from error
         raise WeightsError(f"{path} is damaged, truncated or no checkpoint ({type(error).__name__})") from error
     for key in WRAPPERS:
@@ -170,19 +175,14 @@ def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:
     return (*lead, *(side * s for s in arch.patch_stride[-2:])) if side * side == space else size
 
 
-def default_views(arch: Architecture) -> str:
-    """Test views, clips x crops, of a model that says nothing else: the papers' 5x3 for video, 1x1 for images."""
-    return "5x3" if len(arch.input_size) == 3 else "1x1"
-
-
 def config_of(model: Hiera) -> dict[str, Any]:
     """What ``config.json`` says of ``model``: reading it back gives an equal model."""
     return {
         **vars(model.arch),
         "clip": model.spec.to_dict(),
-        "views": getattr(model, "views", None) or default_views(model.arch),
+        "views": model.views,
         "labels": model.labels,
-        "license": getattr(model, "license", None),
+        "license": model.license,
         "position_resize": model.position_resize,
         "format_version": FORMAT_VERSION,
     }
@@ -204,12 +204,8 @@ def save_pretrained(model: Hiera, folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            try:
+            with replacing(folder / name) as temporary:
                 write(temporary)
-                os.replace(temporary, folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{folder} cannot be written: {error}") from error
     return folder
@@ -247,14 +243,13 @@ def push_to_hub(
 def _card(model: Hiera) -> str:
     arch, spec = model.arch, model.spec
     video = len(arch.input_size) == 3
-    license_ = getattr(model, "license", None)
     size = "x".join(map(str, arch.input_size))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     head = [
         "---",
         "library_name: hiera_video",
         f"pipeline_tag: {'video' if video else 'image'}-classification",
-        *([f"license: {license_}"] if license_ else []),
+        *([f"license: {model.license}"] if model.license else []),
         "tags:",
         "- hiera",
         "---",
@@ -274,7 +269,5 @@ def _card(model: Hiera) -> str:
     if model.labels:
         shown = ", ".join(model.labels[:10]) + (", ..." if len(model.labels) > 10 else "")
         head += [f"Classes: {shown}.", ""]
-    return "\n".join([*head, "```python", "import hiera_video", "", USE, "```", ""])
-
-
-USE = 'model = hiera_video.from_pretrained("PATH_OR_HUB_ID")'
+    use = 'model = hiera_video.from_pretrained("PATH_OR_HUB_ID")'
+    return "\n".join([*head, "```python", "import hiera_video", "", use, "```", ""])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
-from hiera_video.models.fetch import Unavailable, author_file, hub_file
+from hiera_video.models.fetch import UnavailableError, author_file, hub_file
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.layouts import IMAGE_FORM, Facts, State, convert
 from hiera_video.models.loading import (
@@ -27,7 +27,7 @@ from hiera_video.models.loading import (
     position_way,
 )
 from hiera_video.models.unroll import Size
-from hiera_video.models.weights import default_views, read_state
+from hiera_video.models.weights import read_state
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 #: Sizes: paper, Table 1 and appendix; a video form differs from the image form in the patch kernel and the
@@ -238,7 +238,8 @@ def create_model(
     model.position_resize = position_way(position_resize)
     if entry and entry.labels and arch.num_classes == entry.num_classes:
         model.labels = labels_of(entry.labels)
-    vars(model).update(views=(entry and entry.views) or default_views(arch), license=None)
+    if entry and entry.views:
+        model.views = entry.views
     return model
 
 
@@ -281,7 +282,7 @@ def from_pretrained(
             raise WeightsError(f"{name} does not exist")
         try:
             state, facts = from_hub(name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-        except Unavailable as error:
+        except UnavailableError as error:
             raise WeightsError(f"{name} is no folder here and could not be had from the hub ({error})") from error
     else:
         arch_name, tag = _split(_published_repo(name) or name, None)
@@ -321,7 +322,7 @@ def _from_checkpoint(
             else:
                 continue
             break
-        except Unavailable as error:
+        except UnavailableError as error:
             reasons.append(str(error))
     else:
         raise WeightsError(

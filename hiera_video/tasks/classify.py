@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,8 @@ from hiera_video.data.dataset import Views, find_inputs, load_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import from_pretrained
-from hiera_video.tasks.results import Results, checked_output
+from hiera_video.outputs import check_output
+from hiera_video.tasks.results import Results
 
 log = logging.getLogger("hiera_video")
 
@@ -120,7 +122,9 @@ class VideoClassifier:
         num_clips, num_crops = parse_views(views or self.model.views)
         files = find_inputs(inputs)
         loaded = _ahead(files, self.model, num_clips, num_crops, num_workers)
-        return Results(len(files), self._answers(loaded, min(top_k, len(self.labels)), batch_size, num_crops, keep_frames))
+        return Results(
+            len(files), self._answers(loaded, min(top_k, len(self.labels)), batch_size, num_crops, keep_frames)
+        )
 
     def _answers(
         self, loaded: Iterable[tuple[str, Views | str]], top_k: int, batch_size: int, num_crops: int, keep_frames: bool
@@ -189,10 +193,12 @@ def classify(
     if views is not None:
         parse_views(views)
     if picture is not None:
-        checked_output(picture)
+        check_output(picture)
     if model is None:
         log.info(
-            "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s", BUILT_IN, KINETICS
+            "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s",
+            BUILT_IN,
+            KINETICS,
         )
     classifier = VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
     results = classifier.stream(
@@ -209,7 +215,9 @@ def _with_picture(results: Iterable[Prediction], picture: Path) -> Iterator[Pred
         if result.frames is not None and len(shown) < MAX_ROWS:
             shown.append(result)
         yield result
-    draw_strips([(Path(row.input).name, row.frames, row.predictions) for row in shown if row.frames is not None], picture)
+    draw_strips(
+        [(Path(row.input).name, row.frames, row.predictions) for row in shown if row.frames is not None], picture
+    )
 
 
 def _ahead(
@@ -241,15 +249,15 @@ def _ahead(
 
 
 def parse_views(views: str) -> tuple[int, int]:
-    """"5x3" -> (5 clips, 3 crops). Raises :class:`RequestError`."""
-    clips, _, crops = views.partition("x")
-    if not (clips.isdecimal() and crops.isdecimal() and int(clips) >= 1 and int(crops) in (1, 3)):
+    """ "5x3" -> (5 clips, 3 crops). Raises :class:`RequestError`."""
+    match = re.fullmatch("([1-9][0-9]*)x([13])", views)
+    if match is None:
         raise RequestError(f"views {views!r} must be clips x crops, at least one clip and 1 or 3 crops, such as 5x3")
-    return int(clips), int(crops)
+    return int(match[1]), int(match[2])
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto", or a device by torch's name. Raises :class:`RequestError` where it is not there."""
+    """ "auto", or a device by torch's name. Raises :class:`RequestError` where it is not there."""
     there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     there += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":

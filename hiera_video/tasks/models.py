@@ -42,7 +42,9 @@ def models(pattern: str = "*") -> Results[ModelInfo]:
     """
     names = fnmatch.filter(ARCHITECTURES, pattern)
     if not names:
-        raise UnknownModel(f"no model's name matches {pattern!r}; all have names like {', '.join(list(ARCHITECTURES)[:2])}")
+        raise UnknownModel(
+            f"no model's name matches {pattern!r}; all have names like {', '.join(list(ARCHITECTURES)[:2])}"
+        )
     return Results(len(names), map(model_info, names))
 
 
@@ -63,4 +65,3 @@ def model_info(name: str) -> ModelInfo:
         input="x".join(map(str, arch.input_size)),
         checkpoints=[tag.partition(".")[2] for tag in CHECKPOINTS if tag.partition(".")[0] == name],
     )
-

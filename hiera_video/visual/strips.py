@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.tasks.results import replace_file
+from hiera_video.outputs import replacing
 
 
 class Scored(Protocol):
@@ -22,7 +21,9 @@ class Scored(Protocol):
     def score(self) -> float: ...
 
 
-def draw_strips(rows: Sequence[tuple[str, NDArray[np.uint8], Sequence[Scored]]], path: Path, *, num_frames: int = 6) -> None:
+def draw_strips(
+    rows: Sequence[tuple[str, NDArray[np.uint8], Sequence[Scored]]], path: Path, *, num_frames: int = 6
+) -> None:
     """One row per (title, frames uint8 ``[T, H, W, 3]``, best classes): ``num_frames`` of the frames, evenly spread,
     and bars. Writes a PNG whole or not at all; raises :class:`OutputError`.
     """
@@ -46,6 +47,5 @@ def draw_strips(rows: Sequence[tuple[str, NDArray[np.uint8], Sequence[Scored]]],
             bars.text(0.02, place, f"{score.label}  {score.score:.0%}", va="center", fontsize=8)
         bars.set(xlim=(0, 1), ylim=(len(scores) - 0.4, -0.6), xticks=[], yticks=[])
         bars.spines[:].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    replace_file(path, buffer.getvalue())
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

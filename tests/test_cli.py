@@ -1,0 +1,221 @@
+"""The command line as a user meets it: formats, exit codes, one sentence for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hiera_video.cli import JOBS, main
+from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.weights import save_pretrained
+
+SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command line."""
+    try:
+        code = main([str(word) for word in argv])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def in_new_process(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hiera_video.cli", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=120, check=False)
+
+
+def test_json_is_a_list_in_input_order_with_the_documented_fields(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path
+) -> None:
+    code, out, err = run(capsys, "classify", videos, "--model", tiny_model, "--format", "json", "--top-k", 2)
+    answers = json.loads(out)
+    names = [Path(answer["input"]).name for answer in answers]
+    bad = ["audio.mp4", "empty.mp4", "text.mp4"]
+    assert code == 1 and "Traceback" not in err
+    assert names == ["a.mp4", "audio.mp4", "turned.mp4", "vp9.webm", "cut.mkv", "empty.mp4", "one.mp4", "text.mp4"]
+    assert all(list(answer) == ["input", "duration", "predictions", "error"] for answer in answers)
+    for name, answer in zip(names, answers, strict=True):
+        assert len(answer["predictions"]) == (0 if name in bad else 2)
+        assert (answer["error"] is None) == (name not in [*bad, "cut.mkv"])
+        assert all(list(score) == ["label", "index", "score"] for score in answer["predictions"])
+
+
+def test_every_format_says_the_same(capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path) -> None:
+    argv = ("classify", videos / "a.mp4", videos / "empty.mp4", "--model", tiny_model, "--top-k", 2, "--format")
+    answers = json.loads(run(capsys, *argv, "json")[1])
+    assert [json.loads(line) for line in run(capsys, *argv, "jsonl")[1].splitlines()] == answers
+    rows = list(csv.DictReader(io.StringIO(run(capsys, *argv, "csv")[1])))
+    assert list(rows[0]) == ["input", "duration", "rank", "label", "index", "score", "error"]
+    assert [row["label"] for row in rows] == [score["label"] for score in answers[0]["predictions"]] + [""]
+    table = run(capsys, *argv, "table")[1].splitlines()
+    assert table[0] == f"{videos / 'a.mp4'}  (3.00 s)"
+    assert table[1].endswith(answers[0]["predictions"][0]["label"])
+    assert table[-1].startswith("  error: ") and "empty" in table[-1]
+
+
+def test_all_done_is_exit_0_and_a_one_frame_video_is_answered(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path
+) -> None:
+    code, out, _ = run(capsys, "classify", videos / "one.mp4", "--model", tiny_model, "--format", "json")
+    assert code == 0 and len(json.loads(out)[0]["predictions"]) == 5
+
+
+def test_output_and_picture_are_files(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path, tmp_path: Path
+) -> None:
+    out_file, picture = tmp_path / "answers.csv", tmp_path / "answers.png"
+    argv = ("classify", videos / "a.mp4", "--model", tiny_model, "--format", "csv")
+    code, out, _ = run(capsys, *argv, "--output", out_file, "--picture", picture)
+    assert (code, out) == (0, "")
+    assert len(out_file.read_text().splitlines()) == 6
+    assert Image.open(picture).format == "PNG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "answers.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("missing.mp4",), "No such file"),
+        (("empty.mp4",), "is empty"),
+        (("text.mp4",), "text.mp4"),
+        (("audio.mp4",), "no video"),
+        (("nothing_here",), "folder without videos"),
+        (("*.nothing",), "matches no file"),
+    ],
+)
+def test_a_bad_input_gets_one_sentence_and_exit_1(
+    words: tuple[str], sentence: str, capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing_here").mkdir()
+    inputs = [tmp_path / word if "nothing" in word else videos / word for word in words]
+    code, out, err = run(capsys, "classify", *inputs, "--model", tiny_model, "--format", "json")
+    (answer,) = json.loads(out)
+    assert code == 1 and answer["predictions"] == [] and answer["duration"] is None
+    assert sentence in answer["error"] and "\n" not in answer["error"]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((), "nothing to do: name at least one input"),
+        (("clip.mp4", "--views", "5x"), "views '5x' must be clips x crops"),
+        (("clip.mp4", "--views", "0x3"), "views '0x3' must be clips x crops"),
+        (("clip.mp4", "--top-k", "0"), "top_k is 0, but is at least 1"),
+        (("clip.mp4", "--top-k", "few"), "--top-k 'few' must be a whole number"),
+        (("clip.mp4", "--tpo-k", "3"), "there is no option --tpo-k; did you mean --top-k?"),
+        (("clip.mp4", "--device", "cuda:9"), "device 'cuda:9' is not there; this machine has cpu"),
+        (("clip.mp4", "--format", "xml"), "invalid choice: 'xml'"),
+        (
+            ("clip.mp4", "--model", "hiera_bse_16x224"),
+            "no model is called 'hiera_bse_16x224'; the nearest names: hiera_base",
+        ),
+        (("clip.mp4", "--output", "/nowhere/at/all.json"), "cannot be written: there is no folder /nowhere/at"),
+        (("clip.mp4", "--picture", "/nowhere/at/all.png"), "cannot be written: there is no folder /nowhere/at"),
+    ],
+)
+def test_a_wrong_request_gets_one_sentence_and_exit_2(
+    options: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "classify", *options)
+    assert code == 2 and out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("hiera-video: ") and sentence in last
+    assert "Traceback" not in err and "usage" not in err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    wide = Architecture(input_size=(4, 32, 32), embed_dim=16, stages=(1, 1, 1, 1), num_classes=6)
+    save_pretrained(Hiera(wide), tmp_path)
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    code, _, err = run(capsys, "classify", "clip.mp4", "--model", tmp_path)
+    assert code == 2 and "does not fit this architecture" in err and "mis-shaped" in err and "Traceback" not in err
+
+
+class Payload:
+    """Unpickling it would make a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("owned",)
+
+
+def test_a_pickle_with_code_in_it_is_not_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model_state": Payload()}, "bad.pth", pickle_module=pickle)
+    code, _, err = run(capsys, "classify", "clip.mp4", "--model", "bad.pth")
+    assert code == 2 and "pickle with code in it" in err and "Traceback" not in err
+    assert not Path("owned").exists()
+
+
+def test_no_network_for_a_pretrained_model_is_one_sentence(tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    done = in_new_process(
+        "classify",
+        "clip.mp4",
+        "--model",
+        "hiera_base_16x224.mae_k400_ft_k400",
+        HF_ENDPOINT=closed,
+        HIERA_VIDEO_WEIGHTS_URL=closed,
+        HF_HOME=str(tmp_path),
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "could not be fetched" in done.stderr.splitlines()[-1]
+
+
+def test_help_loads_no_torch_and_the_package_no_decoder() -> None:
+    heavy = "{'torch', 'decord', 'av', 'matplotlib', 'torchvision', 'pytorchvideo'}"
+    code = (
+        "import sys, hiera_video; from hiera_video.cli import main; main(['--help']); "
+        f"sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_job_and_each_job_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(job in out for job in JOBS)
+    for job, (_, _, example) in JOBS.items():
+        code, out, _ = run(capsys, job, "--help")
+        assert code == 0 and " ".join(example.split()) in " ".join(out.split())
+
+
+def test_a_misspelt_job_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "clasify")[::2] == (2, "hiera-video: there is no job 'clasify'; did you mean classify?\n")
+
+
+def test_models_counts_parameters_and_multiply_adds_as_the_paper_does(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "models", "hiera_b*", "--format", "json")
+    found = {row["name"]: (row["params_m"], row["gflop"]) for row in json.loads(out)}
+    paper = {"hiera_base_224": (52, 9), "hiera_base_16x224": (51, 102), "hiera_base_plus_16x224": (69, 133)}
+    for name, (params, gflop) in paper.items():
+        assert found[name][0] == pytest.approx(params, abs=1) and found[name][1] == pytest.approx(gflop, abs=1)
+    assert code == 0 and "mae_k400_ft_k400" in out
+
+
+@pytest.mark.skipif(SAMPLES is None, reason="HIERA_VIDEO_SAMPLES names no folder of real videos")
+def test_every_real_sample_is_answered_and_the_corrupt_one_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert SAMPLES is not None
+    code, out, err = run(capsys, "classify", SAMPLES, "--format", "json")
+    answers = {Path(answer["input"]).name: answer for answer in json.loads(out)}
+    assert code == 1 and "Traceback" not in err
+    assert len(answers) == 13 and all(answer["predictions"] for answer in answers.values())
+    assert [name for name, answer in answers.items() if answer["error"]] == ["corrupted.mp4"]
+    assert "frames after" in answers["corrupted.mp4"]["error"]

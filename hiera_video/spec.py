@@ -54,7 +54,9 @@ class ClipSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ClipSpec:
         """The inverse of :meth:`to_dict`; raises ``TypeError`` for a field that does not exist."""
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**fields)
 
     def replace(self, **changes: Any) -> ClipSpec:

@@ -100,7 +100,9 @@ def train(
     for number, phase in enumerate(phases):
         # Pictures shrink with the window: a small clip shows as much of them as a large one.
         side = 384 * phase.size // SPEC.size[0]
-        shrunk = [F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in pool]
+        shrunk = [
+            F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in pool
+        ]
         data = MotionBatches(
             seed=seed + number,
             steps=phase.steps,
@@ -114,7 +116,7 @@ def train(
             growing=number == 0,
         )
         totals = torch.zeros(3)
-        for step, (clip, flow, label) in enumerate(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8)):
+        for step, (clip, flow, label) in enumerate(DataLoader(data, batch_size=None, num_workers=2, prefetch_factor=8)):
             done = step / phase.steps
             high, low = phase.lr
             warmup = min(1.0, (step + 1) / 200)

@@ -41,11 +41,13 @@ Sample = tuple[Tensor, Tensor, int]
 
 
 def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> list[Tensor]:
-    """``count`` procedural pictures uint8 ``[3, size, size]`` and, for every two of them, a crop of a photograph
+    """Up to ``count`` procedural pictures uint8 ``[3, size, size]`` and, for every two of them, a crop of a photograph
     (of those held out from training, where asked), its side 40 to 100 % of the photograph's short one.
+    Procedural ones with too little texture as a whole are left out.
     """
     rng = np.random.default_rng(seed)
-    found = [procedural_picture(rng, size) for _ in range(count)]
+    made = (procedural_picture(rng, size) for _ in range(count))
+    found = [picture for picture in made if texture(picture) > 2 * MIN_TEXTURE]
     photos = photographs(held_out=held_out)
     for _ in range(count // 2):
         photo = photos[rng.integers(len(photos))]
@@ -68,9 +70,7 @@ def rendered_clip(
     times = times[:: spec.num_frames // num_frames]
     if rng.random() < 0.08:  # a video shorter than a clip repeats its last frame
         times = np.minimum(times, times[-1] * rng.uniform(0.4, 1))
-    motion = draw_motion(
-        rng, label, times, slowest=SLOWEST / 1.25 * 4**ease, fastest=FASTEST * 1.25, shake=1 - ease
-    )
+    motion = draw_motion(rng, label, times, slowest=SLOWEST / 1.25 * 4**ease, fastest=FASTEST * 1.25, shake=1 - ease)
     patches = draw_patches(rng, times, share=0.65 * (1 - 0.8 * ease))
     picture, *others = (pool[rng.integers(len(pool))].float() for _ in range(1 + len(patches)))
     # Rendered at 1.5 times the size and shrunk: a clean picture for half the pixels of twice the size.
@@ -184,7 +184,7 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 clip, seen = clip.float(), seen.float()
             else:
                 clip, seen, label = rendered_clip(rng, self.pool, self.spec, self.num_frames, self.size, ease)
-            if texture(clip[:, 0]) > MIN_TEXTURE * (0.5 + 4 * ease):
+            if texture(clip[:, 0]) > MIN_TEXTURE * (0.5 + 2 * ease):
                 clip, seen, label = symmetric(rng, clip, seen, label)
                 clip = photometric(rng, clip) if rng.random() >= ease else clip.clamp(0, 255)
                 samples.append((clip.byte(), seen, label))

@@ -10,7 +10,6 @@ import csv
 import difflib
 import importlib
 import inspect
-import io
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
 
 #: job -> (function, one line of help, example). The module is imported only when its job is chosen.
 JOBS = {
@@ -87,23 +86,19 @@ def _run(job: str, argv: list[str]) -> int:
     from hiera_video.outputs import check_output, replacing
 
     try:
-        if output is not None:
-            check_output(output)
-        stream = sys.stdout if output is None else io.StringIO()
-        code = _write(function(**options), style, stream, unit=job)
-        if isinstance(stream, io.StringIO) and output is not None:
-            with replacing(output) as temporary:
-                temporary.write_text(stream.getvalue(), encoding="utf-8")
-        else:
-            stream.flush()
-        return code
+        if output is None:
+            return _write(function(**options), style, sys.stdout, unit=job)
+        check_output(output)
+        with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            return _write(function(**options), style, stream, unit=job)
     except HieraVideoError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return 130
+    except OSError as error:  # stdout is on a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"results cannot be written: {error.strerror or error}")
 
 
 def _parser(job: str, function: Any, example: str) -> Any:
@@ -154,14 +149,14 @@ def _one_sentence(message: str, parser: Any) -> str:
     return text
 
 
-def _write(records: Iterable[Record], style: str, stream: io.StringIO | Any, *, unit: str) -> int:
-    """Writes records as they come (JSON: at the end, or on an interrupt); returns 1 if one had an error, else 0."""
+def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str) -> int:
+    """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
     code, collected = 0, []
     writer: csv.DictWriter[str] | None = None
     try:
-        for record in tqdm(records, unit="file" if unit != "models" else "model", disable=None, file=sys.stderr):
+        for record in tqdm(records, unit="model" if unit == "models" else "file", disable=None, file=sys.stderr):
             if record.error is not None:
                 code = 1
             if style == "json":
@@ -176,9 +171,11 @@ def _write(records: Iterable[Record], style: str, stream: io.StringIO | Any, *, 
                 writer.writerows(rows)
             else:
                 print(_table(record), file=stream, flush=True)
-    finally:
-        if style == "json":
-            print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
+    except KeyboardInterrupt:
+        code = 130
+    if style == "json":
+        print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
+    stream.flush()
     return code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hiera_video.errors import OutputError
+from hiera_video.errors import HieraVideoError, OutputError
 
 
 @contextmanager
@@ -20,6 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except HieraVideoError:  # another trouble, though it may be an OSError too
+        raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:

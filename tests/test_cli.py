@@ -219,3 +219,12 @@ def test_every_real_sample_is_answered_and_the_corrupt_one_says_so(capsys: pytes
     assert len(answers) == 13 and all(answer["predictions"] for answer in answers.values())
     assert [name for name, answer in answers.items() if answer["error"]] == ["corrupted.mp4"]
     assert "frames after" in answers["corrupted.mp4"]["error"]
+
+
+def test_a_full_disk_ends_in_one_sentence(capsys: pytest.CaptureFixture[str], tiny_model: Path, videos: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "hiera_video.cli", "classify", str(videos / "a.mp4"), "--model", str(tiny_model)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr

@@ -304,7 +304,7 @@ def noise(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
 
 
 def write_h264(path: Path | io.BytesIO, frames: Tensor, fps: int, crf: int) -> None:
-    """Frames uint8 ``[3, T, H, W]``, even height and width, as an H.264 mp4."""
+    """Frames uint8 ``[3, T, H, W]``, even height and width, as an H.264 mp4 (bytes vary a little from run to run)."""
     import av
 
     target = path if isinstance(path, io.BytesIO) else str(path)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hiera_video.data.reader import open_video
     from hiera_video.errors import HieraVideoError
     from hiera_video.models.hiera import Architecture, Hiera
+    from hiera_video.models.mae import HieraMAE, MAEArchitecture
     from hiera_video.models.weights import push_to_hub, save_pretrained
     from hiera_video.models.zoo import create_model, from_pretrained, list_models
     from hiera_video.spec import ClipSpec
@@ -24,7 +25,9 @@ _HOMES = {
     "Architecture": "models.hiera",
     "ClipSpec": "spec",
     "Hiera": "models.hiera",
+    "HieraMAE": "models.mae",
     "HieraVideoError": "errors",
+    "MAEArchitecture": "models.mae",
     "Prediction": "tasks.classify",
     "VideoClassifier": "tasks.classify",
     "classify": "tasks.classify",
@@ -41,7 +44,9 @@ __all__ = [
     "Architecture",
     "ClipSpec",
     "Hiera",
+    "HieraMAE",
     "HieraVideoError",
+    "MAEArchitecture",
     "Prediction",
     "VideoClassifier",
     "classify",

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm
 
 from hiera_video.data.camera_motion import LABELS, MIN_TEXTURE, make_video, texture
 from hiera_video.data.motion_batches import pictures
@@ -43,25 +46,41 @@ def real_pictures(folder: Path, per_video: int) -> list[Tensor]:
     return found
 
 
-def make_set(output: Path, pool: list[Tensor], count: int, seed: int) -> dict[str, tuple[str, float]]:
-    """Writes ``count`` videos of 2.2 to 5 s and ``labels.csv``; returns label and speed of each answerable file."""
+def make_one(output: Path, videos: Path | None, seed: int, number: int) -> dict[str, Any]:
+    """Writes video ``number``, 2.2 to 5 s long, and returns its row of ``labels.csv``."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng((seed, number))
+    label, path = number % len(LABELS), output / f"{number:04d}.mp4"
+    made = make_video(path, rng, label, _pool(videos, seed), rng.uniform(2.2, 5.0))
+    with open_video(path) as video:
+        first = torch.from_numpy(video.frames([0]).pixels[0]).permute(2, 0, 1)
+    return {
+        "file": path.name,
+        "label": LABELS[label],
+        "crf": made.crf,
+        "fps": made.fps,
+        "size": f"{made.size[1]}x{made.size[0]}",
+        "patches": len(made.patches),
+        "texture": f"{texture(first):.2e}",
+    }
+
+
+@cache
+def _pool(videos: Path | None, seed: int) -> list[Tensor]:
+    """What the videos look at: made once in each process."""
+    return pictures(300, seed, 768, held_out=True) if videos is None else real_pictures(videos, 6)
+
+
+def make_set(output: Path, videos: Path | None, count: int, seed: int) -> None:
+    """Writes ``count`` videos and, when all are there, ``labels.csv``."""
     output.mkdir(parents=True, exist_ok=True)
-    truth: dict[str, tuple[str, float]] = {}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        rows = executor.map(partial(make_one, output, videos, seed), range(count), chunksize=10)
+        found = list(tqdm(rows, total=count, desc="making videos"))
     with (output / "labels.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["file", "label", "crf", "fps", "size", "patches", "texture"])
-        for number in trange(count, desc="making videos"):
-            rng = np.random.default_rng((seed, number))
-            label, path = number % len(LABELS), output / f"{number:04d}.mp4"
-            made = make_video(path, rng, label, pool, rng.uniform(2.2, 5.0))
-            with open_video(path) as video:
-                first = torch.from_numpy(video.frames([0]).pixels[0]).permute(2, 0, 1)
-            seen = texture(first)
-            size = f"{made.size[1]}x{made.size[0]}"
-            table.writerow([path.name, LABELS[label], made.crf, made.fps, size, len(made.patches), f"{seen:.2e}"])
-            if seen >= MIN_TEXTURE:
-                truth[str(path)] = (LABELS[label], made.crf)
-    return truth
+        table = csv.DictWriter(file, list(found[0]))
+        table.writeheader()
+        table.writerows(found)
 
 
 def evaluate(
@@ -73,35 +92,30 @@ def evaluate(
     model: str | None = None,
 ) -> None:
     """Makes the set (unless ``output`` holds it), classifies it by the command line, prints the confusion matrix."""
-    torch.set_num_threads(1)
-    if kind == "real":
-        if videos is None:
-            raise SystemExit("evaluate_camera_motion.py real needs --videos FOLDER, a folder of real videos.")
-        pool = real_pictures(videos, 6)
-    else:
-        pool = pictures(300, seed, 768, held_out=True)
-    count = count or (900 if kind == "generated" else 180)
-    truth_file = output / "truth.json"
-    if truth_file.exists():
-        truth = json.loads(truth_file.read_text())
-    else:
-        truth = make_set(output, pool, count, seed)
-        truth_file.write_text(json.dumps(truth))
+    if kind == "real" and videos is None:
+        raise SystemExit("evaluate_camera_motion.py real needs --videos FOLDER, a folder of real videos.")
+    if not (output / "labels.csv").exists():
+        make_set(output, videos if kind == "real" else None, count or (900 if kind == "generated" else 180), seed)
+    with (output / "labels.csv").open(newline="") as file:
+        rows = {str(output / row["file"]): row for row in csv.DictReader(file)}
+    truth = {path: row for path, row in rows.items() if float(row["texture"]) >= MIN_TEXTURE}
     command = ["hiera-video", "classify", str(output), "--format", "json", *(["--model", model] if model else [])]
     answers = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     matrix = np.zeros((len(LABELS), len(LABELS)), dtype=int)
     wrong = []
     for answer in answers:
-        if answer["input"] in truth:
-            label, crf = truth[answer["input"]]
+        if row := truth.get(answer["input"]):
             best = answer["predictions"][0]["label"]
-            matrix[LABELS.index(label), LABELS.index(best)] += 1
-            if best != label:
-                wrong.append((Path(answer["input"]).name, label, best, crf))
-    print(f"left out for lack of texture: {count - matrix.sum()} of {count}")
+            matrix[LABELS.index(row["label"]), LABELS.index(best)] += 1
+            if best != row["label"]:
+                wrong.append(f"{row['file']}: {row['label']} taken for {best} (crf {row['crf']}, {row['size']})")
+    print(f"left out for lack of texture: {len(rows) - len(truth)} of {len(rows)}")
+    coarse = sum(int(row["crf"]) >= 28 for row in rows.values())
+    crossed = sum(row["patches"] != "0" for row in rows.values())
+    print(f"H.264 at crf 28 or worse: {coarse}; with foreign patches: {crossed}")
     print("rows: truth, columns: answer,", " ".join(LABELS))
-    for label, row in zip(LABELS, matrix, strict=True):
-        print(f"{label:>22}", " ".join(f"{n:4d}" for n in row))
+    for label, counts in zip(LABELS, matrix, strict=True):
+        print(f"{label:>22}", " ".join(f"{number:4d}" for number in counts))
     print("wrong:", *wrong, sep="\n  ", file=sys.stderr)
     print(f"top1 {np.trace(matrix) / matrix.sum():.4f} of {matrix.sum()}")
 

@@ -13,22 +13,13 @@ from assets import H264, LONG_MKV, ONE_FRAME, ROTATED, VP9, cut_off, write_audio
 from shelf import Shelf
 
 from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.layouts import IMAGE_FORM
 from hiera_video.models.weights import save_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 TINY = Architecture(input_size=(4, 32, 32), embed_dim=8, stages=(1, 1, 1, 1), num_classes=6, head_init_scale=1.0)
 TINY_IMAGE = Architecture(
-    input_size=(32, 32),
-    embed_dim=8,
-    stages=(1, 1, 1, 1),
-    num_classes=6,
-    head_init_scale=1.0,
-    q_stride=(2, 2),
-    mask_unit_size=(8, 8),
-    patch_kernel=(7, 7),
-    patch_stride=(4, 4),
-    patch_padding=(3, 3),
-    sep_pos_embed=False,
+    **{**IMAGE_FORM, "input_size": (32, 32), "num_classes": 6}, embed_dim=8, stages=(1, 1, 1, 1), head_init_scale=1.0
 )
 
 

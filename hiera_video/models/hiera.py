@@ -263,19 +263,17 @@ class HieraTrunk(nn.Module):
         """Yields every stage once: the one walk that all forwards here consume.
 
         ``clip`` is normalised float ``[B, C, *size]``; ``ids`` are the visible mask units, int64 ``[B, K]``
-        (:meth:`keep_ids`): the tokens of all others are dropped after unrolling.
+        (:meth:`keep_ids`): all others are hidden, and nothing is computed for them.
         """
         arch = self.arch
         grid = arch.token_grid(tuple(clip.shape[2:]))
-        unit_grid = units(grid, arch.strides)
-        visible = None
-        if ids is not None:
-            hidden = torch.zeros(ids.shape[0], math.prod(unit_grid), dtype=torch.bool, device=ids.device)
-            visible = hidden.scatter(1, ids, True).unflatten(1, unit_grid)
-        tokens = self.patch_embed(clip, visible) + self.position_embedding(grid)
-        tokens = unroll(tokens, grid, arch.strides)
-        if ids is not None:
-            tokens = gather_units(tokens, ids)
+        positions = self.position_embedding(grid)
+        if ids is None:
+            tokens = unroll(self.patch_embed(clip) + positions, grid, arch.strides)
+        else:
+            visible = self.patch_embed.visible_units(clip, ids, units(grid, arch.strides))
+            tokens = unroll(visible.flatten(0, 1), arch.mask_unit_size, arch.strides).view_as(visible)
+            tokens = tokens + gather_units(unroll(positions, grid, arch.strides).expand(len(clip), -1, -1, -1), ids)
         strides, index = arch.strides, 0
         for stage, blocks in enumerate(arch.stages):
             for block in self.blocks[index : index + blocks]:

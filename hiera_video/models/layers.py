@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,16 +25,30 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = CONVOLUTIONS[len(kernel)](in_chans, embed_dim, kernel, stride, padding)
 
-    def forward(self, pixels: Tensor, visible: Tensor | None = None) -> Tensor:
-        """``visible`` is boolean, ``[B, *units]``: pixels of hidden mask units are zeroed before the convolution,
-        whose kernel overlaps them, so that nothing leaks out of a hidden unit (reference issue 4; DESIGN section 3).
-        """
-        if visible is not None:
-            mask = visible[:, None].to(pixels.dtype)
-            for axis, (size, units) in enumerate(zip(pixels.shape[2:], visible.shape[1:], strict=True), start=2):
-                mask = mask.repeat_interleave(size // units, dim=axis)
-            pixels = pixels * mask
+    def forward(self, pixels: Tensor) -> Tensor:
         return self.proj(pixels).flatten(2).transpose(1, 2)
+
+    def visible_units(self, pixels: Tensor, keep_ids: Tensor, units: Size) -> Tensor:
+        """The tokens ``[B, K, T, embed_dim]``, row-major inside each unit, of the mask units ``keep_ids`` ``[B, K]``
+        alone, out of a grid of ``units``.
+
+        Pixels of hidden units are zeroed first: the kernel overlaps them, and nothing may leak (DESIGN section 3).
+        Equal to the convolution of the zeroed clip, but only the visible units and their margins are convolved.
+        """
+        batch, conv = pixels.shape[0], self.proj
+        hidden = torch.zeros(batch, math.prod(units), dtype=pixels.dtype, device=pixels.device)
+        mask = hidden.scatter(1, keep_ids, 1.0).view(batch, 1, *units)
+        windows = pixels * F.interpolate(mask, size=pixels.shape[2:])
+        windows = F.pad(windows, [margin for padding in reversed(conv.padding) for margin in (padding, padding)])
+        where = torch.unravel_index(keep_ids, units)
+        for axis, number in enumerate(units):
+            step = pixels.shape[2 + axis] // number
+            windows = windows.unfold(2 + axis, step + conv.kernel_size[axis] - conv.stride[axis], step)
+        rows = torch.arange(batch, device=pixels.device)[:, None]
+        windows = windows[(rows, slice(None), *where)]  # [B, K, C, *window]
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(units)]
+        tokens = convolve(windows.flatten(0, 1), conv.weight, conv.bias, conv.stride)
+        return tokens.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
 
 class DropPath(nn.Module):

@@ -79,7 +79,7 @@ def reroll(tokens: Tensor, grid: Size, strides: Sequence[Size], keep_ids: Tensor
     """
     if keep_ids is not None:
         hidden = tokens.new_zeros(tokens.shape[0], math.prod(units(grid, strides)), *tokens.shape[2:])
-        tokens = hidden.scatter(1, keep_ids[:, :, None, None].expand_as(tokens), tokens)
+        tokens = scatter_units(tokens, keep_ids, hidden)
     shape, order = _split(grid, strides)
     inverse = [order.index(axis) + 1 for axis in range(len(order))]
     split = tokens.reshape(tokens.shape[0], *(shape[axis] for axis in order), -1)
@@ -89,6 +89,11 @@ def reroll(tokens: Tensor, grid: Size, strides: Sequence[Size], keep_ids: Tensor
 def gather_units(tokens: Tensor, keep_ids: Tensor) -> Tensor:
     """Unrolled ``[B, M, T, C]`` -> the visible mask units ``keep_ids`` ``[B, K]`` alone, ``[B, K, T, C]``."""
     return tokens.gather(1, keep_ids[:, :, None, None].expand(-1, -1, *tokens.shape[2:]))
+
+
+def scatter_units(visible: Tensor, keep_ids: Tensor, tokens: Tensor) -> Tensor:
+    """``tokens`` ``[B, M, T, C]`` with the mask units ``keep_ids`` replaced by ``visible`` ``[B, K, T, C]``."""
+    return tokens.scatter(1, keep_ids[:, :, None, None].expand_as(visible), visible)
 
 
 def pool(tokens: Tensor, stride: Size) -> Tensor:

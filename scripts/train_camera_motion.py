@@ -60,7 +60,8 @@ def losses(
     target = flow.sign() * (flow.abs() / 0.008).log1p()
     dense = torch.zeros(())
     for head, features in zip(heads, maps, strict=True):
-        goal = F.adaptive_avg_pool3d(target, tuple(features.shape[1:4])).permute(0, 2, 3, 4, 1)
+        _, frames, height, width, _ = features.shape
+        goal = F.adaptive_avg_pool3d(target, (frames, height, width)).permute(0, 2, 3, 4, 1)
         guess = head(F.layer_norm(features, features.shape[-1:]))
         dense = dense + F.smooth_l1_loss(guess, goal) / F.smooth_l1_loss(torch.zeros_like(goal), goal) / len(maps)
     return F.cross_entropy(logits, label), dense, logits
@@ -76,7 +77,7 @@ def start_model() -> tuple[Hiera, nn.ModuleList]:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    nn.init.normal_(model.patch_embed.proj.weight, std=0.1)
+    nn.init.normal_(model.patch_embed.get_parameter("proj.weight"), std=0.1)
     return model, nn.ModuleList(nn.Linear(dim, 4) for dim in model.arch.dims)
 
 

@@ -292,7 +292,7 @@ class DecordDecoder:
 @cache
 def import_decord() -> ModuleType:
     """The module ``decord``, quiet; warns once when two packages have been installed over each other."""
-    import decord  # type: ignore[import-untyped,unused-ignore]
+    import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     installed = set()
@@ -308,4 +308,4 @@ def import_decord() -> ModuleType:
             "run `pip uninstall -y decord decord2 && pip install decord2`.",
             stacklevel=2,
         )
-    return decord  # type: ignore[no-any-return]
+    return decord

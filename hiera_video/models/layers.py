@@ -7,6 +7,7 @@ State-dict keys are those of the published checkpoints.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_chans: int, embed_dim: int, kernel: Size, stride: Size, padding: Size) -> None:
         super().__init__()
-        self.proj = CONVOLUTIONS[len(kernel)](in_chans, embed_dim, kernel, stride, padding)
+        # Any: torch types the arguments of Conv1d, 2d and 3d apart.
+        self.proj: Any = CONVOLUTIONS[len(kernel)](in_chans, embed_dim, kernel, stride, padding)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.proj(pixels).flatten(2).transpose(1, 2)
@@ -45,8 +47,9 @@ class PatchEmbed(nn.Module):
             step = pixels.shape[2 + axis] // number
             windows = windows.unfold(2 + axis, step + conv.kernel_size[axis] - conv.stride[axis], step)
         rows = torch.arange(batch, device=pixels.device)[:, None]
-        windows = windows[(rows, slice(None), *where)]  # [B, K, C, *window]
-        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(units)]
+        picked: Any = (rows, slice(None), *where)
+        windows = windows[picked]  # [B, K, C, *window]
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(units) - 1]
         tokens = convolve(windows.flatten(0, 1), conv.weight, conv.bias, conv.stride)
         return tokens.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 

@@ -6,6 +6,8 @@ codec keeps; the picture's top quarter is red, so that upright can be told from 
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -51,8 +53,6 @@ class Asset:
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pix_fmt
             if self.ticks is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
-            if self.rotation:
-                stream.set_display_rotation(self.rotation)
             for number in range(self.num_frames):
                 stored = np.rot90(picture(number, *self.upright), -self.rotation // 90)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
@@ -60,7 +60,18 @@ class Asset:
                 frame.time_base = Fraction(1, 1000) if self.ticks else 1 / self.fps
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
+        if self.rotation:
+            turn(path, self.rotation)
         return path
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Writes a counterclockwise turn into an mp4's track header (PyAV can do it only from version 18 on)."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    cos, sin = (round(part(math.radians(degrees)) * 65536) for part in (math.cos, math.sin))
+    struct.pack_into(">iixxxxii", data, matrix, cos, -sin, sin, cos)
+    path.write_bytes(data)
 
 
 H264 = Asset("h264.mp4", num_frames=90, options={"g": "30"})

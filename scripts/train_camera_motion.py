@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +21,17 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from hiera_video.data.camera_motion import LABELS
-from hiera_video.data.motion_batches import MotionBatches, coded_clips, pictures
+from hiera_video.data.motion_batches import MotionBatches, Sample, coded_clips, pictures
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 from hiera_video.spec import ClipSpec
 
 SPEC = ClipSpec(size=(64, 64), resize=64, antialias=True)
+Batch = tuple[Tensor, Tensor, Tensor]  # clips, flow, labels
 
 
 @dataclass
@@ -72,7 +74,7 @@ def start_model() -> tuple[Hiera, nn.ModuleList]:
     patch filters of std 0.1.
     """
     model = create_model("hiera_nano_16x64", num_classes=len(LABELS))
-    model.spec, model.labels = SPEC, list(LABELS)
+    model.spec, model.labels, model.views, model.license = SPEC, list(LABELS), "3x1", "apache-2.0"
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -81,47 +83,47 @@ def start_model() -> tuple[Hiera, nn.ModuleList]:
     return model, nn.ModuleList(nn.Linear(dim, 4) for dim in model.arch.dims)
 
 
+def batches(phase: Phase, seed: int, pool: list[Tensor], coded: list[Sample], *, growing: bool) -> Iterable[Batch]:
+    """The phase's batches, made ahead by two processes. Pictures shrink with the window: a small clip shows as much."""
+    side = 384 * phase.size // SPEC.size[0]
+    shrunk = [F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in pool]
+    data = MotionBatches(
+        seed=seed,
+        steps=phase.steps,
+        batch_size=phase.batch_size,
+        num_frames=phase.num_frames,
+        size=phase.size,
+        spec=SPEC,
+        pool=shrunk,
+        coded=coded,
+        coded_share=phase.coded_share,
+        growing=growing,
+    )
+    return tqdm(DataLoader(data, batch_size=None, num_workers=2, prefetch_factor=8), disable=None)
+
+
 def train(
     output: Path, phases: list[Phase], pictures_count: int, coded_count: int, weight_decay: float, ema: float, seed: int
 ) -> None:
-    """Trains through ``phases`` and writes the averaged weights, in our folder format, to ``output``."""
+    """Trains through ``phases`` and writes the averaged weights in fp16, in our folder format, to ``output/model``."""
     output.mkdir(parents=True, exist_ok=True)
     cache = output / f"coded_{coded_count}_{seed}.pt"
     if not cache.exists():
         torch.save(coded_clips(coded_count, seed + 1_000_000, SPEC, workers=2), cache)
-    coded = torch.load(cache, weights_only=True)
-    pool = pictures(pictures_count, seed, 384)
+    coded, pool = torch.load(cache, weights_only=True), pictures(pictures_count, seed, 384)
     torch.manual_seed(seed)
     model, heads = start_model()
     average = copy.deepcopy(model)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=weight_decay)
-    log = (output / "metrics.jsonl").open("a")
-    start = time.monotonic()
     for number, phase in enumerate(phases):
-        # Pictures shrink with the window: a small clip shows as much of them as a large one.
-        side = 384 * phase.size // SPEC.size[0]
-        shrunk = [
-            F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in pool
-        ]
-        data = MotionBatches(
-            seed=seed + number,
-            steps=phase.steps,
-            batch_size=phase.batch_size,
-            num_frames=phase.num_frames,
-            size=phase.size,
-            spec=SPEC,
-            pool=shrunk,
-            coded=coded,
-            coded_share=phase.coded_share,
-            growing=number == 0,
-        )
-        totals = torch.zeros(3)
-        for step, (clip, flow, label) in enumerate(DataLoader(data, batch_size=None, num_workers=2, prefetch_factor=8)):
-            done = step / phase.steps
-            high, low = phase.lr
-            warmup = min(1.0, (step + 1) / 200)
-            optimizer.param_groups[0]["lr"] = warmup * (low + (high - low) * (1 + math.cos(math.pi * done)) / 2)
+        recent = torch.zeros(3)
+        for step, (clip, flow, label) in enumerate(batches(phase, seed + number, pool, coded, growing=number == 0), 1):
+            done = (step - 1) / phase.steps
+            cosine = (1 + math.cos(math.pi * done)) / 2
+            optimizer.param_groups[0]["lr"] = min(1.0, step / 200) * (
+                phase.lr[1] + (phase.lr[0] - phase.lr[1]) * cosine
+            )
             weight = phase.flow_weight[0] + (phase.flow_weight[1] - phase.flow_weight[0]) * done
             classes, dense, logits = losses(model, heads, clip, flow, label)
             optimizer.zero_grad(set_to_none=True)
@@ -129,24 +131,16 @@ def train(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             with torch.no_grad():
-                decay = min(ema, (step + 1) / (step + 10))
                 for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
-                    mine.lerp_(theirs, 1 - decay)
-                totals += torch.stack([classes, dense, (logits.argmax(1) == label).float().mean()])
-            if (step + 1) % 50 == 0:
-                cross_entropy, flow_loss, top1 = (totals / 50).tolist()
-                record = {
-                    "phase": number,
-                    "step": step + 1,
-                    "loss": cross_entropy,
-                    "flow_loss": flow_loss,
-                    "top1": top1,
-                }
-                print(json.dumps(record | {"seconds": round(time.monotonic() - start)}), file=log, flush=True)
-                totals.zero_()
-            if (step + 1) % 250 == 0:
-                save_pretrained(average, output / "model")
-    save_pretrained(average, output / "model")
+                    mine.lerp_(theirs, 1 - min(ema, step / (step + 9)))
+                recent += torch.stack([classes, dense, (logits.argmax(1) == label).float().mean()]) / 50
+            if step % 50 == 0:
+                names = ("loss", "flow_loss", "top1")
+                record = {"phase": number, "step": step, **dict(zip(names, recent.tolist(), strict=True))}
+                with (output / "metrics.jsonl").open("a") as log:
+                    log.write(json.dumps(record) + "\n")
+                recent.zero_()
+    save_pretrained(average.half(), output / "model")
 
 
 if __name__ == "__main__":

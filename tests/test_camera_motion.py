@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from hiera_video.data.camera_motion import (
 from hiera_video.data.motion_batches import MotionBatches, pictures, rendered_clip, symmetric
 from hiera_video.data.pictures import procedural_picture
 from hiera_video.data.reader import open_video
+from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 
 SPEC = ClipSpec(size=(64, 64), resize=64, antialias=True)
@@ -126,3 +129,17 @@ def test_texture_is_low_where_a_direction_has_none() -> None:
 def test_pictures_differ_and_repeat_by_seed() -> None:
     first, same, other = (procedural_picture(np.random.default_rng(seed), 64) for seed in (0, 0, 1))
     assert first.dtype == torch.uint8 and torch.equal(first, same) and not torch.equal(first, other)
+
+
+@pytest.mark.slow
+def test_the_training_script_leaves_a_model_that_answers(tmp_path: Path) -> None:
+    recipe = Path("configs/camera_motion.yaml").read_text()
+    for old, new in [("steps: 1200", "steps: 3"), ("steps: 3200", "steps: 3"), ("batch_size: 64", "batch_size: 4")]:
+        assert old in recipe
+        recipe = recipe.replace(old, new)
+    recipe = recipe.replace("pictures_count: 1500", "pictures_count: 6").replace("coded_count: 2000", "coded_count: 4")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    script = [sys.executable, "scripts/train_camera_motion.py", "--config", str(tmp_path / "recipe.yaml")]
+    subprocess.run([*script, "--output", str(tmp_path / "run")], check=True)
+    model = from_pretrained(tmp_path / "run" / "model")
+    assert (model.labels, model.views, model.spec) == (list(LABELS), "3x1", SPEC)

@@ -101,7 +101,7 @@ def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
 
 def coded_clips(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
     """``count`` clips uint8 that went through H.264 and our own reader, made by ``workers`` processes."""
-    part = 36
+    part = min(36, -(-count // 2))
     jobs = -(-count // (2 * part))
     samples: list[Sample] = []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:

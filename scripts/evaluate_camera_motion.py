@@ -1,7 +1,7 @@
 """Camera motion through the command line: makes labelled mp4 files, classifies them as a user would, counts.
 
-    python scripts/evaluate_camera_motion.py generated --output /tmp/generated                    # 900 clips
-    python scripts/evaluate_camera_motion.py real --videos ../shared/videos --output /tmp/real    # 180 clips
+    python scripts/evaluate_camera_motion.py --kind generated --output /tmp/generated                    # 900 clips
+    python scripts/evaluate_camera_motion.py --kind real --videos ../shared/videos --output /tmp/real    # 180 clips
 
 ``generated`` moves a window over procedural pictures of a seed never trained on and over photographs held out from
 training; ``real`` over single frames of real videos. A picture with too little texture (``camera_motion.texture``, of
@@ -93,7 +93,7 @@ def evaluate(
 ) -> None:
     """Makes the set (unless ``output`` holds it), classifies it by the command line, prints the confusion matrix."""
     if kind == "real" and videos is None:
-        raise SystemExit("evaluate_camera_motion.py real needs --videos FOLDER, a folder of real videos.")
+        raise SystemExit("evaluate_camera_motion.py --kind real needs --videos FOLDER, a folder of real videos.")
     if not (output / "labels.csv").exists():
         make_set(output, videos if kind == "real" else None, count or (900 if kind == "generated" else 180), seed)
     with (output / "labels.csv").open(newline="") as file:
@@ -121,4 +121,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    auto_cli(evaluate)
+    auto_cli(evaluate, as_positional=False)

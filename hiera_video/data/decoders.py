@@ -32,12 +32,14 @@ DECORD_CONTAINERS = ("mov", "matroska")
 class FrameIndex:
     """Every frame of one video stream in display order, as the packets tell it.
 
-    ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds; ``keys`` are the frame numbers at which decoding
-    can start; ``stream`` is the stream's number in the file, ``container`` FFmpeg's name of the format.
-    ``end`` is where the last frame ends, in seconds. ``in_order``: the container has no presentation times that could
-    be trusted (AVI, raw streams), so frames are counted as they leave the decoder.
+    ``name`` is what messages call the file. ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds;
+    ``keys`` are the frame numbers at which decoding can start; ``end`` is where the last frame ends, in seconds;
+    ``stream`` is the stream's number in the file, ``container`` FFmpeg's name of the format. ``in_order``: the
+    container has no presentation times that could be trusted (AVI, raw streams), so frames are counted as they
+    leave the decoder.
     """
 
+    name: str
     pts: NDArray[np.int64]
     keys: NDArray[np.int64]
     time_base: Fraction
@@ -53,26 +55,26 @@ class FrameIndex:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-def read_index(path: str) -> FrameIndex:
-    """The index of the stream that FFmpeg calls best; raises :class:`UnreadableVideo` when there is none."""
+def read_index(path: str, name: str) -> FrameIndex:
+    """The index of the stream that FFmpeg calls best. Raises :class:`UnreadableVideo`, with ``name``, without one."""
     import av
 
     try:
         container = av.open(path, metadata_errors="ignore")  # titles may be in any encoding
     except (av.FFmpegError, OSError) as error:
         raise UnreadableVideo(
-            f"{path} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
+            f"{name} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
         ) from error
     with container:
         stream = container.streams.best("video")
         # The cover picture of a music file is a video stream to FFmpeg, but not to anybody else.
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             found = ", ".join(sorted({one.type for one in container.streams})) or "nothing"
-            raise UnreadableVideo(f"{path} has no video stream (it holds {found} only): give a file with pictures.")
-        return _index_packets(path, container, stream)
+            raise UnreadableVideo(f"{name} has no video stream (it holds {found} only): give a file with pictures.")
+        return _index_packets(name, container, stream)
 
 
-def _index_packets(path: str, container: Any, stream: Any) -> FrameIndex:
+def _index_packets(name: str, container: Any, stream: Any) -> FrameIndex:
     import av
 
     packets: list[tuple[int | None, int | None, int, bool]] = []  # pts, dts, duration, keyframe
@@ -93,7 +95,7 @@ def _index_packets(path: str, container: Any, stream: Any) -> FrameIndex:
     except av.FFmpegError as failure:
         error = f"the file cannot be read to its end ({reason(failure)})."
     if not packets:
-        raise UnreadableVideo(f"{path} holds no complete frame of its video: copy or download it again.")
+        raise UnreadableVideo(f"{name} holds no complete frame of its video: copy or download it again.")
 
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
     time_base = stream.time_base
@@ -110,7 +112,7 @@ def _index_packets(path: str, container: Any, stream: Any) -> FrameIndex:
     end = float((int(ascending[-1]) + Fraction(last)) * time_base)
     if error is None:
         error = _cut_off(container, stream, len(packets) + unusable, end, end_of_all)
-    return FrameIndex(ascending, keys, time_base, end, stream.index, container.format.name, in_order, error)
+    return FrameIndex(name, ascending, keys, time_base, end, stream.index, container.format.name, in_order, error)
 
 
 def _cut_off(container: Any, stream: Any, num_packets: int, end: float, end_of_all: float) -> str | None:
@@ -129,7 +131,7 @@ def reason(error: BaseException) -> str:
     """The part of a decoder's message that a person can use: no stack, no source lines, no numbers of errors."""
     lines = str(error).strip().splitlines()
     text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", lines[0] if lines else type(error).__name__)
-    return re.sub(r"^\[Errno -?\d+\] |: '.*'$", "", text).strip()
+    return re.sub(r"^\[Errno -?\d+\] |: '.*'(; last error log: .*)?$", "", text).strip()
 
 
 class PyAVDecoder:
@@ -169,7 +171,9 @@ class PyAVDecoder:
                 self._advance(number)
             shown = self._shown or self._ahead
             if shown is None:
-                raise UnreadableVideo(f"no frame of {self._path} can be decoded ({self._reason}): convert it to mp4.")
+                raise UnreadableVideo(
+                    f"no frame of {self._index.name} can be decoded ({self._reason}): convert it to mp4."
+                )
             if shown[0] != number:
                 self._note_gap()
             images.append(self._image(shown[1]))

@@ -54,7 +54,7 @@ class Video:
         self.path = path
         self._local_path = local_path
         self._cleanup = ExitStack()
-        self._index = read_index(local_path)
+        self._index = read_index(local_path, path)
         self._size: tuple[int, int] | None = None
         self.times = self._index.times
         self.duration = self._index.end - float(self.times[0])

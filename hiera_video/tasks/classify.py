@@ -152,7 +152,7 @@ class VideoClassifier:
             best = [Score(self.labels[index], index, float(mean[index])) for index in mean.topk(top_k).indices.tolist()]
             middle = views.clips[len(views.clips) // num_crops // 2 * num_crops + num_crops // 2]
             frames = middle.permute(1, 2, 3, 0).numpy() if keep_frames else None
-            yield Prediction(name, views.duration, best, views.error, frames)
+            yield Prediction(name, round(views.duration, 6), best, views.error, frames)
 
     @torch.inference_mode()
     def scores(self, clips: Tensor, batch_size: int = 8) -> Tensor:

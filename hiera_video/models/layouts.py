@@ -89,11 +89,6 @@ def encoder_state(state: State) -> State:
     return {key: value for key, value in state.items() if not key.startswith(DECODER)}
 
 
-def is_mae(state: State) -> bool:
-    """Whether ``state``, in our names, comes from an MAE."""
-    return any(key.startswith(DECODER) for key in state)
-
-
 def _renamed(state: State, rules: tuple[tuple[str, str], ...]) -> State:
     renamed = {}
     for key, value in state.items():

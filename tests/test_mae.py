@@ -132,3 +132,10 @@ def test_another_input_size_is_taken_as_it_comes() -> None:
     model = HieraMAE(VIDEO)
     out = model(torch.randn(1, 3, 2, 96, 128))
     assert out.loss.isfinite() and out.prediction.shape[2] == 16 * 16 * 3
+
+
+def test_an_encoder_that_pools_to_the_last_stage_works_too() -> None:
+    model = HieraMAE(MAEArchitecture(**{**vars(VIDEO), "q_pool": 3}))
+    out = model(torch.randn(1, 3, 2, 96, 128))
+    assert out.loss.isfinite()
+    assert out.prediction.shape[2] == 32 * 32 * 3

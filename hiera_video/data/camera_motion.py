@@ -100,7 +100,7 @@ def draw_motion(
     ``fastest`` and varying in time, a little of the other motions, and hand shake (``shake`` times its usual size).
     """
     rate = float(np.exp(rng.uniform(np.log(slowest), np.log(fastest))))
-    # Distance travelled at a mean speed of one: a wave on top of it, or a start or stop within the clip.
+    # Distance travelled at a mean speed of one, with a wave on top.
     wave, frequency, phase = rng.uniform(0, 0.6), rng.uniform(0.1, 0.7), rng.uniform(0, 2 * np.pi)
     turn = 2 * np.pi * frequency
     travel = times - wave * (np.cos(turn * times + phase) - np.cos(phase)) / turn

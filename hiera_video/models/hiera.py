@@ -25,7 +25,7 @@ from hiera_video.models.layers import (
     init_weights,
     resize_positions,
 )
-from hiera_video.models.unroll import Size, gather_units, reroll, units, unroll
+from hiera_video.models.unroll import Size, gather_units, reroll, unit_size, units, unroll
 from hiera_video.spec import ClipSpec
 
 
@@ -381,17 +381,12 @@ class Hiera(HieraTrunk):
         return self.forward_head(last.tokens)
 
 
-def _unit_size(stage: StageTokens) -> Size:
-    """The size of a mask unit in tokens of this stage."""
-    return tuple(math.prod(stride[axis] for stride in stage.strides) for axis in range(len(stage.grid)))
-
-
 def _public_order(stage: StageTokens, *, by_unit: bool) -> Tensor:
     """Tokens ``[B, N, C]`` in row-major order, or unit by unit where only some units are there."""
     if not by_unit:
         return reroll(*stage).flatten(1, -2)
     batch, num_units = stage.tokens.shape[:2]
-    each = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), _unit_size(stage), stage.strides)
+    each = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), unit_size(stage.strides, len(stage.grid)), stage.strides)
     return each.flatten(1, -2).unflatten(0, (batch, num_units)).flatten(1, 2)
 
 
@@ -399,5 +394,5 @@ def _window_order(stage: StageTokens, *, local: bool, by_unit: bool) -> Tensor:
     """Where to find, in an attention window of this stage, its tokens in public order."""
     tokens = stage.tokens[:1, :1, :, :1] if local else stage.tokens[:1, :, :, :1]
     index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-    window = stage._replace(tokens=index, grid=_unit_size(stage) if local else stage.grid)
+    window = stage._replace(tokens=index, grid=unit_size(stage.strides, len(stage.grid)) if local else stage.grid)
     return _public_order(window, by_unit=by_unit and not local).flatten()

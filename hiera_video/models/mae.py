@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Architecture, HieraTrunk
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
-from hiera_video.models.unroll import Size, reroll, scatter_units, units
+from hiera_video.models.unroll import Size, reroll, scatter_units, unit_size, units
 from hiera_video.spec import ClipSpec
 
 
@@ -127,7 +127,7 @@ class HieraMAE(HieraTrunk):
         stages = list(self.stages(clip, ids))
         fused = stages[-1].tokens
         for head, stage in zip(self.multi_scale_fusion_heads, stages[: self.arch.q_pool], strict=False):
-            unit = tuple(math.prod(axis) for axis in zip(*stage.strides, strict=True))
+            unit = unit_size(stage.strides, len(stage.grid))
             maps = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), unit, stage.strides)
             merged = head(maps.movedim(-1, 1)).flatten(2).transpose(1, 2)
             fused = fused + merged.view_as(fused)
@@ -162,7 +162,7 @@ class HieraMAE(HieraTrunk):
 
     def _decoder_positions(self, grid: Size) -> Tensor:
         trained = self.final_grid(self.arch.input_size)
-        unit = tuple(math.prod(axis) for axis in zip(*self.final_strides, strict=True))
+        unit = unit_size(self.final_strides, len(grid))
         window = unit if self.position_resize == "window" else (1,) * len(grid)
         return resize_positions(self.decoder_pos_embed, trained, grid, window)
 

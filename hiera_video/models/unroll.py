@@ -50,6 +50,11 @@ def units(grid: Size, strides: Sequence[Size]) -> Size:
     return grid
 
 
+def unit_size(strides: Sequence[Size], dims: int) -> Size:
+    """The size of a mask unit, in tokens, while ``strides`` are still to come."""
+    return tuple(math.prod(stride[axis] for stride in strides) for axis in range(dims))
+
+
 def _split(grid: Size, strides: Sequence[Size]) -> tuple[list[int], list[int]]:
     """Each axis as (unit, last stride, ..., first stride), and the order of those axes after unrolling."""
     dims, levels = len(grid), len(strides)

@@ -151,7 +151,8 @@ class VideoClassifier:
             mean = next(scores).mean(dim=0)
             best = [Score(self.labels[index], index, float(mean[index])) for index in mean.topk(top_k).indices.tolist()]
             middle = views.clips[len(views.clips) // num_crops // 2 * num_crops + num_crops // 2]
-            frames = middle.permute(1, 2, 3, 0).numpy() if keep_frames else None
+            # A copy: a view would keep every clip of the file in memory until the picture is drawn.
+            frames = middle.permute(1, 2, 3, 0).clone().numpy() if keep_frames else None
             yield Prediction(name, round(views.duration, 6), best, views.error, frames)
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
 
-#: job -> (function, one line of help, example). The module is imported only when its job is chosen.
+#: job, of one word or two -> (function, one line of help, example). The module is imported only when its job is chosen.
 JOBS = {
     "classify": (
         "hiera_video.tasks.classify:classify",
@@ -31,7 +31,14 @@ JOBS = {
         "list models with their size, cost and published weights",
         "hiera-video models '*16x224'",
     ),
+    "data check": (
+        "hiera_video.tasks.check:check",
+        "count the videos of a dataset that are missing, broken or too short",
+        "hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
+    ),
 }
+#: What a job's progress counts; None: it shows its own.
+UNITS = {"classify": "file", "models": "model", "data check": None}
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
@@ -47,7 +54,8 @@ class Record(Protocol):
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    jobs_within = [job for job in JOBS if argv and job.startswith(f"{argv[0]} ")]
+    if not argv or argv[0] in ("-h", "--help") or (jobs_within and argv[1:2] in (["-h"], ["--help"])):
         print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
@@ -55,13 +63,14 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"hiera-video {__version__}")
         return 0
-    job, *rest = argv
-    if job not in JOBS:
-        nearest = difflib.get_close_matches(job, JOBS, n=1)
-        return _fail(
-            f"there is no job {job!r}" + (f"; did you mean {nearest[0]}?" if nearest else f"; jobs: {', '.join(JOBS)}")
-        )
-    return _run(job, rest)
+    for count in (1, 2):
+        if " ".join(argv[:count]) in JOBS:
+            return _run(" ".join(argv[:count]), argv[count:])
+    for name in (argv[0], " ".join(argv[:2])):  # the second word may belong to the job, or be an input
+        nearest = difflib.get_close_matches(name, JOBS, n=1) or (jobs_within if len(argv) == 1 else [])
+        if nearest:
+            return _fail(f"there is no job {name!r}; did you mean {nearest[0]}?")
+    return _fail(f"there is no job {argv[0]!r}; jobs: {', '.join(JOBS)}")
 
 
 def usage() -> str:
@@ -87,10 +96,10 @@ def _run(job: str, argv: list[str]) -> int:
 
     try:
         if output is None:
-            return _write(function(**options), style, sys.stdout, unit=job)
+            return _write(function(**options), style, sys.stdout, unit=UNITS[job])
         check_output(output)
         with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            return _write(function(**options), style, stream, unit=job)
+            return _write(function(**options), style, stream, unit=UNITS[job])
     except HieraVideoError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough
@@ -118,6 +127,8 @@ def _parser(job: str, function: Any, example: str) -> Any:
             parser.add_argument(option, type=hints[name], default=parameter.default, help=text)
         elif get_origin(hints[name]) is list:
             parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
+        elif parameter.default is parameter.empty:
+            parser.add_argument(name, type=str, metavar=name.upper(), help=text)
         else:
             parser.add_argument(name, nargs="?", type=str, default=parameter.default, help=text)
     parser.add_argument("--format", choices=FORMATS, default="table", help="How results are written.")
@@ -149,14 +160,14 @@ def _one_sentence(message: str, parser: Any) -> str:
     return text
 
 
-def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str) -> int:
+def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str | None) -> int:
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
     code, collected = 0, []
     writer: csv.DictWriter[str] | None = None
     try:
-        for record in tqdm(records, unit="model" if unit == "models" else "file", disable=None, file=sys.stderr):
+        for record in tqdm(records, unit=unit or "", disable=None if unit else True, file=sys.stderr):
             if record.error is not None:
                 code = 1
             if style == "json":
@@ -184,7 +195,7 @@ def _table(record: Record) -> str:
     lines = []
     for row in record.rows():
         if "rank" not in row:
-            return "  ".join(_cell(key, value) for key, value in row.items())
+            return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
         if row["rank"] is not None:
             lines.append(f"  {row['score']:6.1%}  {row['label']}")
     duration = row["duration"]
@@ -195,7 +206,11 @@ def _table(record: Record) -> str:
 
 def _cell(key: str, value: Any) -> str:
     units = {"params_m": " M", "gflop": " GFLOP"}
-    return f"{value:8.2f}{units[key]}" if key in units else f"{value!s:24}" if key == "name" else f"{value!s:10}"
+    if key in units:
+        return f"{value:8.2f}{units[key]}"
+    if isinstance(value, int):
+        return f"{value} {key}".ljust(16)
+    return str(value).ljust({"name": 24, "class": 40}.get(key, 10))
 
 
 def _fail(message: str) -> int:

@@ -13,10 +13,11 @@ from assets import H264, ONE_FRAME, Asset, damage_packet, numbers_in
 from PIL import Image
 
 from hiera_video.data import dataset, reader
-from hiera_video.data.dataset import find_inputs, is_image, load_views
+from hiera_video.data.dataset import load_views
+from hiera_video.data.inputs import find_inputs, is_image
 from hiera_video.data.reader import open_video
 from hiera_video.data.sampling import test_clips as clips_for_test
-from hiera_video.data.transforms import test_crops as crops_for_test
+from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
@@ -27,6 +28,13 @@ def ramp(height: int, width: int) -> np.ndarray:
     """uint8 [1, height, width, 3]: red counts columns, green counts rows."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([columns, rows, 0 * rows], axis=-1)[np.newaxis].astype(np.uint8)
+
+
+def crops_for_test(frames: np.ndarray, spec: ClipSpec, num_crops: int) -> torch.Tensor:
+    """uint8 [num_crops, C, T, h, w]."""
+    fitted, places = fit_crops(frames, spec, num_crops)
+    height, width = spec.size
+    return torch.stack([fitted[:, :, y : y + height, x : x + width] for y, x in places])
 
 
 def corners(crops: torch.Tensor) -> list[tuple[int, int]]:
@@ -97,11 +105,13 @@ def test_five_by_three_views_open_once_and_decode_and_resize_each_frame_once(
     opened: list[str] = []
     decoded: list[int] = []
     resized: list[int] = []
-    read, opener, cropper = reader.Video._read, dataset.open_video, dataset.test_crops
-    monkeypatch.setattr(dataset, "open_video", lambda path: opened.append(str(path)) or opener(path))
-    monkeypatch.setattr(reader.Video, "_read", lambda self, wanted: decoded.extend(wanted) or read(self, wanted))
+    read, opener, cropper = reader.Video.read, dataset.open_video, dataset.fit_crops
+    monkeypatch.setattr(dataset, "open_video", lambda path, **_: opened.append(str(path)) or opener(path))
     monkeypatch.setattr(
-        dataset, "test_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
+        reader.Video, "read", lambda self, wanted, *rest: decoded.extend(wanted) or read(self, wanted, *rest)
+    )
+    monkeypatch.setattr(
+        dataset, "fit_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
     )
     views = load_views(path, ClipSpec(), 5, 3)
     assert len(views.clips) == 15

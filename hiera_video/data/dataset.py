@@ -1,116 +1,296 @@
-"""Files to model inputs: finds them, and cuts the test views of one from a single decode."""
+"""Files to model inputs: the test views of a file, and training clips of a list of videos, each from one decode."""
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from hiera_video.data.reader import is_address, local_file, open_video
-from hiera_video.data.sampling import test_clips
-from hiera_video.data.transforms import test_crops
-from hiera_video.errors import UnreadableVideo
+from hiera_video.data.augment import (
+    Augment,
+    CropDraw,
+    crop_box,
+    crop_resize,
+    draw_crop,
+    draw_erase,
+    rand_augment,
+    short_side_needed,
+)
+from hiera_video.data.decoders import Image
+from hiera_video.data.inputs import is_image, read_image
+from hiera_video.data.isolated import IsolatedReader
+from hiera_video.data.lists import VideoList
+from hiera_video.data.reader import Video, open_video
+from hiera_video.data.sampling import keyed_rng, test_clips, train_clips
+from hiera_video.data.transforms import fit_crops
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
-IMAGE_EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-VIDEO_EXTENSIONS = {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
-VIDEO_EXTENSIONS |= {".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+#: Frame numbers int64 [num_clips, num_frames] of one video from its frames' times in seconds and the clip's own draws.
+Sampler: TypeAlias = Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.int64]]
+
+#: Replacements tried for one bad file before the whole list is taken for bad.
+MAX_REPLACEMENTS = 20
 
 
 @dataclass(frozen=True)
 class Views:
-    """The ``num_clips * num_crops`` test views of one input; view v shows clip v // num_crops, crop v % num_crops.
+    """The ``num_clips * num_crops`` test views of one input, kept as what they share: each frame once, resized.
 
-    ``clips`` uint8 [V, C, T, H, W]; ``times`` float64 [V, T], the seconds at which each frame is shown; ``duration`` of
-    the input in seconds (0 for an image); ``error``: None, or one sentence about the part that could not be read.
+    ``frames`` uint8 [C, K, H, W], the distinct frames; ``rows`` int64 [num_clips, T], which of them make a clip;
+    ``corners`` (top, left) of each crop of ``size`` (height, width) pixels; ``times`` float64 [V, T], the seconds at
+    which each frame of each view is shown; ``duration`` of the input in seconds (0 for an image); ``error``: None, or
+    one sentence about the part that could not be read.
     """
 
-    clips: Tensor
+    frames: Tensor
+    rows: Tensor
+    corners: list[tuple[int, int]]
+    size: tuple[int, int]
     times: NDArray[np.float64]
     duration: float
     error: str | None = None
 
+    @property
+    def clips(self) -> Tensor:
+        """uint8 [V, C, T, h, w], cut on the device where ``frames`` are; view v: clip v // crops, crop v % crops."""
+        height, width = self.size
+        num_clips, num_frames = self.rows.shape
+        shape = (num_clips, len(self.corners), len(self.frames), num_frames, height, width)
+        clips = self.frames.new_empty(shape)
+        for crop, (y, x) in enumerate(self.corners):
+            cut = self.frames[:, :, y : y + height, x : x + width]
+            for clip, row in enumerate(self.rows):
+                clips[clip, crop] = cut[:, row]
+        return clips.flatten(0, 1)
 
-def load_views(path: str | os.PathLike[str], spec: ClipSpec, num_clips: int, num_crops: int) -> Views:
+    def to(self, device: torch.device | str) -> Views:
+        """The same with ``frames`` on ``device``."""
+        return replace(self, frames=self.frames.to(device, non_blocking=True))
+
+
+def load_views(
+    path: str | os.PathLike[str],
+    spec: ClipSpec,
+    num_clips: int,
+    num_crops: int,
+    *,
+    start: float = 0.0,
+    end: float = float("inf"),
+    sample: Sampler | None = None,
+    decode: Literal["exact", "fast"] = "exact",
+    reader: IsolatedReader | None = None,
+) -> Views:
     """The test views of a video file, image file or http(s) address: opened once, each frame decoded and resized once.
 
-    An image is a still: every frame of a clip shows it. Raises :class:`UnreadableVideo` when nothing can be read.
+    An image is a still: every frame of a clip shows it. ``start`` and ``end`` are seconds after the first frame: the
+    segment to look at. ``sample`` chooses the frames instead of :func:`test_clips`; ``decode`` is that of
+    :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when nothing can be
+    read.
     """
+    pixels: NDArray[np.uint8]
     if is_image(path):
-        pixels, duration, error = _read_image(os.fspath(path))[np.newaxis], 0.0, None
+        pixels, duration, error = read_image(os.fspath(path))[np.newaxis], 0.0, None
         rows = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
         times = np.zeros(rows.shape)
     else:
-        with open_video(path) as video:
-            rows = test_clips(video.times, spec, num_clips)
+        with _open(path, reader, num_threads=0 if reader is None else 1, decode=decode) as video:
+            choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
+            rows = rows_within(video.times, start, end, choose, keyed_rng(0))
             distinct, inverse = np.unique(rows, return_inverse=True)
             pixels = video.frames(distinct).pixels
             times, duration, error = video.times[rows], video.duration, video.error
             rows = inverse.reshape(rows.shape)
-    crops = test_crops(pixels, spec, num_crops)  # [num_crops, C, K, h, w] of the K distinct frames
-    clips = crops.new_empty((num_clips, *crops.shape[:2], spec.num_frames, *spec.size))
-    for clip, row in zip(clips, torch.from_numpy(rows), strict=True):
-        torch.index_select(crops, 2, row, out=clip)
-    return Views(clips.flatten(0, 1), np.repeat(times, num_crops, axis=0), duration, error)
+    frames, corners = fit_crops(pixels, spec, num_crops)
+    return Views(
+        frames, torch.from_numpy(rows), corners, spec.size, np.repeat(times, num_crops, axis=0), duration, error
+    )
 
 
-def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the name is an image file's; a GIF counts as a video."""
-    return _extension(os.fspath(path)) in IMAGE_EXTENSIONS
+def rows_within(
+    times: NDArray[np.float64], start: float, end: float, sample: Sampler, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Frame numbers that ``sample`` chooses among those shown in [start, end) seconds after the first frame."""
+    if start <= 0 and end == float("inf"):
+        return sample(times, rng)
+    since = times - times[0]
+    first = max(0, int(np.searchsorted(since, start + 1e-6, side="right")) - 1)
+    last = max(first + 1, int(np.searchsorted(since, end - 1e-6)))
+    return sample(times[first:last], rng) + first
 
 
-def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
-    """(file or address, None or one sentence on why it cannot be read), in the order in which they were named.
+@dataclass(frozen=True)
+class Problem:
+    """A file of a list that could not be read, or only in part; ``replaced``: another stood in its place."""
 
-    Folders are searched to their depths for videos and images, hidden ones apart; they and globs give sorted names.
-    A missing file stays in the list, its error comes on reading; a folder or glob without any gives one entry, itself.
+    path: str
+    reason: str
+    replaced: bool
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Training clips: ``dataset[epoch, index]`` is a function of (seed, epoch, index) and of nothing else.
+
+    A video is opened and decoded once for ``num_clips`` clips at different times (MAE's repeats), each augmented
+    ``num_augments`` times (fine-tuning's); R is their product, times the clips that ``sample`` gives at once. A sample:
+
+    - ``clip`` uint8 [R, C, T, h, w], cropped and resized, RandAugment applied;
+    - ``flip`` bool [R], ``erase`` int64 [R, 4] (top, left, height, width; 0: nothing), ``noise_seed`` int64 [R]: what
+      :func:`hiera_video.data.on_device.on_device` still has to do;
+    - ``label``, ``path``, ``index`` of the video, ``repeat`` int64 [R], ``problems``, a list of :class:`Problem`.
+
+    A file that cannot be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
+    is drawn from the same key ("skip"), with a problem that says so. ``isolate``: decode in a child process, which a
+    broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.isolated`.
+    ``decode`` is that of :func:`hiera_video.open_video`.
     """
-    found: list[tuple[str, str | None]] = []
-    for name in inputs:
-        if is_address(name) or os.path.isfile(name):
-            found.append((name, None))
-        elif os.path.isdir(name):
-            files = sorted(_walk(name))
-            found += [(file, None) for file in files] or [(name, f"{name} is a folder without videos or images.")]
-        elif glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            files = [file for match in matches for file in (sorted(_walk(match)) if os.path.isdir(match) else [match])]
-            found += [(file, None) for file in dict.fromkeys(files)] or [(name, f"{name} matches no file.")]
-        else:
-            found.append((name, None))
-    return found
+
+    def __init__(
+        self,
+        videos: VideoList,
+        spec: ClipSpec,
+        *,
+        augment: Augment | None = None,
+        sample: Sampler | None = None,
+        num_clips: int = 1,
+        num_augments: int = 1,
+        seed: int = 0,
+        decode: Literal["exact", "fast"] = "exact",
+        on_error: Literal["skip", "raise"] = "skip",
+        isolate: bool = True,
+        time_limit: float = 60,
+    ) -> None:
+        counts = {"num_clips": num_clips, "num_augments": num_augments, "the number of videos": len(videos)}
+        for name, value in counts.items():
+            if value < 1:
+                raise RequestError(f"{name} is {value}, but is at least 1.")
+        if on_error not in ("skip", "raise"):
+            raise RequestError(f"on_error is {on_error!r}, but can be skip or raise.")
+        self.videos, self.spec, self.augment = videos, spec, augment or Augment()
+        self.sample: Sampler = sample or partial(_dense, spec)
+        self.num_clips, self.num_augments, self.seed = num_clips, num_augments, seed
+        self.decode, self.on_error = decode, on_error
+        self._reader = IsolatedReader(time_limit=time_limit) if isolate else None
+        self._bad: dict[int, str] = {}  # of this process: a file that hung is not waited for again
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        problems: list[Problem] = []
+        chosen = index
+        for attempt in range(MAX_REPLACEMENTS + 1):
+            # Another file in this slot has draws of its own: it may stand in a slot of its own too.
+            draws = (self.seed, epoch, index) if attempt == 0 else (self.seed, epoch, index, attempt)
+            try:
+                if chosen in self._bad:
+                    raise UnreadableVideo(self._bad[chosen])
+                return self._read(chosen, draws, problems)
+            except UnreadableVideo as error:
+                if self.on_error == "raise":
+                    raise
+                self._bad[chosen] = str(error)
+                problems.append(Problem(self.videos.path(chosen), str(error), replaced=True))
+            chosen = int(keyed_rng(self.seed, epoch, index, attempt, 1).integers(len(self)))
+        raise UnreadableVideo(
+            f"{len(problems)} videos drawn one after the other cannot be read: check the folder and the list "
+            f"(`hiera-video data check`); the last: {problems[-1].reason}"
+        )
+
+    def _read(self, index: int, draws: tuple[int, ...], problems: list[Problem]) -> dict[str, Any]:
+        path = self.videos.path(index)
+        with _open(path, self._reader, num_threads=1, decode=self.decode) as video:
+            clips = self._draw(video, index, draws)
+            distinct = np.unique(np.concatenate([clip.row for clip in clips]))
+            _, images = video.read(distinct, self._short_side(video, clips))
+            place = {number: i for i, number in enumerate(distinct.tolist())}
+            pixels = torch.empty((len(clips), 3, self.spec.num_frames, *self.spec.size), dtype=torch.uint8)
+            for clip, out in zip(clips, pixels, strict=True):
+                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out)
+            if video.error is not None:
+                problems.append(Problem(path, video.error, replaced=False))
+        return {
+            "clip": pixels,
+            "flip": torch.tensor([clip.flip for clip in clips]),
+            "erase": torch.from_numpy(np.stack([clip.erase for clip in clips])),
+            "noise_seed": torch.tensor([clip.noise_seed for clip in clips]),
+            "label": self.videos.label(index),
+            "path": path,
+            "index": index,
+            "repeat": torch.arange(len(clips)),
+            "problems": problems,
+        }
+
+    def _draw(self, video: Video, index: int, draws: tuple[int, ...]) -> list[_Clip]:
+        """What each clip is, decided by its key alone; the clip's start is its key's first draw."""
+        clips: list[_Clip] = []
+        start, end = float(self.videos.starts[index]), float(self.videos.ends[index])
+        for _ in range(self.num_clips):
+            rng = self._rng(draws, len(clips))
+            for row in rows_within(video.times, start, end, self.sample, rng):
+                for _ in range(self.num_augments):
+                    clips.append(self._draw_one(row, rng))
+                    rng = self._rng(draws, len(clips))
+        return clips
+
+    def _rng(self, draws: tuple[int, ...], repeat: int) -> np.random.Generator:
+        seed, epoch, index, *attempt = draws
+        return keyed_rng(seed, epoch, index, repeat, *attempt)
+
+    def _draw_one(self, row: NDArray[np.int64], rng: np.random.Generator) -> _Clip:
+        return _Clip(
+            row=row,
+            crop=draw_crop(rng, self.augment),
+            flip=bool(rng.random() < self.augment.flip),
+            erase=draw_erase(rng, self.augment, self.spec.size),
+            noise_seed=int(rng.integers(2**63)),
+            rng=rng,
+        )
+
+    def _short_side(self, video: Video, clips: list[_Clip]) -> int | None:
+        """Pixels to decode to: RandAugment works on whole pictures of the published size, other clips on a crop."""
+        if min(video.stored_size) == 0:
+            return None
+        if self.augment.num_ops:
+            return self.spec.resize
+        height, width = video.stored_size
+        return max(short_side_needed(clip.crop, height, width, self.spec.size) for clip in clips)
+
+    def _cut(self, images: list[Image], clip: _Clip, out: Tensor) -> None:
+        if self.augment.num_ops:
+            frames = rand_augment(np.stack(images), self.augment, clip.rng)
+            top, left, height, width = crop_box(clip.crop, *frames.shape[1:3])
+            crop_resize(frames, (top, left, height, width), self.spec, out=out)
+            return
+        top, left, height, width = crop_box(clip.crop, *images[0].shape[:2])
+        box = np.stack([image[top : top + height, left : left + width] for image in images])
+        crop_resize(box, (0, 0, height, width), self.spec, out=out)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and _extension(file) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-                yield os.path.join(where, file)
+@dataclass
+class _Clip:
+    """All that is drawn for one clip; ``rng`` goes on with RandAugment's draws."""
+
+    row: NDArray[np.int64]
+    crop: CropDraw
+    flip: bool
+    erase: NDArray[np.int64]
+    noise_seed: int
+    rng: np.random.Generator
 
 
-def _extension(path: str) -> str:
-    return os.path.splitext(urlsplit(path).path if is_address(path) else path)[1].lower()
+def _dense(spec: ClipSpec, times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    return train_clips(times, spec, rng)
 
 
-def _read_image(path: str) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], RGB, upright as its EXIF orientation says; transparent places come on white."""
-    from PIL import Image, ImageOps
-
-    with local_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.has_transparency_data:
-                    upright = upright.convert("RGBA")
-                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-                return np.array(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableVideo(f"{path} is not an image that can be read ({error}): check the file.") from error
+def _open(path: str | os.PathLike[str], reader: IsolatedReader | None, **options: Any) -> Video:
+    return open_video(path, **options) if reader is None else reader.open(path, **options)

@@ -1,15 +1,14 @@
-"""What reads a video file's bytes: its index of frames, and the two decoders behind :mod:`hiera_video.data.reader`.
+"""The decoders behind :mod:`hiera_video.data.reader`: PyAV, decord, torchcodec, and pictures in a folder.
 
-The index comes from the packets alone (nothing is decoded), so both decoders count frames by the same times. A decoder
-has ``read(wanted)``: ascending distinct frame numbers -> one image each, and ``error``: what it could not decode.
+Each has ``read(wanted, short_side)``: ascending distinct frame numbers -> the frame numbers that are shown and one
+upright image for each; and ``error``: what it could not decode. ``short_side`` is what the caller can do with, in
+pixels: a decoder that can shrink on its way does so, the others give the full size.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from importlib import metadata
@@ -19,172 +18,120 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.frame_index import FrameIndex, Media, reason
 from hiera_video.errors import UnreadableVideo
 
 Image = NDArray[np.uint8]
+Numbers = NDArray[np.int64]
 
-#: Containers in which decord returns the frame that was asked for. In AVI and MPEG program streams with B-frames, and
-#: in transport streams, decord 0.6 and decord2 3.4 return other frames without an error.
-DECORD_CONTAINERS = ("mov", "matroska")
-
-
-@dataclass(frozen=True)
-class FrameIndex:
-    """Every frame of one video stream in display order, as the packets tell it.
-
-    ``name`` is what messages call the file. ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds;
-    ``keys`` are the frame numbers at which decoding can start; ``end`` is where the last frame ends, in seconds;
-    ``stream`` is the stream's number in the file, ``container`` FFmpeg's name of the format. ``in_order``: the
-    container has no presentation times that could be trusted (AVI, raw streams), so frames are counted as they
-    leave the decoder.
-    """
-
-    name: str
-    pts: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    time_base: Fraction
-    end: float
-    stream: int
-    container: str
-    in_order: bool
-    error: str | None
-
-    @property
-    def times(self) -> NDArray[np.float64]:
-        """Float64 [N], seconds at which each frame begins to be shown."""
-        return self.pts * self.time_base.numerator / self.time_base.denominator
-
-
-def read_index(path: str, name: str) -> FrameIndex:
-    """The index of the stream that FFmpeg calls best. Raises :class:`UnreadableVideo`, with ``name``, without one."""
-    import av
-
-    try:
-        container = av.open(path, metadata_errors="ignore")  # titles may be in any encoding
-    except (av.FFmpegError, OSError) as error:
-        raise UnreadableVideo(
-            f"{name} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
-        ) from error
-    with container:
-        stream = container.streams.best("video")
-        # The cover picture of a music file is a video stream to FFmpeg, but not to anybody else.
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            found = ", ".join(sorted({one.type for one in container.streams})) or "nothing"
-            raise UnreadableVideo(f"{name} has no video stream (it holds {found} only): give a file with pictures.")
-        return _index_packets(name, container, stream)
-
-
-def _index_packets(name: str, container: Any, stream: Any) -> FrameIndex:
-    import av
-
-    packets: list[tuple[int | None, int | None, int, bool]] = []  # pts, dts, duration, keyframe
-    end_of_all, unusable, error = 0.0, 0, None
-    try:
-        for packet in container.demux():
-            if not packet.size:
-                continue
-            if packet.dts is not None:
-                end_of_all = max(end_of_all, float((packet.dts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index != stream.index:
-                continue
-            # An edit list may hide frames; a file that is cut off ends in half a packet.
-            if packet.is_discard or packet.is_corrupt:
-                unusable += packet.is_discard
-                continue
-            packets.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
-    except av.FFmpegError as failure:
-        error = f"the file cannot be read to its end ({reason(failure)})."
-    if not packets:
-        raise UnreadableVideo(f"{name} holds no complete frame of its video: copy or download it again.")
-
-    rate = stream.average_rate or stream.guessed_rate or Fraction(30)
-    time_base = stream.time_base
-    pts = [packet[0] for packet in packets]
-    in_order = container.format.name == "avi" or None in pts or len(set(pts)) < len(pts)
-    if in_order:
-        pts = [packet[1] for packet in packets]
-    if None in pts or len(set(pts)) < len(pts):  # a raw stream: there is no time but the rate
-        pts = [round(number / (rate * time_base)) for number in range(len(packets))]
-    order = np.argsort(np.array(pts, dtype=np.int64), kind="stable")
-    ascending = np.array(pts, dtype=np.int64)[order]
-    keys = np.flatnonzero([packets[number][3] for number in order])
-    last = packets[order[-1]][2] or (ascending[-1] - ascending[-2] if len(packets) > 1 else 1 / (rate * time_base))
-    end = float((int(ascending[-1]) + Fraction(last)) * time_base)
-    if error is None:
-        error = _cut_off(container, stream, len(packets) + unusable, end, end_of_all)
-    return FrameIndex(name, ascending, keys, time_base, end, stream.index, container.format.name, in_order, error)
-
-
-def _cut_off(container: Any, stream: Any, num_packets: int, end: float, end_of_all: float) -> str | None:
-    """One sentence when the header promises more than the file holds: a broken download or copy."""
-    if stream.frames > num_packets:
-        return f"the file is cut off after {end:.1f} s: {num_packets} of {stream.frames} frames are there."
-    if container.format.name.startswith("matroska") and container.duration:
-        promised = container.duration / 1e6 + max(0, container.start_time or 0) / 1e6
-        # Rounded headers and the last packet's unknown length differ by some frames; half a second is not that.
-        if end_of_all < promised - max(0.5, 0.02 * promised):
-            return f"the file is cut off after {end:.1f} s of {promised:.1f} s."
-    return None
-
-
-def reason(error: BaseException) -> str:
-    """The part of a decoder's message that a person can use: no stack, no source lines, no numbers of errors."""
-    lines = str(error).strip().splitlines()
-    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", lines[0] if lines else type(error).__name__)
-    return re.sub(r"^\[Errno -?\d+\] |: '.*'(; last error log: .*)?$", "", text).strip()
+#: Containers in which decord and torchcodec return the frame that was asked for. In AVI with B-frames and in transport
+#: streams, decord 0.6, decord2 3.4 and torchcodec 0.17 return other frames without an error.
+RELIABLE_CONTAINERS = ("mov", "matroska")
+#: Codecs whose decoders leave out, on demand and without a trace in the rest, pictures that no other refers to. One
+#: to two thirds of a usual H.264 file's pictures are such.
+SKIPPING_CODECS = ("h264", "hevc")
 
 
 class PyAVDecoder:
-    """Decodes forwards from where it stands; it seeks to go back, or when a keyframe lies between."""
+    """Decodes forwards from where it stands; it seeks to go back, or when a keyframe lies between.
+
+    Of H.264 and HEVC it does not decode pictures that were neither asked for nor are referred to: what comes out is
+    the same, for half to four fifths of the work. ``fast`` decodes none of those at all, and no loop filter: what is
+    shown is the nearest picture, at most half the smallest step between frames away, else it is decoded exactly.
+    """
 
     backend = "pyav"
 
-    def __init__(self, path: str, index: FrameIndex) -> None:
+    def __init__(self, media: Media, index: FrameIndex, container: Any, num_threads: int, fast: bool) -> None:
         self.error: str | None = None
-        self._path, self._index = path, index
+        self.time_error = 0.0
+        self._media, self._index = media, index
+        self._num_threads = num_threads
         self._numbers = {int(pts): number for number, pts in enumerate(index.pts)}
-        self._container: Any = None
+        self._skips = index.codec in SKIPPING_CODECS and not index.in_order
+        self._fast = fast and self._skips
+        self._wanted: frozenset[int] = frozenset()
+        self._last = -1
+        self._skipping = ""
         self._frames: Iterator[tuple[int, Any]]  # (frame number, av.VideoFrame) from where decoding stands
         self._shown: tuple[int, Any] | None = None
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
         self._size: tuple[int, int] | None = None
         self._reason = "no frame comes out of the decoder"
+        # Opening again is the one way back to the beginning that every format knows; these know another.
+        self._container: Any = container
+        self._rewinds = index.container.startswith(("mov", "matroska")) and len(index.keys) > 0 and index.keys[0] == 0
+        self._configure()
         self._start(0)
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
+        self._container.close()
 
-    def read(self, wanted: NDArray[np.int64]) -> list[Image]:
-        """One upright image for each of ``wanted`` (ascending), from one pass.
+    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
+        """The numbers of the frames shown, and one upright image for each of ``wanted`` (ascending), from one pass.
 
         In place of a frame that cannot be decoded stands the nearest earlier one that can, or the first later one.
         """
-        images: list[Image] = []
-        for number in wanted.tolist():
-            self._seek(number)
+        step = int(np.diff(wanted).min(initial=len(self._index.pts)))
+        if self._fast and len(wanted) > 1 and step >= 2:
+            self._expect(wanted, nothing=True)
+            frames = [self._nearest(number) for number in wanted.tolist()]
+            found = [frame for frame in frames if frame is not None]
+            shown = np.array([number for number, _ in found], dtype=np.int64)
+            if len(found) == len(wanted) and 2 * np.abs(shown - wanted).max() <= step:
+                times = self._index.times
+                self.time_error = max(self.time_error, float(np.abs(times[shown] - times[wanted]).max()))
+                return shown, [self._image(frame, short_side) for _, frame in found]
+        if self._fast:
+            self._fast = False  # too few of this file's pictures are left to choose from
+            self._reopen()
+        self._expect(wanted)
+        shown_images = [self._exact(number, short_side) for number in wanted.tolist()]
+        return np.array([number for number, _ in shown_images], dtype=np.int64), [image for _, image in shown_images]
+
+    def _exact(self, number: int, short_side: int | None) -> tuple[int, Image]:
+        self._seek(number)
+        self._advance(number)
+        if (self._shown is None or self._shown[0] != number) and self._skips:
+            self._skips = False  # something is broken: see it with every picture decoded
+            self._start(self._key_before(number))
             self._advance(number)
-            if self._shown is None and self._started_at > 0:
-                # The keyframe is broken, or the seek went past it: an earlier frame exists only from the beginning.
-                self._start(0)
-                self._advance(number)
-            shown = self._shown or self._ahead
-            if shown is None:
-                raise UnreadableVideo(
-                    f"no frame of {self._index.name} can be decoded ({self._reason}): convert it to mp4."
-                )
-            if shown[0] != number:
-                self._note_gap()
-            images.append(self._image(shown[1]))
-        return images
+        if self._shown is None and self._started_at > 0:
+            # The keyframe is broken, or the seek went past it: an earlier frame exists only from the beginning.
+            self._reopen()
+            self._advance(number)
+        shown = self._shown or self._ahead
+        if shown is None:
+            raise UnreadableVideo(f"no frame of {self._media.name} can be decoded ({self._reason}): convert it to mp4.")
+        if shown[0] != number:
+            self._note_gap()
+        return shown[0], self._image(shown[1], short_side)
+
+    def _nearest(self, number: int) -> tuple[int, Any] | None:
+        self._seek(number)
+        self._advance(number)
+        near = [one for one in (self._shown, self._ahead) if one is not None]
+        if self._ahead is None and (self._shown is None or self._shown[0] < number):
+            following = next(self._frames, None)
+            if following is not None:
+                self._ahead = following
+                near.append(following)
+        return min(near, key=lambda one: abs(one[0] - number), default=None)
+
+    def _expect(self, wanted: Numbers, *, nothing: bool = False) -> None:
+        """Tell which frames the next pass is for; those after the last may be asked for later, and are decoded."""
+        self._wanted, self._last = frozenset() if nothing else frozenset(wanted.tolist()), int(wanted[-1])
+
+    def _key_before(self, number: int) -> int:
+        keys = self._index.keys
+        return 0 if self._index.in_order else int(keys[keys <= number].max(initial=0))
 
     def _seek(self, number: int) -> None:
         """Jump to the last keyframe before ``number`` if it is nearer than where decoding stands."""
         position = max(self._shown[0] if self._shown else -1, self._ahead[0] if self._ahead else -1)
         behind = self._shown is not None and number < self._shown[0]
-        keys = self._index.keys
-        key = 0 if self._index.in_order else int(keys[keys <= number].max(initial=0))
+        key = self._key_before(number)
         if behind or key > position + 1:
             self._start(key)
 
@@ -200,21 +147,36 @@ class PyAVDecoder:
                 return
             self._shown = following
 
+    def _reopen(self) -> None:
+        self._rewinds = False
+        self._start(0)
+
     def _start(self, key: int) -> None:
         import av
 
         self._shown = self._ahead = None
         self._started_at = key
-        if key > 0:
+        if key > 0 or self._rewinds:
             try:
-                self._container.seek(int(self._index.pts[key]), stream=self._container.streams[self._index.stream])
+                stream = self._container.streams[self._index.stream]
+                self._container.seek(int(self._index.pts[key]), stream=stream)
             except av.FFmpegError:
+                self._rewinds = False
                 self._started_at = key = 0
-        if key == 0:
-            # Opening again is the one way back to the beginning that every format knows.
-            self.close()
-            self._container = av.open(self._path, metadata_errors="ignore")
+        if key == 0 and not self._rewinds:
+            self._container.close()
+            self._container = self._media.open()
+            self._configure()
         self._frames = self._decode(waiting=key > 0)
+
+    def _configure(self) -> None:
+        """Set up a decoder that has not started."""
+        context = self._container.streams[self._index.stream].codec_context
+        context.thread_type = "NONE" if self._num_threads == 1 else "AUTO"
+        context.thread_count = self._num_threads
+        if self._fast:
+            context.options = {"skip_loop_filter": "all"}
+        self._skipping = ""
 
     def _decode(self, waiting: bool) -> Iterator[tuple[int, Any]]:
         """(frame number, frame) in display order; after a packet that does not decode, on from the next keyframe.
@@ -223,11 +185,14 @@ class PyAVDecoder:
         """
         import av
 
+        stream = self._container.streams[self._index.stream]
         count = 0
         try:
-            for packet in self._container.demux(self._container.streams[self._index.stream]):
+            for packet in self._container.demux(stream):
                 if packet.size and (packet.is_corrupt or (waiting and not packet.is_keyframe)):
                     continue
+                if self._skips or self._fast:
+                    self._skip(stream.codec_context, self._numbers.get(packet.pts, -1))
                 try:
                     frames = packet.decode()
                     waiting = waiting and not packet.is_keyframe
@@ -239,8 +204,14 @@ class PyAVDecoder:
                     count += 1
                     if number is not None and number < len(self._index.pts):
                         yield number, frame
-        except av.FFmpegError as error:  # the file, not a packet: a disk or a network that failed
+        except (av.FFmpegError, IndexError) as error:  # the file, not a packet: a disk or a network that failed
             self._reason = reason(error)
+
+    def _skip(self, context: Any, number: int) -> None:
+        """Let the decoder leave out the picture ``number`` if nobody wants it and no other refers to it."""
+        skipping = "NONREF" if self._fast or (number < self._last and number not in self._wanted) else "DEFAULT"
+        if skipping != self._skipping:
+            context.skip_frame = self._skipping = skipping
 
     def _note_gap(self) -> None:
         """Say in ``error`` which frames are missing: those between the last that came and the next."""
@@ -249,13 +220,26 @@ class PyAVDecoder:
         where = f"between {begin} and {end}" if begin and end else f"after {begin}" if begin else f"before {end}"
         self.error = f"frames {where} cannot be decoded ({self._reason})."
 
-    def _image(self, frame: Any) -> Image:
+    def _image(self, frame: Any, short_side: int | None) -> Image:
         # A stream may change its size on the way; all frames of a video come in the size of the first.
         self._size = self._size or (frame.width, frame.height)
-        width, height = self._size
+        width, height = _shrunk(self._size, short_side)
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+    """The size with its short side no longer than ``short_side``, in proportion."""
+    if short_side is None or short_side >= min(size):
+        return size
+    first, second = (round(side * Fraction(short_side, min(size))) for side in size)
+    return first, second
+
+
+def _check_container(index: FrameIndex, backend: str) -> None:
+    if not index.container.startswith(RELIABLE_CONTAINERS) or index.in_order:
+        raise ValueError(f"{backend} does not find frames reliably in {index.container} files")
 
 
 class DecordDecoder:
@@ -263,15 +247,17 @@ class DecordDecoder:
 
     backend = "decord"
     error = None
+    time_error = 0.0
 
-    def __init__(self, path: str, index: FrameIndex, num_threads: int) -> None:
-        if not index.container.startswith(DECORD_CONTAINERS) or index.in_order:
-            raise ValueError(f"decord does not find frames reliably in {index.container} files")
+    def __init__(self, media: Media, index: FrameIndex, num_threads: int) -> None:
+        if not isinstance(media.place, str):
+            raise ValueError("decord reads files only")
+        _check_container(index, self.backend)
         if index.error is not None:
             raise ValueError("decord may hang in a file that is cut off")
         decord = import_decord()
         # A tolerance of 0 would mean "any": decord then passes a neighbour off as the frame that it cannot decode.
-        self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
+        self._reader: Any = decord.VideoReader(media.place, ctx=decord.cpu(0), num_threads=num_threads, fault_tol=1e-9)
         if len(self._reader) != len(index.pts):
             raise ValueError(f"decord counts {len(self._reader)} frames, the file has {len(index.pts)}")
         starts = self._reader.get_frame_timestamp(np.arange(len(index.pts)))[:, 0]  # float32, from zero
@@ -286,11 +272,75 @@ class DecordDecoder:
     def close(self) -> None:
         self._reader = None
 
-    def read(self, wanted: NDArray[np.int64]) -> list[Image]:
-        """One upright image for each of ``wanted`` (ascending), from one pass."""
+    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
+        """One upright image for each of ``wanted`` (ascending), in full size, from one pass."""
         batch = self._reader.get_batch(wanted)
         # Somebody may have told decord to give torch tensors (``decord.bridge``).
-        return list(batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch))
+        return wanted, list(batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch))
+
+
+class TorchcodecDecoder:
+    """torchcodec, where it is installed with an FFmpeg that it finds; raises what torchcodec raises."""
+
+    backend = "torchcodec"
+    error = None
+    time_error = 0.0
+
+    def __init__(self, media: Media, index: FrameIndex, num_threads: int) -> None:
+        import torchcodec.decoders
+
+        _check_container(index, self.backend)
+        if "av1" in index.codec or "dav1d" in index.codec:
+            # Both bring a dav1d of their own: torchcodec 0.17 with FFmpeg 5 beside PyAV 18 ends the process here.
+            raise ValueError("torchcodec may crash on AV1 where PyAV is loaded too")
+        if not isinstance(media.place, str):
+            media.place.seek(0)
+        self._decoder: Any = torchcodec.decoders.VideoDecoder(
+            media.place, stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads
+        )
+        if len(self._decoder) != len(index.pts):
+            raise ValueError(f"torchcodec counts {len(self._decoder)} frames, the file has {len(index.pts)}")
+
+    def close(self) -> None:
+        self._decoder = None
+
+    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
+        """One upright image for each of ``wanted`` (ascending), in full size, from one pass."""
+        return wanted, list(self._decoder.get_frames_at(wanted.tolist()).data.numpy())
+
+
+class PictureDecoder:
+    """A folder's pictures as frames, each in the size of the first."""
+
+    backend = "pictures"
+    error = None
+    time_error = 0.0
+
+    def __init__(self, paths: list[str]) -> None:
+        self._paths = paths
+        self._size: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        pass
+
+    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
+        """One image for each of ``wanted``; a JPEG is decoded straight to the smaller size."""
+        return wanted, [self._image(self._paths[number], short_side) for number in wanted.tolist()]
+
+    def _image(self, path: str, short_side: int | None) -> Image:
+        from PIL import Image as Pictures
+        from PIL import ImageOps
+
+        try:
+            with Pictures.open(path) as picture:
+                lies = picture.getexif().get(0x0112, 1) >= 5  # the orientation swaps width and height
+                self._size = self._size or (picture.size[::-1] if lies else picture.size)
+                size = _shrunk(self._size, short_side)
+                picture.draft("RGB", size[::-1] if lies else size)
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                return np.array(upright if upright.size == size else upright.resize(size, Pictures.Resampling.BILINEAR))
+        except (OSError, SyntaxError, ValueError, Pictures.DecompressionBombError) as error:
+            raise UnreadableVideo(f"{path} is not an image that can be read ({error}): check the file.") from error
 
 
 @cache

@@ -33,7 +33,7 @@ from hiera_video.data.camera_motion import (
 from hiera_video.data.pictures import photographs, procedural_picture
 from hiera_video.data.reader import open_video
 from hiera_video.data.sampling import train_clips
-from hiera_video.data.transforms import test_crops
+from hiera_video.data.transforms import fit_crops
 from hiera_video.spec import ClipSpec
 
 Sample = tuple[Tensor, Tensor, int]
@@ -93,7 +93,7 @@ def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
             made = make_video(path, rng, label, pool, rng.uniform(2.2, 3.0))
             with open_video(path) as video:
                 for row in train_clips(video.times, spec, rng, num_clips=2):
-                    clip = test_crops(video.frames(row).pixels, spec, 1)[0]
+                    clip, _ = fit_crops(video.frames(row).pixels, spec, 1)
                     seen = flow(made.motion.at(row), [patch.at(row) for patch in made.patches], spec.size[0] // 4)
                     samples.append((clip, seen.half(), label))
     return samples

@@ -4,12 +4,13 @@ A clip of 16 frames, stride 4, at a target of 30 fps spans 64 / 30 s whatever th
 
     frame   0   4   8  12  16  21  25  29  33  37  42  46  50  54  58  63    (not 0, 4, ..., 60: the ends are included)
 
-Source: slowfast/datasets/decoder.py of facebookresearch/SlowFast, with ``USE_OFFSET_SAMPLING``.
+Source: slowfast/datasets/decoder.py of facebookresearch/SlowFast, with ``USE_OFFSET_SAMPLING``; its ssv2.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,12 @@ from hiera_video.spec import ClipSpec
 
 #: A time may be this much off its place and still be a rounded one: mkv, webm and flv keep whole milliseconds.
 ROUNDING_S = 1.001e-3
+
+
+def keyed_rng(*key: int) -> np.random.Generator:
+    """The generator of a key of integers from 0 on, such as (seed, epoch, index, repeat)."""
+    # The length goes first: SeedSequence fills short keys up with zeros, so (1, 2) and (1, 2, 0) would be one.
+    return np.random.default_rng((len(key), *key))
 
 
 def train_clips(times: ArrayLike, spec: ClipSpec, rng: np.random.Generator, *, num_clips: int = 1) -> NDArray[np.int64]:
@@ -49,10 +56,64 @@ def test_clips(times: ArrayLike, spec: ClipSpec, num_clips: int) -> NDArray[np.i
 test_clips.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest is not meant
 
 
+def segment_clips(
+    times: ArrayLike, spec: ClipSpec, rng: np.random.Generator | None = None, *, num_clips: int = 1
+) -> NDArray[np.int64]:
+    """Frame numbers int64 [num_clips, num_frames], one of each of num_frames segments of the whole video (SSv2).
+
+    With ``rng``: a random frame of each segment. Without: the middle one; of several clips, clip k shows the frame k /
+    num_clips into each segment. A short video repeats frames. ``times`` are those of the frames in seconds, ascending.
+    Source: SlowFast ``slowfast/datasets/ssv2.py``; for several clips VideoMAE ``ssv2.py``.
+    """
+    seconds, rate = _grid(times)
+    num_segments, shape = spec.num_frames, (_at_least_one(num_clips), spec.num_frames)
+    edges = np.round((len(seconds) - 1) / num_segments * np.arange(num_segments + 1)).astype(np.int64)
+    positions: NDArray[np.int64] | NDArray[np.float64]
+    if rng is not None:
+        positions = rng.integers(edges[:-1], edges[1:], size=shape, endpoint=True)
+    elif num_clips == 1:
+        positions = (edges[np.newaxis, :-1] + edges[np.newaxis, 1:]) // 2
+    else:
+        length = len(seconds) / num_segments
+        offsets = length * (np.arange(num_clips) / num_clips)
+        positions = np.floor(offsets[:, np.newaxis] + length * np.arange(num_segments))
+    return _shown(seconds, rate, positions, is_uniform(seconds, rate))
+
+
+def windows(times: ArrayLike, spec: ClipSpec, hop: float) -> Iterator[NDArray[np.int64]]:
+    """Frame numbers int64 [num_frames] of one clip every ``hop`` seconds, from the first frame on.
+
+    The last clip ends with the video, and so begins less than a hop after the one before it: with a hop up to the span
+    of a clip, each frame lies within one. A video shorter than a clip gives one, which repeats its last frame.
+    ``times`` are the frames' times in seconds, ascending [N].
+    """
+    seconds, rate = _grid(times)
+    if not 0 < hop < math.inf:
+        raise RequestError(f"hop is {hop:g} s, but is a number of seconds above 0.")
+    uniform = is_uniform(seconds, rate)
+    room = max(0.0, len(seconds) - spec.span * rate)
+    num_before = math.ceil(room / (hop * rate) - 1e-6)
+    # The hair undoes 20.99999, for which truncation would show frame 20, and at the end lose the last one.
+    starts = ((k * hop * rate if k < num_before else room) + 1e-6 for k in range(num_before + 1))
+    return (_shown(seconds, rate, _positions(seconds, rate, spec, np.array([start])), uniform)[0] for start in starts)
+
+
 def _clips(times: NDArray[np.float64], rate: float, spec: ClipSpec, starts: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions linspace(start, start + clip_size - 1) in frames of the mean rate, and the frames shown there."""
-    positions = np.linspace(starts, starts + spec.span * rate - 1, spec.num_frames, axis=1).clip(0, len(times) - 1)
-    if is_uniform(times, rate):
+    return _shown(times, rate, _positions(times, rate, spec, starts), is_uniform(times, rate))
+
+
+def _positions(
+    times: NDArray[np.float64], rate: float, spec: ClipSpec, starts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """linspace(start, start + clip_size - 1), in frames of the mean rate."""
+    return np.linspace(starts, starts + spec.span * rate - 1, spec.num_frames, axis=1).clip(0, len(times) - 1)
+
+
+def _shown(
+    times: NDArray[np.float64], rate: float, positions: NDArray[np.float64] | NDArray[np.int64], uniform: bool
+) -> NDArray[np.int64]:
+    """The frames shown at positions in frames of the mean rate."""
+    if uniform:
         return positions.astype(np.int64)
     # Variable rate: a position is a time. The hair keeps a frame that begins at just that time.
     shown: NDArray[np.int64] = np.searchsorted(times, times[0] + positions / rate + 1e-6, side="right").astype(np.int64)

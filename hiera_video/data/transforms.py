@@ -14,8 +14,10 @@ from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 
 
-def test_crops(frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int) -> Tensor:
-    """uint8 [T, H, W, C] -> uint8 [num_crops, C, T, h, w], with (h, w) = ``spec.size``.
+def fit_crops(
+    frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """uint8 [T, H, W, C] -> resized uint8 [C, T, H', W'], and the (top, left) of each crop of ``spec.size`` in it.
 
     Three crops: the picture just covers ``spec.size``; first, centre and last along the side that is left over.
     One crop: the short side goes to ``spec.resize`` (when ``spec.size`` is not square: its short side's), centre.
@@ -29,16 +31,13 @@ def test_crops(frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: in
     spare_y, spare_x = pictures.shape[2] - height, pictures.shape[3] - width
     top, left = math.ceil(spare_y / 2), math.ceil(spare_x / 2)
     if num_crops == 1:
-        corners = [(top, left)]
+        pictures = pictures[:, :, top : top + height, left : left + width]
+        corners = [(0, 0)]
     elif spare_y > spare_x:
         corners = [(0, left), (top, left), (spare_y, left)]
     else:
         corners = [(top, 0), (top, left), (top, spare_x)]
-    planes = pictures.transpose(0, 1).contiguous()  # [C, T, H, W]: once, so that crops are copied by whole rows
-    return torch.stack([planes[:, :, y : y + height, x : x + width] for y, x in corners])
-
-
-test_crops.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest is not meant
+    return pictures.transpose(0, 1).contiguous(), corners  # once, so that crops are copied by whole rows
 
 
 def _cover(pictures: Tensor, height: float, width: float, spec: ClipSpec) -> Tensor:

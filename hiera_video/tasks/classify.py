@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiera_video.data.dataset import Views, find_inputs, load_views
+from hiera_video.data.dataset import Views, load_views
+from hiera_video.data.inputs import find_inputs
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import from_pretrained
@@ -133,7 +134,7 @@ class VideoClassifier:
         num_views = 0
         for name, views in loaded:
             waiting.append((name, views))
-            num_views += 0 if isinstance(views, str) else len(views.clips)
+            num_views += 0 if isinstance(views, str) else len(views.times)
             if num_views >= batch_size:
                 yield from self._answer(waiting, top_k, batch_size, num_crops, keep_frames)
                 waiting, num_views = [], 0
@@ -144,13 +145,15 @@ class VideoClassifier:
     ) -> Iterator[Prediction]:
         clips = [views.clips for _, views in files if not isinstance(views, str)]
         scores = iter(self.scores(torch.cat(clips), batch_size).split([len(clip) for clip in clips]) if clips else ())
+        cut = iter(clips)
         for name, views in files:
             if isinstance(views, str):
                 yield Prediction(name, None, [], views)
                 continue
             mean = next(scores).mean(dim=0)
             best = [Score(self.labels[index], index, float(mean[index])) for index in mean.topk(top_k).indices.tolist()]
-            middle = views.clips[len(views.clips) // num_crops // 2 * num_crops + num_crops // 2]
+            shown = next(cut)
+            middle = shown[len(shown) // num_crops // 2 * num_crops + num_crops // 2]
             # A copy: a view would keep every clip of the file in memory until the picture is drawn.
             frames = middle.permute(1, 2, 3, 0).clone().numpy() if keep_frames else None
             yield Prediction(name, round(views.duration, 6), best, views.error, frames)

@@ -1,0 +1,96 @@
+"""Where a video's bytes come from: a file, an address, memory, or a folder of pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import BinaryIO, TypeAlias
+from urllib.parse import urlsplit
+
+from hiera_video.errors import UnreadableVideo
+
+#: A path or http(s) address, the bytes of a file, or an open binary file that can seek.
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+
+IMAGE_EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+MAX_DOWNLOAD_BYTES = 4 * 2**30
+DOWNLOAD_TIMEOUT_S = 30
+
+
+def name_of(source: Source) -> str:
+    """What messages call a source."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return str(getattr(source, "name", "<file object>"))
+
+
+def is_address(path: str) -> bool:
+    """Whether this is an http(s) address."""
+    return urlsplit(path).scheme in ("http", "https")
+
+
+def extension(path: str) -> str:
+    """In lower case, with its dot; of an address, that of its path."""
+    return os.path.splitext(urlsplit(path).path if is_address(path) else path)[1].lower()
+
+
+@contextmanager
+def local_file(path: str) -> Iterator[str]:
+    """The absolute path of a file that is there and not empty; an http(s) address is downloaded for as long.
+
+    Downloaded, not handed to FFmpeg: times, frames and a second decoder each read the file, and the network once.
+    Raises :class:`UnreadableVideo`, one sentence.
+    """
+    if is_address(path):
+        with tempfile.TemporaryDirectory(prefix="hiera_video_") as folder:
+            target = os.path.join(folder, os.path.basename(urlsplit(path).path) or "download")
+            _download(path, target)
+            yield target
+        return
+    if os.path.isdir(path):
+        raise UnreadableVideo(f"{path} is a folder, not a file: name the files in it.")
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check its permissions"
+        raise UnreadableVideo(f"{path} cannot be read ({error.strerror}): {remedy}.") from error
+    if empty:
+        raise UnreadableVideo(f"{path} is empty (0 bytes): copy or download it again.")
+    yield os.path.abspath(path)  # absolute, or FFmpeg takes "a:b.mp4" for a protocol
+
+
+def pictures_in(folder: str) -> list[str]:
+    """The image files of a folder in the order of the numbers in their names: img_9.jpg before img_10.jpg.
+
+    Raises :class:`UnreadableVideo` when there is none.
+    """
+    names = [name for name in os.listdir(folder) if extension(name) in IMAGE_EXTENSIONS and not name.startswith(".")]
+    if not names:
+        raise UnreadableVideo(f"{folder} is a folder without pictures: give one with its frames as JPEG files.")
+    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return [os.path.join(folder, name) for name in names]
+
+
+def _download(address: str, target: str) -> None:
+    limit = f"{MAX_DOWNLOAD_BYTES / 2**30:g} GiB"
+    try:
+        with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT_S) as answer, open(target, "wb") as file:
+            while block := answer.read(2**20):
+                file.write(block)
+                if file.tell() > MAX_DOWNLOAD_BYTES:
+                    raise UnreadableVideo(f"{address} is larger than {limit}: download it yourself and name the file.")
+            size = file.tell()
+    except UnreadableVideo:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise UnreadableVideo(f"{address} cannot be fetched ({error}): check the address and the network.") from error
+    if size == 0:
+        raise UnreadableVideo(f"{address} gives an empty file: check the address.")

@@ -1,0 +1,210 @@
+"""A decoder in a child process: the same frames, and whatever happens to the child, the parent goes on."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from assets import H264, VP9, damage_packet, numbers_in
+
+from hiera_video.data import isolated
+from hiera_video.data.isolated import IsolatedReader
+from hiera_video.data.reader import open_video
+from hiera_video.errors import RequestError, UnreadableVideo
+
+
+@pytest.fixture(scope="module")
+def h264(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return H264.write(tmp_path_factory.mktemp("isolated"))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[IsolatedReader]:
+    with IsolatedReader(time_limit=30) as reader:
+        yield reader
+
+
+@pytest.fixture
+def own() -> Iterator[IsolatedReader]:
+    """One whose child may be ill-treated."""
+    with IsolatedReader(time_limit=30) as reader:
+        yield reader
+
+
+def child_of(reader: IsolatedReader) -> int:
+    assert reader._child is not None
+    return reader._child.pid
+
+
+def test_a_video_in_a_child_is_the_video(h264: Path, shared: IsolatedReader) -> None:
+    with open_video(h264) as expected, shared.open(h264) as video:
+        assert (len(video), video.duration, video.fps, video.backend) == (90, expected.duration, expected.fps, "pyav")
+        assert (video.height, video.width, video.stored_size) == (48, 64, (48, 64))
+        assert video.fallback_reason == expected.fallback_reason
+        np.testing.assert_array_equal(video.times, expected.times)
+        for numbers in ([70, 3, 3, 31], range(90), [0]):
+            np.testing.assert_array_equal(video.frames(numbers).pixels, expected.frames(numbers).pixels)
+
+
+def test_options_reach_the_child(h264: Path, shared: IsolatedReader) -> None:
+    with shared.open(h264, decode="fast", num_threads=1) as video:
+        assert video.frames(range(1, 64, 4), short_side=24).pixels.shape == (16, 24, 32, 3)
+        assert video.time_error > 0
+    with pytest.raises(RequestError, match=r"^backend is 'gpu', but can be one of"):
+        shared.open(h264, backend="gpu")
+
+
+def test_a_stream_of_windows_comes_from_a_child_too(h264: Path, shared: IsolatedReader) -> None:
+    rows = [[0, 4, 8], [6, 10, 14], [60, 64, 88]]
+    with shared.open(h264) as video:
+        assert [numbers_in(frames.pixels) for frames in video.stream(rows)] == rows
+
+
+def test_frames_stay_when_others_are_read(h264: Path, shared: IsolatedReader) -> None:
+    with shared.open(h264) as video:
+        first = video.frames([5])
+        video.frames([80])
+        assert numbers_in(first.pixels) == [5]
+
+
+def test_what_is_wrong_with_a_file_is_said_as_without_a_child(h264: Path, shared: IsolatedReader) -> None:
+    with pytest.raises(UnreadableVideo, match=r"^/none.mp4 cannot be read \(No such file or directory\): check"):
+        shared.open("/none.mp4")
+    with shared.open(damage_packet(h264, 40)) as video:
+        video.frames(range(90))
+        assert video.error is not None and "cannot be decoded" in video.error
+    with pytest.raises(IndexError, match="has frames 0 to 89"), shared.open(h264) as video:
+        video.frames([90])
+
+
+def test_a_child_that_is_killed_is_replaced_and_nothing_is_lost(h264: Path, own: IsolatedReader) -> None:
+    video = own.open(h264)
+    os.kill(child_of(own), signal.SIGKILL)
+    assert numbers_in(video.frames([7]).pixels) == [7]
+    os.kill(child_of(own), signal.SIGKILL)
+    with own.open(h264) as video:
+        assert numbers_in(video.frames([8]).pixels) == [8]
+
+
+CRASH = """
+import os, signal
+from hiera_video.data import isolated
+open_video = isolated.open_video
+def opens(path, **options):
+    name = os.path.basename(path)
+    if name == "crash.mp4":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "sleep.mp4":
+        import time
+        time.sleep(3600)
+    if name == "huge.mp4":
+        bytearray(1 << 60)
+    return open_video(path, **options)
+isolated.open_video = opens
+"""
+
+
+@pytest.fixture
+def ill(h264: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of good videos; the children's decoder crashes, sleeps or eats memory when a name says so."""
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in ("good", "crash", "sleep", "huge"):
+        (tmp_path / f"{name}.mp4").write_bytes(h264.read_bytes())
+    return tmp_path
+
+
+def test_a_file_that_crashes_the_decoder_is_named_and_the_next_is_read(ill: Path) -> None:
+    with IsolatedReader(time_limit=30) as reader:
+        with pytest.raises(
+            UnreadableVideo, match=r"crash.mp4 makes the decoder crash \(SIGSEGV\): convert it, or leave"
+        ):
+            reader.open(ill / "crash.mp4")
+        with reader.open(ill / "good.mp4") as video:
+            assert numbers_in(video.frames([3]).pixels) == [3]
+
+
+def test_a_decoder_that_sleeps_for_ever_is_ended_after_the_time_limit(ill: Path) -> None:
+    with IsolatedReader(time_limit=3) as reader:
+        reader.open(ill / "good.mp4")
+        asleep, begin = child_of(reader), time.monotonic()
+        reader.time_limit = 1
+        with pytest.raises(UnreadableVideo, match=r"sleep.mp4 takes longer than 1 s to decode: leave it out, or raise"):
+            reader.open(ill / "sleep.mp4")
+        assert time.monotonic() - begin < 10
+        assert not psutil.pid_exists(asleep)
+        reader.time_limit = 30
+        with reader.open(ill / "good.mp4") as video:
+            assert numbers_in(video.frames([3]).pixels) == [3]
+
+
+def test_a_file_that_wants_more_memory_than_there_is_is_named(ill: Path) -> None:
+    sentence = r"huge.mp4 needs more memory than 16 GiB: check the file\."
+    with IsolatedReader(time_limit=30) as reader, pytest.raises(UnreadableVideo, match=sentence):
+        reader.open(ill / "huge.mp4")
+
+
+def test_the_child_ends_with_its_parent(h264: Path) -> None:
+    code = (
+        "from hiera_video.data.isolated import IsolatedReader; import os, sys\n"
+        f"reader = IsolatedReader(); reader.open({str(h264)!r}); print(reader._child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = int(answer.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child lives on")
+
+
+def test_children_are_replaced_before_what_they_leak_adds_up(
+    h264: Path, own: IsolatedReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "MAX_OPENS", 2)
+    children = []
+    for _ in range(5):
+        own.open(h264)
+        children.append(child_of(own))
+    assert [children.index(child) for child in children] == [0, 0, 2, 2, 4]
+
+
+def test_a_copy_in_another_process_has_a_child_of_its_own(h264: Path, own: IsolatedReader) -> None:
+    own.open(h264)
+    copy = pickle.loads(pickle.dumps(own))
+    assert (copy.time_limit, copy._child) == (30, None)
+
+
+def test_a_fork_leaves_its_parents_child_alone(h264: Path, own: IsolatedReader) -> None:
+    video = own.open(h264)
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            code = 0 if numbers_in(own.open(h264).frames([9]).pixels) == [9] else 2
+            own.close()
+        finally:
+            os._exit(code)
+    assert os.waitpid(process, 0)[1] == 0
+    assert numbers_in(video.frames([7]).pixels) == [7]
+
+
+def test_an_impossible_time_limit_is_a_wrong_request() -> None:
+    with pytest.raises(RequestError, match=r"^time_limit is 0, but is a number of seconds above 0\.$"):
+        IsolatedReader(time_limit=0)
+
+
+def test_other_codecs_come_from_the_child(tmp_path: Path, shared: IsolatedReader) -> None:
+    with shared.open(VP9.write(tmp_path), num_threads=1) as video:
+        assert (video.backend, numbers_in(video.frames([29, 3]).pixels)) == ("decord", [29, 3])

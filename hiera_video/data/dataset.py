@@ -200,7 +200,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                     raise
                 self._bad[chosen] = str(error)
                 problems.append(Problem(self.videos.path(chosen), str(error), replaced=True))
-            chosen = int(keyed_rng(self.seed, epoch, index, attempt, 1).integers(len(self)))
+            chosen = int(keyed_rng(self.seed, epoch, index, attempt, 0, 0).integers(len(self)))
         raise UnreadableVideo(
             f"{len(problems)} videos drawn one after the other cannot be read: check the folder and the list "
             f"(`hiera-video data check`); the last: {problems[-1].reason}"

@@ -67,6 +67,9 @@ class PyAVDecoder:
 
     def close(self) -> None:
         self._container.close()
+        # The generator and this object hold each other: garbage with decoding threads, which a process forked later
+        # would wait for in vain when it collects it.
+        self._frames, self._shown, self._ahead = iter(()), None, None
 
     def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
         """The numbers of the frames shown, and one upright image for each of ``wanted`` (ascending), from one pass.

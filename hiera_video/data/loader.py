@@ -6,13 +6,13 @@ and of processes, changes nothing in any sample.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.dataset import ClipDataset, Problem, Sampler, Views, load_views
@@ -23,6 +23,43 @@ from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which videos are in which step, for one process of several: a position is (epoch, videos taken in it).
+
+    It knows nothing of the loader: workers that are ended by the garbage collector take seconds over it.
+    """
+
+    seed: int
+    num_videos: int
+    batch_size: int
+    shuffle: bool
+    rank: int
+    num_processes: int
+
+    @property
+    def videos_per_step(self) -> int:
+        return self.batch_size * self.num_processes
+
+    def after(self, epoch: int, videos: int) -> tuple[int, int]:
+        """The position one step later."""
+        return self.valid(epoch, videos + self.videos_per_step)
+
+    def valid(self, epoch: int, videos: int) -> tuple[int, int]:
+        """This position, or the next epoch's first where the rest of the list fills no step."""
+        return (epoch, videos) if videos + self.videos_per_step <= self.num_videos else (epoch + 1, 0)
+
+    def keys(self, epoch: int, videos: int) -> Iterator[list[tuple[int, int]]]:
+        """This process's part of each step from a position on, for ever."""
+        shuffled, indices = -1, np.arange(self.num_videos)
+        while True:
+            if self.shuffle and shuffled != epoch:
+                shuffled, indices = epoch, keyed_rng(self.seed, epoch).permutation(self.num_videos)
+            first = videos + self.rank * self.batch_size
+            yield [(epoch, index) for index in indices[first : first + self.batch_size].tolist()]
+            epoch, videos = self.after(epoch, videos)
 
 
 class ClipLoader:
@@ -53,8 +90,8 @@ class ClipLoader:
                 f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of {num_processes}: "
                 "at least one video a batch, no fewer than 0 workers, and a rank below the number of processes."
             )
-        self.dataset, self.batch_size, self.num_workers, self.shuffle = dataset, batch_size, num_workers, shuffle
-        self.rank, self.num_processes = rank, num_processes
+        self.dataset, self.num_workers = dataset, num_workers
+        self._order = _Order(dataset.seed, len(dataset), batch_size, shuffle, rank, num_processes)
         self.epoch, self.videos = 0, 0
         self.problems: list[Problem] = []
         self._batches: Iterator[Batch] | None = None
@@ -65,20 +102,21 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return len(self.dataset) // self._videos_per_step
+        return len(self.dataset) // self._order.videos_per_step
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch
         while self.epoch == epoch:
             if self._batches is None:
-                self._batches = iter(self._load())
+                keys = self._order.keys(self.epoch, self.videos)
+                self._batches = _start(_data_loader(_BatchDataset(self.dataset), keys, self.num_workers))
             batch = next(self._batches)
             if "failure" in batch:
                 self.close()
                 raise UnreadableVideo(batch["failure"])
             known = {problem.path for problem in self.problems}
             self.problems += [problem for problem in batch["problems"] if problem.path not in known]
-            self.epoch, self.videos = self._after(self.epoch, self.videos)
+            self.epoch, self.videos = self._order.after(self.epoch, self.videos)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,42 +137,12 @@ class ClipLoader:
                     f"the position to go on from has {name} {state[name]}, the data {here}: it is another run's."
                 )
         self.close()
-        self.epoch, self.videos = state["epoch"], state["videos"]
-        if self.videos + self._videos_per_step > len(self.dataset):  # an epoch's rest too small for this many processes
-            self.epoch, self.videos = self.epoch + 1, 0
+        self.epoch, self.videos = self._order.valid(state["epoch"], state["videos"])
         self.problems = [Problem(**problem) for problem in state["problems"]]
 
     def close(self) -> None:
         """End the workers; iterating starts them anew."""
         self._batches = None
-
-    @property
-    def _videos_per_step(self) -> int:
-        return self.batch_size * self.num_processes
-
-    def _after(self, epoch: int, videos: int) -> tuple[int, int]:
-        videos += self._videos_per_step
-        return (epoch, videos) if videos + self._videos_per_step <= len(self.dataset) else (epoch + 1, 0)
-
-    def _keys(self) -> Iterator[list[tuple[int, int]]]:
-        """This process's part of each step from the position on, for ever."""
-        epoch, videos = self.epoch, self.videos
-        order = self._order(epoch)
-        while True:
-            first = videos + self.rank * self.batch_size
-            yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
-            before = epoch
-            epoch, videos = self._after(epoch, videos)
-            if epoch != before:
-                order = self._order(epoch)
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.dataset))
-        return keyed_rng(self.dataset.seed, epoch).permutation(len(self.dataset))
-
-    def _load(self) -> DataLoader[Batch]:
-        return _data_loader(_BatchDataset(self.dataset), self._keys(), self.num_workers)
 
 
 def test_views(
@@ -158,7 +166,7 @@ def test_views(
     reader = IsolatedReader(time_limit=time_limit) if isolate else None
     dataset = _ViewDataset(videos, spec, num_clips, num_crops, sample, reader)
     todo = iter(range(len(videos)) if indices is None else indices)
-    for index, views in _data_loader(dataset, todo, num_workers):
+    for index, views in _start(_data_loader(dataset, todo, num_workers)):
         answer: dict[str, Any] = {"index": index, "path": videos.path(index), "label": videos.label(index)}
         if isinstance(views, str):
             yield answer | {"clips": None, "error": views}
@@ -230,6 +238,18 @@ def _data_loader(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Starts the workers, which are forks: what is garbage by now is nothing for them to collect, page by page; and
+    what another library's open video left in it may hold threads that a fork does not have, and would wait for.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -21,8 +21,8 @@ def on_device(batch: Mapping[str, Any], spec: ClipSpec, device: torch.device | s
     """A loader's batch as a model takes it: float32 [B, C, T, h, w] on ``device``, normalised by ``spec``.
 
     ``batch`` has ``clip`` uint8 [B, C, T, h, w], ``flip`` bool [B] (mirror left and right), ``erase`` int64 [B, 4]
-    (:data:`Box`; zeros: none) and ``noise_seed`` int64 [B], all on the host and left as they are. An erased box is
-    normal noise, fresh in each pixel and frame, a function of the seed and the kind of device.
+    (top, left, height, width; zeros: none), ``noise_seed`` int64 [B]; they are on the host and stay as they are. An
+    erased box is normal noise, fresh in each pixel and frame, a function of the seed and the kind of device.
     """
     device = torch.device(device)
     clips = batch["clip"].to(device, non_blocking=True)

@@ -43,6 +43,8 @@ class PyAVDecoder:
     backend = "pyav"
 
     def __init__(self, media: Media, index: FrameIndex, container: Any, num_threads: int, fast: bool) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.error: str | None = None
         self.time_error = 0.0
         self._media, self._index = media, index
@@ -58,6 +60,7 @@ class PyAVDecoder:
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
         self._size: tuple[int, int] | None = None
+        self._converter = VideoReformatter()
         self._reason = "no frame comes out of the decoder"
         # Opening again is the one way back to the beginning that every format knows; these know another.
         self._container: Any = container
@@ -224,12 +227,16 @@ class PyAVDecoder:
         self.error = f"frames {where} cannot be decoded ({self._reason})."
 
     def _image(self, frame: Any, short_side: int | None) -> Image:
+        """A view of the converted frame's own memory: rows may be padded, nothing is copied unless it is turned."""
         # A stream may change its size on the way; all frames of a video come in the size of the first.
         self._size = self._size or (frame.width, frame.height)
         width, height = _shrunk(self._size, short_side)
-        image = frame.to_ndarray(format="rgb24", width=width, height=height)
+        # One converter for all frames: setting one up takes longer than a picture does.
+        plane = self._converter.reformat(frame, width=width, height=height, format="rgb24").planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
+        image: Image = rows[:, : 3 * width].reshape(height, width, 3)
         turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        return np.rot90(image, turns) if turns else image
 
 
 def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:

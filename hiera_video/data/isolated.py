@@ -43,6 +43,14 @@ MAX_CHILD_BYTES = 16 * 2**30
 #: The child is replaced after so many videos, so that what decoders leak does not add up.
 MAX_OPENS = 2000
 START_LIMIT_S = 300
+#: Pictures come and go in blocks that the C library gives back to the system at once, and asks for again page by page:
+#: up to half of the time. Keep what was freed (glibc's names; others pass them over).
+FRUGAL = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TOP_PAD_": str(16 * 2**20),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class ChildDied(Exception):
@@ -116,21 +124,18 @@ class IsolatedReader:
 
     def ask(self, name: str, requests: list[tuple[Any, ...]]) -> Any:
         """The child's answer to the last of ``requests``; all are asked again of a new child if it dies."""
-        if self._child is None:
-            self._start()
-            last = requests
-        else:
-            last = requests[-1:]
-        try:
-            return self._ask(name, last)
-        except ChildDied:
-            self.close()
-        self._start()
-        try:
-            return self._ask(name, requests)
-        except ChildDied as death:
-            self.close()
-            raise UnreadableVideo(f"{name} makes the decoder crash ({death}): convert it, or leave it out.") from death
+        for last_try in (False, True):
+            try:
+                asked = requests if self._child is None else requests[-1:]
+                if self._child is None:
+                    self._start()
+                return self._ask(name, asked)
+            except ChildDied as death:
+                self.close()
+                if last_try:
+                    raise UnreadableVideo(
+                        f"{name} makes the decoder crash ({death}): convert it, or leave it out."
+                    ) from death
 
     def pixels(self, shape: tuple[int, ...]) -> Image:
         """uint8 of ``shape`` in the shared memory: valid until the next request."""
@@ -176,16 +181,18 @@ class IsolatedReader:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # decoders write there what is said better in answers
             pass_fds=(theirs.fileno(), self._memory.fileno()),
-            # Memory given back to the system after each frame would have to be asked for again, page by page.
-            env=os.environ | {"PYTHONPATH": search, "MALLOC_TRIM_THRESHOLD_": "67108864", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": search} | FRUGAL,
         )
         theirs.close()
         self._connection = Connection(ours.detach())
         self._owner = os.getpid()
         # Starting takes what it takes on a busy machine: the time limit is for videos.
-        if not self._connection.poll(START_LIMIT_S) or self._connection.recv() != "ready":
-            self.close()
-            raise RuntimeError(f"a child process for decoding did not start within {START_LIMIT_S} s")
+        try:
+            if not self._connection.poll(START_LIMIT_S) or self._connection.recv() != "ready":
+                self.close()
+                raise RuntimeError(f"a child process for decoding did not start within {START_LIMIT_S} s")
+        except (EOFError, ConnectionError) as error:
+            raise ChildDied(self._how_it_ended()) from error
 
 
 class RemoteDecoder:

@@ -190,9 +190,10 @@ class _BatchDataset(Dataset[Batch]):
             return {"failure": str(error)}
         counts = torch.tensor([len(sample["clip"]) for sample in samples])
         batch: Batch = {
-            name: torch.cat([sample[name] for sample in samples])
-            for name in ("clip", "flip", "erase", "noise_seed", "repeat")
+            name: torch.cat([sample[name] for sample in samples]) for name in ("flip", "erase", "noise_seed", "repeat")
         }
+        in_memory = torch.cat([sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples])
+        batch["clip"] = in_memory.permute(0, 4, 1, 2, 3)
         labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
         batch["label"] = labels.repeat_interleave(counts, dim=0)
         batch["index"] = torch.tensor([sample["index"] for sample in samples]).repeat_interleave(counts)

@@ -9,7 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hiera_video.data.dataset import load_views
+    from hiera_video.data.augment import Augment
+    from hiera_video.data.dataset import ClipDataset, load_views
+    from hiera_video.data.lists import VideoList, list_videos
+    from hiera_video.data.loader import ClipLoader
+    from hiera_video.data.on_device import on_device
     from hiera_video.data.reader import open_video
     from hiera_video.errors import HieraVideoError
     from hiera_video.models.hiera import Architecture, Hiera
@@ -23,6 +27,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": "models.hiera",
+    "Augment": "data.augment",
+    "ClipDataset": "data.dataset",
+    "ClipLoader": "data.loader",
     "ClipSpec": "spec",
     "Hiera": "models.hiera",
     "HieraMAE": "models.mae",
@@ -30,11 +37,14 @@ _HOMES = {
     "MAEArchitecture": "models.mae",
     "Prediction": "tasks.classify",
     "VideoClassifier": "tasks.classify",
+    "VideoList": "data.lists",
     "classify": "tasks.classify",
     "create_model": "models.zoo",
     "from_pretrained": "models.zoo",
     "list_models": "models.zoo",
+    "list_videos": "data.lists",
     "load_views": "data.dataset",
+    "on_device": "data.on_device",
     "open_video": "data.reader",
     "push_to_hub": "models.weights",
     "save_pretrained": "models.weights",
@@ -42,6 +52,9 @@ _HOMES = {
 
 __all__ = [
     "Architecture",
+    "Augment",
+    "ClipDataset",
+    "ClipLoader",
     "ClipSpec",
     "Hiera",
     "HieraMAE",
@@ -49,11 +62,14 @@ __all__ = [
     "MAEArchitecture",
     "Prediction",
     "VideoClassifier",
+    "VideoList",
     "classify",
     "create_model",
     "from_pretrained",
     "list_models",
+    "list_videos",
     "load_views",
+    "on_device",
     "open_video",
     "push_to_hub",
     "save_pretrained",

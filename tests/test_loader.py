@@ -11,7 +11,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from assets import H264, Asset, damage_packet, numbers_in
+from assets import H264, Asset, damage_packet, numbers_in, picture
+from PIL import Image
 from torch import Tensor
 
 from hiera_video.data import dataset as dataset_module
@@ -303,3 +304,16 @@ def test_test_views_come_in_order_and_nothing_is_replaced(mixed: VideoList, work
 def test_some_videos_can_be_asked_for(good: VideoList) -> None:
     answers = views_for_test(good, SPEC, 1, 1, num_workers=0, isolate=False, indices=[7, 2])
     assert [answer["index"] for answer in answers] == [7, 2]
+
+
+def test_folders_of_pictures_are_videos_too(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(60):
+        Image.fromarray(picture(number, 48, 64)).save(folder / f"{number:05d}.jpg", quality=95)
+    videos = VideoList.make([str(folder)], [0], ["a"])
+    (batch,) = ClipLoader(ClipDataset(videos, SPEC, augment=PLAIN, fps=30), 1, num_workers=1)
+    shown = frames_shown(batch["clip"][0])
+    assert np.diff(shown).tolist() == [5, 5, 5]  # 16 / 30 s in four frames, the ends included
+    (answer,) = views_for_test(videos, SPEC, 2, 3, fps=30, num_workers=0)
+    assert answer["clips"].shape == (6, 3, 4, 32, 32)

@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, and prints what the README says it prints."""
+"""Every command and every Python block of the README and of docs/data.md runs, and prints what it says it prints."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/data.md")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -33,10 +34,13 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with docs/ and a folder of videos, as the README's commands expect."""
+    """A folder with docs/, a folder of videos, and one of class folders, as the pages' commands expect."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "clip.mp4").symlink_to(ROOT / "docs" / "zoom_in.mp4")
+    for name in ("in", "out"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "clip.mp4").symlink_to(ROOT / "docs" / "zoom_in.mp4")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -78,4 +82,4 @@ def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) 
 
 def test_each_python_block_runs(in_a_copy: Path) -> None:
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "a page", "exec"), {})

@@ -87,13 +87,14 @@ def load_views(
     end: float = float("inf"),
     sample: Sampler | None = None,
     decode: Literal["exact", "fast"] = "exact",
+    fps: float | None = None,
     reader: IsolatedReader | None = None,
 ) -> Views:
     """The test views of a video file, image file or http(s) address: opened once, each frame decoded and resized once.
 
     An image is a still: every frame of a clip shows it. ``start`` and ``end`` are seconds after the first frame: the
-    segment to look at. ``sample`` chooses the frames instead of :func:`test_clips`; ``decode`` is that of
-    :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when nothing can be
+    segment to look at. ``sample`` chooses the frames instead of :func:`test_clips`; ``decode`` and ``fps``
+    are those of :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when nothing can be
     read.
     """
     pixels: NDArray[np.uint8]
@@ -102,7 +103,7 @@ def load_views(
         rows = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
         times = np.zeros(rows.shape)
     else:
-        with _open(path, reader, num_threads=0 if reader is None else 1, decode=decode) as video:
+        with _open(path, reader, num_threads=0 if reader is None else 1, decode=decode, fps=fps) as video:
             choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
             rows = rows_within(video.times, start, end, choose, keyed_rng(0))
             distinct, inverse = np.unique(rows, return_inverse=True)
@@ -150,7 +151,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     A file that cannot be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
     is drawn from the same key ("skip"), with a problem that says so. ``isolate``: decode in a child process, which a
     broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.isolated`.
-    ``decode`` is that of :func:`hiera_video.open_video`.
+    ``decode`` and ``fps`` (of videos that are folders of pictures) are those of :func:`hiera_video.open_video`.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         num_augments: int = 1,
         seed: int = 0,
         decode: Literal["exact", "fast"] = "exact",
+        fps: float | None = None,
         on_error: Literal["skip", "raise"] = "skip",
         isolate: bool = True,
         time_limit: float = 60,
@@ -177,7 +179,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.videos, self.spec, self.augment = videos, spec, augment or Augment()
         self.sample: Sampler = sample or partial(_dense, spec)
         self.num_clips, self.num_augments, self.seed = num_clips, num_augments, seed
-        self.decode, self.on_error = decode, on_error
+        self.decode, self.fps, self.on_error = decode, fps, on_error
         self._reader = IsolatedReader(time_limit=time_limit) if isolate else None
         self._bad: dict[int, str] = {}  # of this process: a file that hung is not waited for again
 
@@ -208,7 +210,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, draws: tuple[int, ...], problems: list[Problem]) -> dict[str, Any]:
         path = self.videos.path(index)
-        with _open(path, self._reader, num_threads=1, decode=self.decode) as video:
+        with _open(path, self._reader, num_threads=1, decode=self.decode, fps=self.fps) as video:
             clips = self._draw(video, index, draws)
             distinct = np.unique(np.concatenate([clip.row for clip in clips]))
             _, images = video.read(distinct, self._short_side(video, clips))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.data.frame_index import FrameIndex, Media, reason
+from hiera_video.data.frame_index import FrameIndex, Media, leave_out_others, reason
 from hiera_video.errors import UnreadableVideo
 
 Image = NDArray[np.uint8]
@@ -177,7 +177,9 @@ class PyAVDecoder:
 
     def _configure(self) -> None:
         """Set up a decoder that has not started."""
-        context = self._container.streams[self._index.stream].codec_context
+        stream = self._container.streams[self._index.stream]
+        leave_out_others(self._container, stream)
+        context = stream.codec_context
         context.thread_type = "NONE" if self._num_threads == 1 else "AUTO"
         context.thread_count = self._num_threads
         if self._fast:
@@ -232,7 +234,7 @@ class PyAVDecoder:
         self._size = self._size or (frame.width, frame.height)
         width, height = _shrunk(self._size, short_side)
         # One converter for all frames: setting one up takes longer than a picture does.
-        plane = self._converter.reformat(frame, width=width, height=height, format="rgb24").planes[0]
+        plane: Any = self._converter.reformat(frame, width=width, height=height, format="rgb24").planes[0]
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
         image: Image = rows[:, : 3 * width].reshape(height, width, 3)
         turns = round(frame.rotation / 90) % 4

@@ -82,10 +82,21 @@ def read_index(media: Media) -> tuple[FrameIndex, Any]:
             )
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
+        leave_out_others(container, stream)
         return _index_packets(media, container, stream), container
     except BaseException:
         container.close()
         raise
+
+
+def leave_out_others(container: Any, stream: Any) -> None:
+    """Spare reading the packets of sound and of other pictures, where this PyAV can."""
+    import av
+
+    discard = getattr(av.stream, "Discard", None)  # not yet in PyAV 16
+    for other in container.streams if discard is not None else ():
+        if other.index != stream.index:
+            other.discard = discard.all
 
 
 def _index_packets(media: Media, container: Any, stream: Any) -> FrameIndex:

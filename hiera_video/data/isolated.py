@@ -12,6 +12,7 @@ children, and ends by itself when its parent is gone.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
@@ -43,14 +44,6 @@ MAX_CHILD_BYTES = 16 * 2**30
 #: The child is replaced after so many videos, so that what decoders leak does not add up.
 MAX_OPENS = 2000
 START_LIMIT_S = 300
-#: Pictures come and go in blocks that the C library gives back to the system at once, and asks for again page by page:
-#: up to half of the time. Keep what was freed (glibc's names; others pass them over).
-FRUGAL = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
-    "MALLOC_TOP_PAD_": str(16 * 2**20),
-    "OMP_NUM_THREADS": "1",
-}
 
 
 class ChildDied(Exception):
@@ -181,7 +174,7 @@ class IsolatedReader:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # decoders write there what is said better in answers
             pass_fds=(theirs.fileno(), self._memory.fileno()),
-            env=os.environ | {"PYTHONPATH": search} | FRUGAL,
+            env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
         self._connection = Connection(ours.detach())
@@ -215,8 +208,21 @@ class RemoteDecoder:
         return shown, list(self._reader.pixels(shape))
 
 
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees: for a process that handles pictures all its life.
+
+    They come and go in blocks that the C library gives back to the system at once, and asks for again page by page,
+    which takes up to half of the time. Only glibc has the switch.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, num_bytes in ((-3, 32 * 2**20), (-1, 256 * 2**20), (-2, 16 * 2**20)):
+            mallopt(option, num_bytes)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
 def serve(connection_fd: int, memory_fd: int) -> None:
     """The child's life: answers requests until its parent is gone."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     with suppress(ImportError, ValueError, OSError):
         import resource

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hiera_video.data.dataset import ClipDataset, Problem, Sampler, Views, load_views
-from hiera_video.data.isolated import IsolatedReader
+from hiera_video.data.isolated import IsolatedReader, keep_freed_memory
 from hiera_video.data.lists import VideoList
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, UnreadableVideo
@@ -152,6 +152,7 @@ def test_views(
     num_crops: int,
     *,
     sample: Sampler | None = None,
+    fps: float | None = None,
     num_workers: int = 2,
     device: torch.device | str = "cpu",
     isolate: bool = True,
@@ -161,10 +162,10 @@ def test_views(
     """The test views of each video, in the list's order (or of ``indices``); nothing is replaced.
 
     ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
-    sentence; ``label``, ``path``, ``index``. Workers send each resized frame once; views are cut on the device.
+    sentence; ``label``, ``path``, ``index``. ``sample`` and ``fps`` are those of :func:`load_views`. Workers send each resized frame once; views are cut on the device.
     """
     reader = IsolatedReader(time_limit=time_limit) if isolate else None
-    dataset = _ViewDataset(videos, spec, num_clips, num_crops, sample, reader)
+    dataset = _ViewDataset(videos, spec, (num_clips, num_crops), sample, fps, reader)
     todo = iter(range(len(videos)) if indices is None else indices)
     for index, views in _start(_data_loader(dataset, todo, num_workers)):
         answer: dict[str, Any] = {"index": index, "path": videos.path(index), "label": videos.label(index)}
@@ -192,8 +193,11 @@ class _BatchDataset(Dataset[Batch]):
         batch: Batch = {
             name: torch.cat([sample[name] for sample in samples]) for name in ("flip", "erase", "noise_seed", "repeat")
         }
-        in_memory = torch.cat([sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples])
-        batch["clip"] = in_memory.permute(0, 4, 1, 2, 3)
+        clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples]  # as they lie in memory
+        if len(set(counts.tolist())) == 1:  # straight into the memory that is shared with the main process
+            batch["clip"] = default_collate(clips).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        else:
+            batch["clip"] = torch.cat(clips).permute(0, 4, 1, 2, 3)
         labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
         batch["label"] = labels.repeat_interleave(counts, dim=0)
         batch["index"] = torch.tensor([sample["index"] for sample in samples]).repeat_interleave(counts)
@@ -207,13 +211,13 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
         self,
         videos: VideoList,
         spec: ClipSpec,
-        num_clips: int,
-        num_crops: int,
+        views: tuple[int, int],
         sample: Sampler | None,
+        fps: float | None,
         reader: IsolatedReader | None,
     ) -> None:
-        self._videos, self._spec, self._views = videos, spec, (num_clips, num_crops)
-        self._sample, self._reader = sample, reader
+        self._videos, self._spec, self._views = videos, spec, views
+        self._sample, self._fps, self._reader = sample, fps, reader
 
     def __getitem__(self, index: int) -> tuple[int, Views | str]:
         try:
@@ -224,6 +228,7 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
                 start=float(self._videos.starts[index]),
                 end=float(self._videos.ends[index]),
                 sample=self._sample,
+                fps=self._fps,
                 reader=self._reader,
             )
         except UnreadableVideo as error:
@@ -237,6 +242,7 @@ def _data_loader(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -
         sampler=keys,
         num_workers=num_workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -251,6 +257,10 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(loader)
     finally:
         gc.unfreeze()
+
+
+def _init_worker(number: int) -> None:
+    keep_freed_memory()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -369,7 +369,9 @@ class Ours:
         self.loader.load_state_dict(self.start | {"epoch": self.work.epoch})
         try:
             for batch in self.loader:
-                batch["clip"][batch["flip"]] = batch["clip"][batch["flip"]].flip(-1)
+                for row in batch["flip"].nonzero().flatten().tolist():
+                    clip = batch["clip"][row]
+                    clip.copy_(clip.flip(-1))
                 yield batch
         finally:
             self.loader.close()

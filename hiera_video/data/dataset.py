@@ -94,8 +94,8 @@ def load_views(
 
     An image is a still: every frame of a clip shows it. ``start`` and ``end`` are seconds after the first frame: the
     segment to look at. ``sample`` chooses the frames instead of :func:`test_clips`; ``decode`` and ``fps``
-    are those of :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when nothing can be
-    read.
+    are those of :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when
+    nothing can be read.
     """
     pixels: NDArray[np.uint8]
     if is_image(path):

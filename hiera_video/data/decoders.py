@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -42,9 +42,9 @@ class PyAVDecoder:
 
     backend = "pyav"
 
-    def __init__(self, media: Media, index: FrameIndex, container: Any, num_threads: int, fast: bool) -> None:
-        from av.video.reformatter import VideoReformatter
-
+    def __init__(
+        self, media: Media, index: FrameIndex, container: Any, packets: list[Any] | None, num_threads: int, fast: bool
+    ) -> None:
         self.error: str | None = None
         self.time_error = 0.0
         self._media, self._index = media, index
@@ -60,10 +60,11 @@ class PyAVDecoder:
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
         self._size: tuple[int, int] | None = None
-        self._converter = VideoReformatter()
+        self._convert = _converter()
         self._reason = "no frame comes out of the decoder"
         # Opening again is the one way back to the beginning that every format knows; these know another.
         self._container: Any = container
+        self._packets = packets  # of the stream, in the order of decoding; None: read them from the container
         self._rewinds = index.container.startswith(("mov", "matroska")) and len(index.keys) > 0 and index.keys[0] == 0
         self._configure()
         self._start(0)
@@ -72,7 +73,7 @@ class PyAVDecoder:
         self._container.close()
         # The generator and this object hold each other: garbage with decoding threads, which a process forked later
         # would wait for in vain when it collects it.
-        self._frames, self._shown, self._ahead = iter(()), None, None
+        self._frames, self._shown, self._ahead, self._packets = iter(()), None, None, None
 
     def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
         """The numbers of the frames shown, and one upright image for each of ``wanted`` (ascending), from one pass.
@@ -131,7 +132,8 @@ class PyAVDecoder:
 
     def _key_before(self, number: int) -> int:
         keys = self._index.keys
-        return 0 if self._index.in_order else int(keys[keys <= number].max(initial=0))
+        before = 0 if self._index.in_order else int(np.searchsorted(keys, number, side="right"))
+        return int(keys[before - 1]) if before else 0
 
     def _seek(self, number: int) -> None:
         """Jump to the last keyframe before ``number`` if it is nearer than where decoding stands."""
@@ -162,9 +164,12 @@ class PyAVDecoder:
 
         self._shown = self._ahead = None
         self._started_at = key
-        if key > 0 or self._rewinds:
+        stream = self._container.streams[self._index.stream]
+        if self._packets is not None and (key > 0 or self._rewinds):
+            if stream.codec_context.is_open:
+                stream.codec_context.flush_buffers()
+        elif key > 0 or self._rewinds:
             try:
-                stream = self._container.streams[self._index.stream]
                 self._container.seek(int(self._index.pts[key]), stream=stream)
             except av.FFmpegError:
                 self._rewinds = False
@@ -173,7 +178,17 @@ class PyAVDecoder:
             self._container.close()
             self._container = self._media.open()
             self._configure()
-        self._frames = self._decode(waiting=key > 0)
+        self._frames = self._decode(self._packets_from(key), waiting=key > 0)
+
+    def _packets_from(self, key: int) -> Iterator[Any]:
+        """From the keyframe on, or from somewhere before it; None or an empty packet at the end."""
+        if self._packets is None:
+            yield from self._container.demux(self._container.streams[self._index.stream])
+            return
+        pts = int(self._index.pts[key])
+        first = next((i for i, one in enumerate(self._packets) if one.is_keyframe and one.pts == pts), 0) if key else 0
+        yield from self._packets[first:]
+        yield None
 
     def _configure(self) -> None:
         """Set up a decoder that has not started."""
@@ -186,24 +201,24 @@ class PyAVDecoder:
             context.options = {"skip_loop_filter": "all"}
         self._skipping = ""
 
-    def _decode(self, waiting: bool) -> Iterator[tuple[int, Any]]:
+    def _decode(self, packets: Iterator[Any], waiting: bool) -> Iterator[tuple[int, Any]]:
         """(frame number, frame) in display order; after a packet that does not decode, on from the next keyframe.
 
         What decoders return between the two is patched together from pictures that are not there.
         """
         import av
 
-        stream = self._container.streams[self._index.stream]
+        context = self._container.streams[self._index.stream].codec_context
         count = 0
         try:
-            for packet in self._container.demux(stream):
-                if packet.size and (packet.is_corrupt or (waiting and not packet.is_keyframe)):
+            for packet in packets:
+                if packet is not None and packet.size and (packet.is_corrupt or (waiting and not packet.is_keyframe)):
                     continue
-                if self._skips or self._fast:
-                    self._skip(stream.codec_context, self._numbers.get(packet.pts, -1))
+                if self._skips and packet is not None:
+                    self._skip(context, self._numbers.get(packet.pts, -1))
                 try:
-                    frames = packet.decode()
-                    waiting = waiting and not packet.is_keyframe
+                    frames = context.decode(packet)
+                    waiting = waiting and packet is not None and not packet.is_keyframe
                 except av.FFmpegError as error:
                     self._reason, waiting = reason(error), True
                     continue
@@ -233,12 +248,20 @@ class PyAVDecoder:
         # A stream may change its size on the way; all frames of a video come in the size of the first.
         self._size = self._size or (frame.width, frame.height)
         width, height = _shrunk(self._size, short_side)
-        # One converter for all frames: setting one up takes longer than a picture does.
-        plane: Any = self._converter.reformat(frame, width=width, height=height, format="rgb24").planes[0]
+        plane: Any = self._convert(frame, width=width, height=height, format="rgb24").planes[0]
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
         image: Image = rows[:, : 3 * width].reshape(height, width, 3)
         turns = round(frame.rotation / 90) % 4
         return np.rot90(image, turns) if turns else image
+
+
+def _converter() -> Any:
+    """One for all frames of a video, and in this thread: to set one up, or its threads, takes longer than a picture."""
+    from av.video.reformatter import VideoReformatter
+
+    reformat = VideoReformatter().reformat
+    # PyAV 18 takes as many threads as there are processors unless told otherwise; PyAV 16 cannot be told, and takes 1.
+    return partial(reformat, threads=1) if "threads" in (VideoReformatter.reformat.__doc__ or "") else reformat
 
 
 def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from hiera_video.errors import UnreadableVideo
 
+#: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
+MAX_KEPT_BYTES = 16 * 2**20
+
 
 @dataclass(frozen=True)
 class Media:
@@ -59,8 +62,9 @@ class FrameIndex:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-def read_index(media: Media) -> tuple[FrameIndex, Any]:
-    """The index of the stream that FFmpeg calls best, and the container that was read to its end for it.
+def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
+    """The index of the stream that FFmpeg calls best, the container that was read to its end for it, and the stream's
+    packets in the order of decoding, unless they are too many to keep or the file breaks off.
 
     Raises :class:`UnreadableVideo` when there is no such stream, or no frame in it.
     """
@@ -83,7 +87,8 @@ def read_index(media: Media) -> tuple[FrameIndex, Any]:
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
-        return _index_packets(media, container, stream), container
+        index, packets = _index_packets(media, container, stream)
+        return index, container, packets
     except BaseException:
         container.close()
         raise
@@ -93,24 +98,30 @@ def leave_out_others(container: Any, stream: Any) -> None:
     """Spare reading the packets of sound and of other pictures, where this PyAV can."""
     import av
 
-    discard = getattr(av.stream, "Discard", None)  # not yet in PyAV 16
-    for other in container.streams if discard is not None else ():
-        if other.index != stream.index:
-            other.discard = discard.all
+    if hasattr(av.stream, "Discard"):  # not yet in PyAV 16
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = av.stream.Discard.all
 
 
-def _index_packets(media: Media, container: Any, stream: Any) -> FrameIndex:
+def _index_packets(media: Media, container: Any, stream: Any) -> tuple[FrameIndex, list[Any] | None]:
     import av
 
     pts: list[int | None] = []
     dts: list[int | None] = []
     durations: list[int] = []
     keyframes: list[bool] = []
-    hidden, error = 0, None
+    packets: list[Any] = []
+    hidden, num_bytes, error = 0, 0, None
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
+            num_bytes += packet.size
+            if num_bytes > MAX_KEPT_BYTES:
+                packets.clear()
+            elif not packet.is_corrupt:
+                packets.append(packet)
             # An edit list may hide frames; a file that is cut off ends in half a packet.
             if packet.is_discard or packet.is_corrupt:
                 hidden += packet.is_discard
@@ -135,7 +146,7 @@ def _index_packets(media: Media, container: Any, stream: Any) -> FrameIndex:
     ascending = unsorted[order]
     last = durations[order[-1]] or (ascending[-1] - ascending[-2] if len(order) > 1 else 1 / (rate * time_base))
     end = float((int(ascending[-1]) + Fraction(last)) * time_base)
-    return FrameIndex(
+    index = FrameIndex(
         pts=ascending,
         keys=np.flatnonzero(np.array(keyframes)[order]),
         time_base=time_base,
@@ -147,6 +158,7 @@ def _index_packets(media: Media, container: Any, stream: Any) -> FrameIndex:
         in_order=in_order,
         error=error or _cut_off(media, container, stream, len(order) + hidden, end),
     )
+    return index, packets if packets and num_bytes <= MAX_KEPT_BYTES and index.error is None else None
 
 
 def _is_clock(stamps: list[int | None]) -> bool:

@@ -162,7 +162,8 @@ def test_views(
     """The test views of each video, in the list's order (or of ``indices``); nothing is replaced.
 
     ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
-    sentence; ``label``, ``path``, ``index``. ``sample`` and ``fps`` are those of :func:`load_views`. Workers send each resized frame once; views are cut on the device.
+    sentence; ``label``, ``path``, ``index``. ``sample`` and ``fps`` are those of :func:`load_views`. Workers send each
+    resized frame once; views are cut on the device.
     """
     reader = IsolatedReader(time_limit=time_limit) if isolate else None
     dataset = _ViewDataset(videos, spec, (num_clips, num_crops), sample, fps, reader)

@@ -186,7 +186,7 @@ class Video:
             if self._strict:
                 raise UnreadableVideo(_cannot(self.path, self.backend, error)) from error
             self.fallback_reason = reason(error)
-            self._decoder = PyAVDecoder(self._media, self.index, self._media.open(), 0, False)
+            self._decoder = PyAVDecoder(self._media, self.index, self._media.open(), None, 0, False)
             shown, images = self._decoder.read(distinct, short_side)
         if short_side is None:
             self._size = images[0].shape[:2]
@@ -240,7 +240,7 @@ def open_video(
 
 
 def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Video:
-    index, container = read_index(media)
+    index, container, packets = read_index(media)
     why = None
     if backend == "auto" and index.codec in SKIPPING_CODECS:
         why = f"PyAV decodes only the pictures of {index.codec} that are needed"
@@ -256,7 +256,7 @@ def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Vid
         else:
             container.close()
             return Video(media, index, decoder, strict=backend != "auto")
-    return Video(media, index, PyAVDecoder(media, index, container, num_threads, fast), fallback_reason=why)
+    return Video(media, index, PyAVDecoder(media, index, container, packets, num_threads, fast), fallback_reason=why)
 
 
 def _open_pictures(folder: str, fps: float) -> Video:

@@ -36,8 +36,9 @@ class PyAVDecoder:
     """Decodes forwards from where it stands; it seeks to go back, or when a keyframe lies between.
 
     Of H.264 and HEVC it does not decode pictures that were neither asked for nor are referred to: what comes out is
-    the same, for half to four fifths of the work. ``fast`` decodes none of those at all, and no loop filter: what is
-    shown is the nearest picture, at most half the smallest step between frames away, else it is decoded exactly.
+    the same, for half of the work or, in a file without such pictures, all of it. ``fast`` decodes none of those at
+    all, and no loop filter: what is shown is the nearest picture, at most half the smallest step between frames away,
+    else it is decoded exactly.
     """
 
     backend = "pyav"
@@ -91,7 +92,7 @@ class PyAVDecoder:
                 self.time_error = max(self.time_error, float(np.abs(times[shown] - times[wanted]).max()))
                 return shown, [self._image(frame, short_side) for _, frame in found]
         if self._fast:
-            self._fast = False  # too few of this file's pictures are left to choose from
+            self._fast = False  # frames too near each other, or too few pictures left to choose from
             self._reopen()
         self._expect(wanted)
         shown_images = [self._exact(number, short_side) for number in wanted.tolist()]

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from hiera_video.data.on_device import on_device
     from hiera_video.data.reader import open_video
     from hiera_video.errors import HieraVideoError
-    from hiera_video.models.hiera import Architecture, Hiera
-    from hiera_video.models.mae import HieraMAE, MAEArchitecture
+    from hiera_video.models.architecture import Architecture, MAEArchitecture
+    from hiera_video.models.hiera import Hiera
+    from hiera_video.models.mae import HieraMAE
     from hiera_video.models.weights import push_to_hub, save_pretrained
-    from hiera_video.models.zoo import create_model, from_pretrained, list_models
+    from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained
     from hiera_video.spec import ClipSpec
     from hiera_video.tasks.classify import Prediction, VideoClassifier, classify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Architecture": "models.hiera",
+    "Architecture": "models.architecture",
     "Augment": "data.augment",
     "ClipDataset": "data.dataset",
     "ClipLoader": "data.loader",
@@ -34,7 +35,7 @@ _HOMES = {
     "Hiera": "models.hiera",
     "HieraMAE": "models.mae",
     "HieraVideoError": "errors",
-    "MAEArchitecture": "models.mae",
+    "MAEArchitecture": "models.architecture",
     "Prediction": "tasks.classify",
     "VideoClassifier": "tasks.classify",
     "VideoList": "data.lists",
@@ -44,6 +45,7 @@ _HOMES = {
     "list_models": "models.zoo",
     "list_videos": "data.lists",
     "load_views": "data.dataset",
+    "mae_from_pretrained": "models.zoo",
     "on_device": "data.on_device",
     "open_video": "data.reader",
     "push_to_hub": "models.weights",
@@ -69,6 +71,7 @@ __all__ = [
     "list_models",
     "list_videos",
     "load_views",
+    "mae_from_pretrained",
     "on_device",
     "open_video",
     "push_to_hub",

@@ -5,6 +5,7 @@ HieraVideoError
 │   ├── UnknownModel               a model or checkpoint name that does not exist; names the nearest ones
 │   └── SizeError                  a clip size that mask units do not divide; names the nearest that they do
 ├── WeightsError (ValueError)      a checkpoint that is unsafe, damaged, unreachable or of another architecture
+├── TrainingStopped (ValueError)   nothing more can be learned: the loss is not finite, or too many videos are bad
 ├── UnreadableVideo (OSError)      a video or image of which nothing can be read; exit code 1
 └── OutputError (OSError)          a place that cannot be written; exit code 2
 """
@@ -30,6 +31,10 @@ class SizeError(RequestError):
 
 class WeightsError(HieraVideoError, ValueError):
     """A checkpoint cannot be had, cannot be trusted, or does not fit."""
+
+
+class TrainingStopped(HieraVideoError, ValueError):
+    """A run stopped itself; its last checkpoint is whole."""
 
 
 class UnreadableVideo(HieraVideoError, OSError):

@@ -16,9 +16,9 @@ Kind = Literal["datasets", "configs"]
 PACKAGE = Path(__file__).parent
 WORDS = {"datasets": "dataset card", "configs": "recipe"}
 #: In place of a list of classes: the names that torchvision carries.
-TORCHVISION = "torchvision:kinetics400"
+TORCHVISION = ("torchvision:kinetics400", "torchvision:imagenet1k")
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "list[str]": list}
-FORMATS = ("kinetics", "ssv2", "ucf101", "hmdb51", "list")
+FORMATS = ("kinetics", "ssv2", "ucf101", "hmdb51", "list", "images")
 
 
 def is_path(name: str | os.PathLike[str]) -> bool:
@@ -93,12 +93,13 @@ class Split:
 class Card:
     """What a dataset is: the fields of ``datasets/NAME.yaml``.
 
-    ``format``: which reader takes its annotations. ``classes``: the names in the order of their numbers, or
-    "torchvision:kinetics400" for the names that torchvision carries, or None: the sorted labels of the training list.
+    ``format``: which reader takes its annotations; "images" needs none: a folder of pictures for each class.
+    ``classes``: the names in the order of their numbers, or one of :data:`TORCHVISION` for the names that torchvision
+    carries, or None: the sorted labels of the training list.
     """
 
     name: str
-    format: Literal["kinetics", "ssv2", "ucf101", "hmdb51", "list"]
+    format: Literal["kinetics", "ssv2", "ucf101", "hmdb51", "list", "images"]
     num_classes: int
     splits: dict[str, Split]
     layout: str
@@ -130,8 +131,8 @@ def load_card(source: str | os.PathLike[str]) -> Card:
             raise RequestError(f"{file}: {name} is {value!r}, but can be one of {', '.join(legal)}")
     if isinstance(card.classes, list) and not all(isinstance(one, str) for one in card.classes):
         raise RequestError(f"{file}: classes hold something else than text: put yes, no and numbers in quotes")
-    if isinstance(card.classes, str) and card.classes != TORCHVISION:
-        raise RequestError(f"{file}: classes are {card.classes!r}, but can be a list or {TORCHVISION}")
+    if isinstance(card.classes, str) and card.classes not in TORCHVISION:
+        raise RequestError(f"{file}: classes are {card.classes!r}, but can be a list or {' or '.join(TORCHVISION)}")
     for name, split in card.splits.items():
         if isinstance(split.listed, list) and len(split.listed) != card.folds:
             raise RequestError(f"{file}: splits.{name}.listed has {len(split.listed)} numbers for {card.folds} folds")

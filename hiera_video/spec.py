@@ -47,6 +47,15 @@ class ClipSpec:
         std = torch.tensor(self.std, device=clip.device).view(shape)
         return clip.float().div_(255).sub_(mean).div_(std)
 
+    def denormalize(self, clip: Tensor) -> Tensor:
+        """The inverse of :meth:`normalize`: uint8, rounded, what lies outside [0, 255] cut off."""
+        import torch
+
+        shape = (1, -1) + (1,) * (clip.ndim - 2)
+        mean = torch.tensor(self.mean, device=clip.device).view(shape)
+        std = torch.tensor(self.std, device=clip.device).view(shape)
+        return clip.float().mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as it stands under ``clip`` in ``config.json``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}

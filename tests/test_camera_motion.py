@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiera_video.data import motion_batches
 from hiera_video.data.camera_motion import (
     LABELS,
     MIN_TEXTURE,
@@ -23,9 +26,11 @@ from hiera_video.data.camera_motion import (
     screen,
     texture,
 )
-from hiera_video.data.motion_batches import MotionBatches, pictures, rendered_clip, symmetric
+from hiera_video.data.motion_batches import MotionBatches, MotionLoader, Sample, pictures, rendered_clip, symmetric
+from hiera_video.data.on_device import on_device
 from hiera_video.data.pictures import procedural_picture
 from hiera_video.data.reader import open_video
+from hiera_video.errors import RequestError
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 
@@ -105,6 +110,116 @@ def test_a_batch_is_a_function_of_seed_and_step(pool: list[Tensor]) -> None:
     assert torch.equal(batch(1, 4), batch(1, 4))
     assert not torch.equal(batch(1, 4), batch(1, 5))
     assert not torch.equal(batch(1, 4), batch(2, 4))
+
+
+# --- the loader -------------------------------------------------------------------------------------------------------
+
+LOADED = ClipSpec(num_frames=4, size=(32, 32), resize=32, antialias=True)
+
+
+@pytest.fixture
+def few_pictures(pool: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(motion_batches, "pictures", lambda count, seed, size: pool[:count])
+
+
+def take(loader: MotionLoader, num_batches: int) -> list[dict[str, Any]]:
+    batches: list[dict[str, Any]] = []
+    while len(batches) < num_batches:
+        batches += itertools.islice(loader, num_batches - len(batches))
+    return batches
+
+
+def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    for one, other in zip(first, second, strict=True):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name], name
+
+
+def motion_loader(batch_size: int = 2, **options: Any) -> MotionLoader:
+    settings = {"num_pictures": 6, "coded_share": 0.0, "steps_per_epoch": 2, "seed": 1, "num_workers": 0}
+    return MotionLoader(LOADED, batch_size, **settings | options)
+
+
+def test_a_loader_of_one_process_gives_the_motion_batches_as_dicts(few_pictures: None, pool: list[Tensor]) -> None:
+    loader = motion_loader(growing=True, total_steps=3)
+    assert (len(loader), loader.videos_per_step, loader.problems) == (2, 2, [])
+    shrunk = [F.interpolate(one[None], size=(192, 192), mode="bilinear", antialias=True)[0] for one in pool]
+    plain = MotionBatches(1, 3, 2, 4, 32, LOADED, shrunk, [], 0.0, True)
+    for number, batch in enumerate(take(loader, 4)):  # beyond the run's end too, since workers make batches ahead
+        for name, value in zip(("clip", "flow", "label"), plain[number], strict=True):
+            assert torch.equal(batch[name], value)
+        assert (batch["clip"].dtype, batch["flow"].shape) == (torch.uint8, (2, 4, 2, 8, 8))
+        assert (batch["epoch"].tolist(), batch["index"].tolist()) == (
+            [number // 2] * 2,
+            [number % 2 * 2 + i for i in (0, 1)],
+        )
+        assert batch["path"] == [f"generated {2 * number}", f"generated {2 * number + 1}"]
+        assert on_device(batch, LOADED, "cpu").shape == (2, 3, 4, 32, 32)
+    assert loader.epoch == 2
+
+
+def test_a_position_of_generated_clips_goes_on_bit_for_bit_with_any_workers(few_pictures: None) -> None:
+    whole, first = take(motion_loader(accumulate=2), 8), motion_loader(accumulate=2)
+    second = motion_loader(accumulate=2, num_workers=1)
+    assert_same(take(first, 6), whole[:6])
+    second.load_state_dict(first.state_dict())
+    assert_same(take(second, 2), whole[6:])
+    second.close()
+    with pytest.raises(RequestError, match="has seed 1, the data 2: it is another run's"):
+        motion_loader(seed=2).load_state_dict(first.state_dict())
+
+
+def test_processes_share_a_step_of_generated_clips(few_pictures: None) -> None:
+    alone = take(motion_loader(accumulate=2), 4)
+    pair = [take(motion_loader(rank=rank, num_processes=2), 2) for rank in (0, 1)]
+    assert_same([pair[number % 2][number // 2] for number in range(4)], alone)
+
+
+def test_pictures_and_coded_clips_are_made_once_where_they_can_be_kept(
+    tmp_path: Path, pool: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def made(count: int, *_: Any) -> list[Tensor]:
+        calls.append("pictures")
+        return pool[:count]
+
+    def coded(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
+        calls.append(f"{count} coded, seed {seed}")
+        return [(pool[0][:, :32, :32].expand(4, -1, -1, -1).transpose(0, 1), torch.zeros(4, 2, 8, 8).half(), 0)] * count
+
+    monkeypatch.setattr(motion_batches, "pictures", made)
+    monkeypatch.setattr(motion_batches, "coded_clips", coded)
+    runs = [take(motion_loader(num_coded=2, coded_share=0.5, cache=tmp_path / "kept"), 1) for _ in range(2)]
+    assert_same(*runs)
+    assert calls == ["pictures", "2 coded, seed 1000001"]
+    files = list((tmp_path / "kept").iterdir())
+    assert len(files) == 2 and all(file.suffix == ".pt" for file in files)
+    files[0].write_bytes(files[0].read_bytes()[:1000])
+    with pytest.raises(RequestError, match=r"\.pt is damaged: delete it, and it is made again"):
+        motion_loader(num_coded=2, coded_share=0.5, cache=tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"num_frames": 3},
+            "an even number of frames that divides the spec's 4, but were asked for with 3 of 32 pixels",
+        ),
+        ({"coded_share": 1.5}, "coded_share is 1.5, but is from 0 to 1"),
+        ({"coded_share": 0.5, "num_coded": 0}, r"and 0 without coded clips \(0\)"),
+        ({"coded_share": 0.5, "size": 16}, "num_frames 4 and size 16 need coded_share 0"),
+        ({"growing": True}, "total_steps is None, but a task that grows needs the number of steps"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch 0 and num_pictures 6 must be at least 1"),
+    ],
+)
+def test_a_wrong_request_for_generated_clips_is_one_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        motion_loader(**options)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_generated_video_is_a_real_file_that_its_seed_decides(tmp_path: Path, pool: list[Tensor]) -> None:

@@ -497,6 +497,7 @@ def test_every_card_says_what_a_dataset_is() -> None:
     assert {name: (card.num_classes, card.sampling.rule, card.sampling.flip) for name, card in cards.items()} == {
         "camera_motion": (9, "dense", False),
         "hmdb51": (51, "dense", True),
+        "imagenet1k": (1000, "dense", True),
         "kinetics400": (400, "dense", True),
         "kinetics600": (600, "dense", True),
         "kinetics700": (700, "dense", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hiera_video.data.dataset import ClipDataset, load_views
 from hiera_video.data.lists import VideoList
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.loader import test_views as views_for_test
-from hiera_video.data.sampling import segment_clips
+from hiera_video.data.sampling import keyed_rng, segment_clips
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
@@ -117,6 +118,61 @@ def test_a_position_survives_another_number_of_processes(good: VideoList) -> Non
     for one in later:
         one.load_state_dict({"seed": 0, "num_videos": NUM_VIDEOS, "epoch": 0, "videos": 4, "problems": []})
     assert torch.equal(torch.cat([take(one, 1)[0]["clip"] for one in later]), alone[1]["clip"])
+
+
+SPLITS = [(4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)]
+
+
+def steps_of(
+    videos: VideoList, split: tuple[int, int, int], num_steps: int, state: dict[str, Any] | None = None
+) -> tuple[list[dict[tuple[int, int], Tensor]], dict[str, Any]]:
+    """(epoch, index) -> clip for each step, put together from all processes; and the position behind the last."""
+    batch_size, num_processes, accumulate = split
+    steps: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(num_steps)]
+    for rank in range(num_processes):
+        dataset = ClipDataset(videos, SPEC, augment=FINETUNE, isolate=False)
+        numbers = {"rank": rank, "num_processes": num_processes, "accumulate": accumulate}
+        loader = ClipLoader(dataset, batch_size, num_workers=0, **numbers)
+        assert (len(loader), loader.videos_per_step) == (2, 4)
+        if state is not None:
+            loader.load_state_dict(state)
+        for number, batch in enumerate(take(loader, num_steps * accumulate)):
+            keys = zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
+            steps[number // accumulate].update(zip(keys, batch["clip"], strict=True))
+    return steps, loader.state_dict()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_step_is_the_same_part_of_the_epoch_however_it_is_split(good: VideoList, split: tuple[int, int, int]) -> None:
+    orders = [keyed_rng(0, epoch).permutation(NUM_VIDEOS).tolist() for epoch in (0, 1)]
+    expected = [{(epoch, i) for i in orders[epoch][first : first + 4]} for epoch in (0, 1) for first in (0, 4)]
+    assert [set(step) for step in steps_of(good, split, 4)[0]] == expected
+
+
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_a_position_between_steps_goes_on_with_any_other_split(good: VideoList, split: tuple[int, int, int]) -> None:
+    whole, _ = steps_of(good, SPLITS[0], 4)
+    first, state = steps_of(good, split, 1)
+    later, _ = steps_of(good, SPLITS[SPLITS.index(split) - 1], 3, state)
+    for step, expected in zip(first + later, whole, strict=True):
+        assert step.keys() == expected.keys()
+        assert all(torch.equal(step[key], expected[key]) for key in step)
+
+
+def test_a_position_inside_a_step_is_that_before_it_while_iterating_goes_on_behind_the_last_batch(
+    good: VideoList,
+) -> None:
+    def loader() -> ClipLoader:
+        return ClipLoader(ClipDataset(good, SPEC, augment=PLAIN, isolate=False), 2, num_workers=0, accumulate=2)
+
+    whole, first, second = take(loader(), 4), loader(), loader()
+    assert_same(take(first, 3), whole[:3])
+    assert (first.state_dict()["epoch"], first.state_dict()["videos"]) == (0, 4)
+    second.load_state_dict(first.state_dict())
+    assert_same(take(second, 2), whole[2:])
+    first.close()
+    assert_same(take(first, 1), whole[3:])
+    assert first.epoch == 1
 
 
 def test_an_epoch_takes_each_video_once_in_an_order_of_its_own(good: VideoList) -> None:
@@ -238,13 +294,16 @@ def test_a_batch_travels_as_uint8_with_what_is_left_to_do(good: VideoList) -> No
     loader = ClipLoader(ClipDataset(good, SPEC, augment=FINETUNE, num_clips=2), batch_size=3, num_workers=1)
     batch = next(iter(loader))
     assert batch["clip"].shape == (6, 3, 4, 32, 32) and batch["clip"].dtype == torch.uint8
-    assert {name: tuple(batch[name].shape) for name in ("flip", "erase", "noise_seed", "label", "index", "repeat")} == {
+    assert {
+        name: tuple(batch[name].shape) for name in ("flip", "erase", "noise_seed", "label", "index", "repeat", "epoch")
+    } == {
         "flip": (6,),
         "erase": (6, 4),
         "noise_seed": (6,),
         "label": (6,),
         "index": (6,),
         "repeat": (6,),
+        "epoch": (6,),
     }
     assert len(batch["path"]) == 6 and batch["repeat"].tolist() == [0, 1] * 3
 
@@ -284,8 +343,17 @@ def test_a_position_of_another_run_is_refused(good: VideoList) -> None:
 
 
 def test_a_step_larger_than_the_list_is_refused(good: VideoList) -> None:
-    with pytest.raises(RequestError, match=r"^9 videos do not fill one step of 1 x 10: lower the batch size\.$"):
-        ClipLoader(ClipDataset(good, SPEC), 10)
+    sentence = "9 videos do not fill one step of 12 (batch_size 2 x num_processes 2 x accumulate 3): lower one of the"
+    with pytest.raises(RequestError, match=f"^{re.escape(sentence)} three\\.$"):
+        ClipLoader(ClipDataset(good, SPEC), 2, num_processes=2, accumulate=3)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"accumulate": 0}, {"rank": 2, "num_processes": 2}])
+def test_numbers_that_make_no_step_are_refused(good: VideoList, wrong: dict[str, int]) -> None:
+    with pytest.raises(RequestError, match=r"^batch_size \d, accumulate \d, rank \d of \d: at least one video a batch"):
+        ClipLoader(ClipDataset(good, SPEC), **{"batch_size": 1, **wrong})
+    with pytest.raises(RequestError, match="num_workers is -1, but is at least 0"):
+        ClipLoader(ClipDataset(good, SPEC), 1, num_workers=-1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

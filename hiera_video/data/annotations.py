@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.inputs import VIDEO_EXTENSIONS
-from hiera_video.data.sources import extension
+from hiera_video.data.sources import IMAGE_EXTENSIONS, extension
 from hiera_video.errors import RequestError
 
 #: Columns of the official Kinetics files; training lists of Kinetics-400 have ``is_cc`` too.
@@ -316,15 +316,18 @@ def read_hmdb51(splits: str | os.PathLike[str], split: str, fold: int, folder: s
 # --- what all have in common ------------------------------------------------------------------------------------------
 
 
-def read_folders(folder: str | os.PathLike[str]) -> Entries:
-    """One folder per class, sorted by name; each is searched to its depths for videos, hidden files apart."""
+def read_folders(folder: str | os.PathLike[str], *, images: bool = False) -> Entries:
+    """One folder per class, sorted by name; each is searched to its depths for videos (or for pictures), hidden files
+    apart.
+    """
+    wanted = IMAGE_EXTENSIONS if images else VIDEO_EXTENSIONS
     classes = sorted(subfolders(folder))
     entries = Entries(os.fspath(folder), classes=classes)
     for name in classes:
         for where, folders, files in os.walk(os.path.join(folder, name)):
             folders[:] = sorted(one for one in folders if not one.startswith("."))
             for file in sorted(files):
-                if extension(file) in VIDEO_EXTENSIONS and not file.startswith("."):
+                if extension(file) in wanted and not file.startswith("."):
                     entries.add(0, os.path.join(where, file), [name])
     return entries
 

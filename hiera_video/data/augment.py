@@ -139,6 +139,7 @@ def crop_resize(
 ) -> Tensor:
     """Cut ``box`` out of uint8 [T, H, W, C] and resize it to ``spec.size``: uint8 [C, T, h, w], within a grey level.
 
+    Bicubic with antialias is within two levels of Pillow, which published image models were trained with.
     ``out``: a tensor of that shape, of any strides, to be filled and returned.
     """
     top, left, rows, columns = box

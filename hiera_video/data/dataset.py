@@ -146,9 +146,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
     - ``clip`` uint8 [R, C, T, h, w], cropped and resized, RandAugment applied (in memory the channels come last);
     - ``flip`` bool [R], ``erase`` int64 [R, 4] (top, left, height, width; 0: nothing), ``noise_seed`` int64 [R]: what
       :func:`hiera_video.data.on_device.on_device` still has to do;
-    - ``label``, ``path``, ``index`` of the video, ``repeat`` int64 [R], ``problems``, a list of :class:`Problem`.
+    - ``label``, ``path``, ``index`` of the video, ``epoch``, ``repeat`` int64 [R], ``problems``, a list of
+      :class:`Problem`.
 
-    A file that cannot be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
+    A picture is a still: all T frames show one crop of it, and its repeats are crops of their own. A file that cannot
+    be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
     is drawn from the same key ("skip"), with a problem that says so. ``isolate``: decode in a child process, which a
     broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.isolated`.
     ``decode`` and ``fps`` (of videos that are folders of pictures) are those of :func:`hiera_video.open_video`.
@@ -210,18 +212,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, draws: tuple[int, ...], problems: list[Problem]) -> dict[str, Any]:
         path = self.videos.path(index)
-        with _open(path, self._reader, num_threads=1, decode=self.decode, fps=self.fps) as video:
-            clips = self._draw(video, index, draws)
-            distinct = np.unique(np.concatenate([clip.row for clip in clips]))
-            _, images = video.read(distinct, self._short_side(video, clips))
-            place = {number: i for i, number in enumerate(distinct.tolist())}
-            # Channels last in memory, as frames are decoded: taking the channels apart would cost a fifth of the crop.
-            pixels = torch.empty((len(clips), self.spec.num_frames, *self.spec.size, 3), dtype=torch.uint8)
-            pixels = pixels.permute(0, 4, 1, 2, 3)
-            for clip, out in zip(clips, pixels, strict=True):
-                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out)
-            if video.error is not None:
-                problems.append(Problem(path, video.error, replaced=False))
+        clips, pixels = self._picture(path, draws) if is_image(path) else self._video(index, path, draws, problems)
         return {
             "clip": pixels,
             "flip": torch.tensor([clip.flip for clip in clips]),
@@ -229,10 +220,51 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "noise_seed": torch.tensor([clip.noise_seed for clip in clips]),
             "label": self.videos.label(index),
             "path": path,
+            "epoch": draws[1],
             "index": index,
             "repeat": torch.arange(len(clips)),
             "problems": problems,
         }
+
+    def _video(
+        self, index: int, path: str, draws: tuple[int, ...], problems: list[Problem]
+    ) -> tuple[list[_Clip], Tensor]:
+        with _open(path, self._reader, num_threads=1, decode=self.decode, fps=self.fps) as video:
+            clips = self._draw(video, index, draws)
+            distinct = np.unique(np.concatenate([clip.row for clip in clips]))
+            _, images = video.read(distinct, self._short_side(video, clips))
+            place = {number: i for i, number in enumerate(distinct.tolist())}
+            pixels = self._empty(len(clips))
+            for clip, out in zip(clips, pixels, strict=True):
+                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out)
+            if video.error is not None:
+                problems.append(Problem(path, video.error, replaced=False))
+        return clips, pixels
+
+    def _picture(self, path: str, draws: tuple[int, ...]) -> tuple[list[_Clip], Tensor]:
+        """As published for ImageNet (timm): RandAugment comes behind the crop, at the size of the crop.
+
+        The flip stands between the two there; its place changes no distribution, since RandAugment's signs are even.
+        """
+        picture = read_image(path)[np.newaxis]
+        still = np.zeros(self.spec.num_frames, dtype=np.int64)
+        repeats = range(self.num_clips * self.num_augments)
+        clips = [self._draw_one(still, self._rng(draws, repeat)) for repeat in repeats]
+        pixels = self._empty(len(clips))
+        for clip, out in zip(clips, pixels, strict=True):
+            cut = crop_resize(picture, crop_box(clip.crop, *picture.shape[1:3]), self.spec, out=out[:, :1])
+            if self.augment.num_ops:
+                changed = rand_augment(np.ascontiguousarray(cut.permute(1, 2, 3, 0)), self.augment, clip.rng)
+                cut = torch.from_numpy(changed).permute(3, 0, 1, 2)
+            np.copyto(out.numpy(), cut.numpy())  # into every frame
+        return clips, pixels
+
+    def _empty(self, count: int) -> Tensor:
+        """uint8 [count, C, T, h, w]. Channels last in memory, as frames are decoded: to take them apart would cost a
+        fifth of the crop.
+        """
+        shape = (count, self.spec.num_frames, *self.spec.size, 3)
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
 
     def _draw(self, video: Video, index: int, draws: tuple[int, ...]) -> list[_Clip]:
         """What each clip is, decided by its key alone; the clip's start is its key's first draw."""

@@ -27,6 +27,7 @@ from hiera_video.resources import TORCHVISION, Card, load_card
 
 log = logging.getLogger("hiera_video")
 
+KINETICS, IMAGENET = TORCHVISION
 #: A list without names of classes has as many as its greatest number says; beyond this it is no class.
 MAX_CLASSES = 100_000
 #: A folder with folders of these names alone holds splits, not classes.
@@ -108,13 +109,15 @@ def list_videos(
     split: str = "train",
     fold: int = 1,
     classes: Sequence[str] | None = None,
+    images: bool = False,
 ) -> VideoList:
     """The videos of a dataset, whether the files are there or not.
 
     ``source``: a card's name or YAML file; a folder with one folder per class (or with train, val, test of such); or
     an annotation file (.csv, .txt, .tsv; .json of SSv2). ``root``: where the dataset lies, or what a file's paths are
     relative to; by default the folder of the file. ``classes``: their order, by default the card's, the format's own,
-    or the sorted labels. Logs a warning where a card's published number differs. Raises :class:`RequestError`.
+    or the sorted labels. ``images``: class folders hold pictures, not videos (a card or an annotation file says so by
+    itself). Logs a warning where a card's published number differs. Raises :class:`RequestError`.
     """
     card, place = card_of(source), os.fspath(root or Path(source).parent)
     if card is not None:
@@ -123,7 +126,7 @@ def list_videos(
         entries = _entries_of_card(card, place, split, fold)
         classes = classes or _classes_of_card(card, entries, place, fold)
     elif os.path.isdir(source):
-        entries = _class_folders(os.fspath(source), split)
+        entries = _class_folders(os.fspath(source), split, images=images)
     elif os.path.isfile(source):
         entries = _read_file(source, split, place)
     else:
@@ -131,7 +134,8 @@ def list_videos(
         hint = f"did you mean {nearest[0]}?" if nearest else f"cards: {', '.join(resources.names('datasets'))}"
         raise RequestError(f"there is no file, folder or card {os.fspath(source)!r}; {hint}")
     if not entries.paths:
-        raise RequestError(f"{entries.file} lists no video of the split {split}")
+        what = "picture" if images else "video (pictures need images)"
+        raise RequestError(f"{entries.file} lists no {what} of the split {split}")
     labels, names = _numbered(entries, list(classes) if classes else entries.classes)
     # ":/" first: to take a quarter of a million paths apart as addresses would cost a second.
     paths = (
@@ -156,7 +160,9 @@ def _entries_of_card(card: Card, root: str, split: str, fold: int) -> Entries:
     published = part.listed
     file = _first(root, part.annotations, fold)
     folder = _first(root, part.folder, fold) or os.path.join(root, part.folder[0])
-    if file is None and card.format == "kinetics" and card.classes and os.path.isdir(folder):
+    if card.format == "images":
+        entries = _picture_folders(root, card, folder)
+    elif file is None and card.format == "kinetics" and card.classes and os.path.isdir(folder):
         entries, published = _class_folders(folder, split), part.files
     elif file is None:
         places = " or ".join(place.format(fold=fold) for place in part.annotations)
@@ -228,10 +234,8 @@ def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
 
 def _classes_of_card(card: Card, entries: Entries, root: str, fold: int) -> list[str]:
     """The names by number, checked against the card's number of classes."""
-    if card.classes == TORCHVISION:
-        from torchvision.models.video import R3D_18_Weights
-
-        classes = list(R3D_18_Weights.DEFAULT.meta["categories"])
+    if isinstance(card.classes, str):
+        classes = _torchvision_classes(card.classes)
     elif isinstance(card.classes, list):
         classes = card.classes
     elif entries.classes is not None:
@@ -253,25 +257,61 @@ def _classes_of_card(card: Card, entries: Entries, root: str, fold: int) -> list
     return classes
 
 
+def _torchvision_classes(name: str) -> list[str]:
+    """The names that torchvision carries, of one of :data:`TORCHVISION`."""
+    if name == KINETICS:
+        from torchvision.models.video import R3D_18_Weights
+
+        return list(R3D_18_Weights.DEFAULT.meta["categories"])
+    from torchvision.models import ResNet50_Weights
+
+    return list(ResNet50_Weights.DEFAULT.meta["categories"])
+
+
 def _first(root: str, places: Sequence[str], fold: int) -> str | None:
     """The first of several places below the root that is there."""
     paths = [os.path.normpath(os.path.join(root, place.format(fold=fold))) for place in places]
     return next((path for path in paths if os.path.exists(path)), None)
 
 
-def _class_folders(folder: str, split: str) -> Entries:
+def _picture_folders(root: str, card: Card, folder: str) -> Entries:
+    """The pictures of one split; its classes are the training split's folders, where these are there."""
+    if not os.path.isdir(folder):
+        raise RequestError(f"{root} has no pictures of {card.name}: expected the folder {folder}")
+    entries = formats.read_folders(folder, images=True)
+    training = _first(root, card.splits["train"].folder, 1) if "train" in card.splits else None
+    if training is not None:
+        entries.classes = sorted(formats.subfolders(training))
+    return _with_names(entries, card) if card.classes == IMAGENET else entries
+
+
+def _with_names(entries: Entries, card: Card) -> Entries:
+    """ImageNet's folders are numbers in WordNet; sorted, they are in the order of the published names."""
+    folders = entries.classes or []
+    for folder in folders:
+        if not re.fullmatch(r"n\d{8}", folder):
+            raise wrong(entries.file, 0, folder, "folders named by WordNet's numbers, such as n01440764")
+    if len(folders) != card.num_classes:
+        raise RequestError(f"{entries.file} has {len(folders)} classes, but {card.name} has {card.num_classes}")
+    names = dict(zip(folders, _torchvision_classes(IMAGENET), strict=True))
+    _refuse_unknown(entries, set(names), f"one of {len(names)} classes", folders)
+    entries.labels = [[names[label] for label in labels] for labels in entries.labels]
+    return entries
+
+
+def _class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
     """One folder per class, or one per split with such; their order is that of the training split."""
     found = formats.subfolders(folder)
     if found and set(found) <= set(SPLITS):
         if split not in found:
             raise RequestError(f"{folder} has no split {split!r}; it has {', '.join(sorted(found))}")
-        entries = formats.read_folders(os.path.join(folder, split))
+        entries = formats.read_folders(os.path.join(folder, split), images=images)
         if "train" in found:
             entries.classes = sorted(formats.subfolders(os.path.join(folder, "train")))
         return entries
     if not found:
         raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
-    return formats.read_folders(folder)
+    return formats.read_folders(folder, images=images)
 
 
 def _numbered(entries: Entries, classes: list[str] | None) -> tuple[NDArray[Any], list[str]]:

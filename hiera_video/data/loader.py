@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
     """Which videos are in which step, for one process of several: a position is (epoch, videos taken in it).
 
-    It knows nothing of the loader: workers that are ended by the garbage collector take seconds over it.
+    A step takes ``accumulate`` batches in each process and lies in one epoch. It knows nothing of the loader: workers
+    that are ended by the garbage collector take seconds over it. Raises :class:`RequestError` for numbers that do not
+    make a step.
     """
 
     seed: int
@@ -38,10 +41,25 @@ class _Order:
     shuffle: bool
     rank: int
     num_processes: int
+    accumulate: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1 or not 0 <= self.rank < self.num_processes:
+            raise RequestError(
+                f"batch_size {self.batch_size}, accumulate {self.accumulate}, rank {self.rank} of "
+                f"{self.num_processes}: at least one video a batch, one batch a step, and a rank below the number of "
+                "processes."
+            )
+        if self.videos_per_step > self.num_videos:
+            raise RequestError(
+                f"{self.num_videos} videos do not fill one step of {self.videos_per_step} (batch_size "
+                f"{self.batch_size} x num_processes {self.num_processes} x accumulate {self.accumulate}): lower one of "
+                "the three."
+            )
 
     @property
     def videos_per_step(self) -> int:
-        return self.batch_size * self.num_processes
+        return self.batch_size * self.num_processes * self.accumulate
 
     def after(self, epoch: int, videos: int) -> tuple[int, int]:
         """The position one step later."""
@@ -52,27 +70,76 @@ class _Order:
         return (epoch, videos) if videos + self.videos_per_step <= self.num_videos else (epoch + 1, 0)
 
     def keys(self, epoch: int, videos: int) -> Iterator[list[tuple[int, int]]]:
-        """This process's part of each step from a position on, for ever."""
+        """This process's batches from a position on, for ever: (epoch, index) of each of their videos."""
         shuffled, indices = -1, np.arange(self.num_videos)
         while True:
             if self.shuffle and shuffled != epoch:
                 shuffled, indices = epoch, keyed_rng(self.seed, epoch).permutation(self.num_videos)
-            first = videos + self.rank * self.batch_size
-            yield [(epoch, index) for index in indices[first : first + self.batch_size].tolist()]
+            for batch in range(self.accumulate):
+                first = videos + (batch * self.num_processes + self.rank) * self.batch_size
+                yield [(epoch, index) for index in indices[first : first + self.batch_size].tolist()]
             epoch, videos = self.after(epoch, videos)
+
+
+class Stream:
+    """The batches of an order, which worker processes make, and the position behind the last whole step.
+
+    ``dataset`` gives the batch of a list of keys; a batch ``{"failure": sentence}`` ends the run.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], order: Order, num_workers: int) -> None:
+        if num_workers < 0:
+            raise RequestError(f"num_workers is {num_workers}, but is at least 0.")
+        self.dataset, self.order, self.num_workers = dataset, order, num_workers
+        self.epoch, self.videos = 0, 0
+        self._given = 0  # batches of the step that is under way
+        self._batches: Iterator[Batch] | None = None
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches up to the next epoch's first step."""
+        epoch = self.epoch
+        while self.epoch == epoch:
+            if self._batches is None:
+                keys = islice(self.order.keys(self.epoch, self.videos), self._given, None)
+                self._batches = _start(_data_loader(self.dataset, keys, self.num_workers))
+            batch = next(self._batches)
+            if "failure" in batch:
+                self.close()
+                raise UnreadableVideo(batch["failure"])
+            self._given += 1
+            if self._given == self.order.accumulate:
+                self._given = 0
+                self.epoch, self.videos = self.order.after(self.epoch, self.videos)
+            yield batch
+
+    def go_to(self, state: dict[str, Any], **mine: int) -> None:
+        """Go to ``state``'s epoch and videos. Raises :class:`RequestError` where it differs from ``mine``."""
+        for name, here in mine.items():
+            if state.get(name) != here:
+                raise RequestError(
+                    f"the position to go on from has {name} {state.get(name)}, the data {here}: it is another run's."
+                )
+        self.close()
+        self.epoch, self.videos = self.order.valid(state["epoch"], state["videos"])
+        self._given = 0
+
+    def close(self) -> None:
+        """End the workers; iterating starts them anew."""
+        self._batches = None
 
 
 class ClipLoader:
     """Batches of a :class:`ClipDataset` for training; each iteration yields the rest of the current epoch.
 
-    A step takes ``batch_size`` videos in each of ``num_processes`` processes, of which this is number ``rank``; the
+    A step takes ``accumulate`` batches of ``batch_size`` videos in each of ``num_processes`` processes, of which this
+    is number ``rank``: ``videos_per_step`` videos, which are the same for any three numbers of that product. The
     remainder of the list that fills no step is left out, another one in each epoch. A batch: ``clip`` uint8
     [B * R, C, T, h, w] and, along the same first axis, ``flip``, ``erase``, ``noise_seed``, ``label``, ``index``,
-    ``repeat`` and the list ``path``; see :class:`ClipDataset`.
+    ``epoch`` (int64), ``repeat`` and the list ``path``; see :class:`ClipDataset`.
 
-    :meth:`state_dict` is the position behind the batch that was given last, in the middle of an epoch too; a loader
-    with that position, of any number of workers, goes on with the next batch. ``problems``: every file that could not
-    be read or only in part, once, in the order in which they came up.
+    :meth:`state_dict` is the position behind the last whole step, in the middle of an epoch too; a loader with that
+    position, of any number of workers, goes on with the next step. ``problems``: every file that could not be read or
+    only in part, once, in the order in which they came up.
     """
 
     def __init__(
@@ -84,39 +151,34 @@ class ClipLoader:
         shuffle: bool = True,
         rank: int = 0,
         num_processes: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or not 0 <= rank < num_processes:
-            raise RequestError(
-                f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of {num_processes}: "
-                "at least one video a batch, no fewer than 0 workers, and a rank below the number of processes."
-            )
-        self.dataset, self.num_workers = dataset, num_workers
-        self._order = _Order(dataset.seed, len(dataset), batch_size, shuffle, rank, num_processes)
-        self.epoch, self.videos = 0, 0
+        order = Order(dataset.seed, len(dataset), batch_size, shuffle, rank, num_processes, accumulate)
+        self.dataset = dataset
         self.problems: list[Problem] = []
-        self._batches: Iterator[Batch] | None = None
-        if not len(self):
-            raise RequestError(
-                f"{len(dataset)} videos do not fill one step of {num_processes} x {batch_size}: lower the batch size."
-            )
+        self._known: set[str] = set()
+        self._stream = Stream(_BatchDataset(dataset), order, num_workers)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step."""
+        return self._stream.epoch
+
+    @property
+    def videos_per_step(self) -> int:
+        """Videos that a step takes in all processes together."""
+        return self._stream.order.videos_per_step
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
-        return len(self.dataset) // self._order.videos_per_step
+        """Steps of an epoch; each has ``accumulate`` batches."""
+        return len(self.dataset) // self.videos_per_step
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self.epoch
-        while self.epoch == epoch:
-            if self._batches is None:
-                keys = self._order.keys(self.epoch, self.videos)
-                self._batches = _start(_data_loader(_BatchDataset(self.dataset), keys, self.num_workers))
-            batch = next(self._batches)
-            if "failure" in batch:
-                self.close()
-                raise UnreadableVideo(batch["failure"])
-            known = {problem.path for problem in self.problems}
-            self.problems += [problem for problem in batch["problems"] if problem.path not in known]
-            self.epoch, self.videos = self._order.after(self.epoch, self.videos)
+        for batch in self._stream.rest_of_epoch():
+            for problem in batch["problems"]:
+                if problem.path not in self._known:
+                    self._known.add(problem.path)
+                    self.problems.append(problem)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,25 +186,20 @@ class ClipLoader:
         return {
             "seed": self.dataset.seed,
             "num_videos": len(self.dataset),
-            "epoch": self.epoch,
-            "videos": self.videos,
+            "epoch": self._stream.epoch,
+            "videos": self._stream.videos,
             "problems": [asdict(problem) for problem in self.problems],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position. Raises :class:`RequestError` where it belongs to another list of videos or seed."""
-        for name, here in (("seed", self.dataset.seed), ("num_videos", len(self.dataset))):
-            if state[name] != here:
-                raise RequestError(
-                    f"the position to go on from has {name} {state[name]}, the data {here}: it is another run's."
-                )
-        self.close()
-        self.epoch, self.videos = self._order.valid(state["epoch"], state["videos"])
+        self._stream.go_to(state, seed=self.dataset.seed, num_videos=len(self.dataset))
         self.problems = [Problem(**problem) for problem in state["problems"]]
+        self._known = {problem.path for problem in self.problems}
 
     def close(self) -> None:
         """End the workers; iterating starts them anew."""
-        self._batches = None
+        self._stream.close()
 
 
 def test_views(
@@ -201,7 +258,8 @@ class _BatchDataset(Dataset[Batch]):
             batch["clip"] = torch.cat(clips).permute(0, 4, 1, 2, 3)
         labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
         batch["label"] = labels.repeat_interleave(counts, dim=0)
-        batch["index"] = torch.tensor([sample["index"] for sample in samples]).repeat_interleave(counts)
+        for name in ("epoch", "index"):
+            batch[name] = torch.tensor([sample[name] for sample in samples]).repeat_interleave(counts)
         batch["path"] = [sample["path"] for sample in samples for _ in sample["clip"]]
         batch["problems"] = [problem for sample in samples for problem in sample["problems"]]
         return batch

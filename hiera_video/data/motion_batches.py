@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import multiprocessing
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,11 +35,18 @@ from hiera_video.data.camera_motion import (
     screen,
     texture,
 )
+from hiera_video.data.dataset import Problem
+from hiera_video.data.loader import Batch, Order, Stream
 from hiera_video.data.pictures import photographs, procedural_picture
 from hiera_video.data.reader import open_video
 from hiera_video.data.sampling import train_clips
 from hiera_video.data.transforms import fit_crops
+from hiera_video.errors import RequestError
+from hiera_video.outputs import replacing
 from hiera_video.spec import ClipSpec
+
+log = logging.getLogger("hiera_video")
+T = TypeVar("T")
 
 Sample = tuple[Tensor, Tensor, int]
 """A clip ``[3, T, S, S]`` in [0, 255], its flow ``[4, T / 2, S / 4, S / 4]`` and its label."""
@@ -151,11 +163,11 @@ def symmetric(rng: np.random.Generator, clip: Tensor, seen: Tensor, label: int) 
 
 @dataclass
 class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """``steps`` batches: clips uint8 ``[B, 3, T, S, S]``, flow ``[B, 4, T / 2, S / 4, S / 4]``, labels int64 ``[B]``.
+    """Batches without end: clips uint8 ``[B, 3, T, S, S]``, flow ``[B, 4, T / 2, S / 4, S / 4]``, labels int64 ``[B]``.
 
-    Batch ``step`` is a function of (seed, step), in whatever process it is made. Pictures are drawn from ``pool``, the
-    share ``coded_share`` of the clips from ``coded``; the task grows from easy to itself over the first two thirds of
-    the steps if ``growing``.
+    Batch ``number`` is a function of (seed, number), in whatever process it is made; ``batches_per_step`` of them make
+    a step, in all processes together. Pictures are drawn from ``pool``, the share ``coded_share`` of the clips from
+    ``coded``; the task grows from easy to itself over the first two thirds of ``steps`` if ``growing``.
     """
 
     seed: int
@@ -168,14 +180,14 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     coded: list[Sample]
     coded_share: float
     growing: bool
+    batches_per_step: int = 1
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.batches_per_step
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        if step >= self.steps:
-            raise IndexError(step)
-        rng = np.random.default_rng((self.seed, step))
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, number))
+        step = number // self.batches_per_step
         ease = max(0.0, 1 - 1.5 * step / self.steps) if self.growing else 0.0
         samples: list[Sample] = []
         while len(samples) < self.batch_size:
@@ -190,3 +202,168 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 samples.append((clip.byte(), seen, label))
         clips, flows, labels = zip(*samples, strict=True)
         return torch.stack(clips), torch.stack(flows), torch.tensor(labels)
+
+
+class MotionLoader:
+    """:class:`MotionBatches` in place of a :class:`~hiera_video.data.loader.ClipLoader`: same protocol, same batches.
+
+    A batch has ``flow`` too, float32 [B, 4, T / 2, S / 4, S / 4] of :func:`~hiera_video.data.camera_motion.flow`; flip,
+    erase, noise_seed and repeat are zeros, ``index`` counts an epoch's clips, ``path`` is a made-up name. It is a
+    function of (seed, step, place among the step's batches): another ``batch_size`` has other clips. An epoch is
+    ``steps_per_epoch`` steps, a unit alone.
+
+    Clips are of ``spec``; ``num_frames`` (a divisor of the spec's, over the same seconds) and ``size`` make them
+    smaller, where none is coded. ``num_pictures``, ``num_coded``: how many pictures (and half as many photographs) and
+    clips read back from H.264 files there are to draw from, ``coded_share`` of a batch being such. They take minutes to
+    make; ``cache``, a folder, keeps them for the next run, and for other processes if the first makes them alone.
+    ``growing``: from easy to the task over the first two thirds of ``total_steps``. Raises :class:`RequestError`.
+    """
+
+    def __init__(
+        self,
+        spec: ClipSpec,
+        batch_size: int,
+        *,
+        num_frames: int | None = None,
+        size: int | None = None,
+        num_pictures: int = 1500,
+        num_coded: int = 2000,
+        coded_share: float = 0.5,
+        growing: bool = False,
+        total_steps: int | None = None,
+        steps_per_epoch: int = 100,
+        seed: int = 0,
+        num_workers: int = 2,
+        rank: int = 0,
+        num_processes: int = 1,
+        accumulate: int = 1,
+        cache: Path | None = None,
+    ) -> None:
+        frames, size = num_frames or spec.num_frames, size or spec.size[0]
+        _check(spec, frames, size, num_coded if coded_share else 0, coded_share, total_steps if growing else 1)
+        if steps_per_epoch < 1 or num_pictures < 1:
+            raise RequestError(f"steps_per_epoch {steps_per_epoch} and num_pictures {num_pictures} must be at least 1")
+        videos = steps_per_epoch * batch_size * num_processes * accumulate
+        order = Order(seed, videos, batch_size, False, rank, num_processes, accumulate)
+        self._steps_per_epoch, self.problems = steps_per_epoch, list[Problem]()
+        batches = MotionBatches(
+            seed=seed,
+            steps=total_steps or 1,
+            batch_size=batch_size,
+            num_frames=frames,
+            size=size,
+            spec=spec,
+            pool=_pool(num_pictures, seed, size, cache),
+            coded=_coded(num_coded, seed, spec, num_workers, cache) if coded_share else [],
+            coded_share=coded_share,
+            growing=growing,
+            batches_per_step=num_processes * accumulate,
+        )
+        self._stream = Stream(_Named(batches, videos), order, num_workers)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step."""
+        return self._stream.epoch
+
+    @property
+    def videos_per_step(self) -> int:
+        """Clips that a step takes in all processes together."""
+        return self._stream.order.videos_per_step
+
+    def __len__(self) -> int:
+        """Steps of an epoch; each has ``accumulate`` batches."""
+        return self._steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._stream.rest_of_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last whole step: plain numbers."""
+        position = {"epoch": self._stream.epoch, "videos": self._stream.videos, "problems": []}
+        return {"seed": self._stream.order.seed, "steps_per_epoch": len(self), **position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position. Raises :class:`RequestError` where it belongs to another seed or length of epoch."""
+        self._stream.go_to(state, seed=self._stream.order.seed, steps_per_epoch=len(self))
+
+    def close(self) -> None:
+        """End the workers; iterating starts them anew."""
+        self._stream.close()
+
+
+class _Named(Dataset[Batch]):
+    """The batches by their clips' keys (epoch, index), which follow one another, as dicts."""
+
+    def __init__(self, batches: MotionBatches, videos_per_epoch: int) -> None:
+        self._batches, self._videos_per_epoch = batches, videos_per_epoch
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch:
+        count = len(keys)
+        first = keys[0][0] * self._videos_per_epoch + keys[0][1]
+        clip, seen, label = self._batches[first // count]
+        return {
+            "clip": clip,
+            "flow": seen,
+            "label": label,
+            "flip": torch.zeros(count, dtype=torch.bool),
+            "erase": torch.zeros(count, 4, dtype=torch.int64),
+            "noise_seed": torch.zeros(count, dtype=torch.int64),
+            "repeat": torch.zeros(count, dtype=torch.int64),
+            "epoch": torch.tensor([epoch for epoch, _ in keys]),
+            "index": torch.tensor([index for _, index in keys]),
+            "path": [f"generated {number}" for number in range(first, first + count)],
+            "problems": [],
+        }
+
+
+def _check(
+    spec: ClipSpec, num_frames: int, size: int, num_coded: int, coded_share: float, total_steps: int | None
+) -> None:
+    own = (spec.num_frames, *spec.size)
+    if spec.size[0] != spec.size[1] or size % 4 or num_frames % 2 or spec.num_frames % num_frames:
+        raise RequestError(
+            f"generated clips are square, of a size in fours and an even number of frames that divides the spec's "
+            f"{spec.num_frames}, but were asked for with {num_frames} of {size} pixels (spec {spec.size})"
+        )
+    if not 0 <= coded_share <= 1 or (coded_share and num_coded < 1):
+        raise RequestError(f"coded_share is {coded_share}, but is from 0 to 1, and 0 without coded clips ({num_coded})")
+    if coded_share and (num_frames, size, size) != own:
+        raise RequestError(
+            f"coded clips have the spec's frames and size {own}, so num_frames {num_frames} and size {size} need "
+            "coded_share 0"
+        )
+    if total_steps is None or total_steps < 1:
+        raise RequestError(f"total_steps is {total_steps}, but a task that grows needs the number of steps of the run")
+
+
+def _pool(count: int, seed: int, size: int, cache: Path | None) -> list[Tensor]:
+    """Pictures of 384 pixels, shrunk with a smaller window: a small clip shows as much."""
+    log.info("making %d pictures for generated clips", count)
+    made = _kept(cache, f"pictures_{count}_{seed}.pt", lambda: pictures(count, seed, 384))
+    side = min(384, 6 * size)
+    if side == 384:
+        return made
+    return [F.interpolate(one[None], size=(side, side), mode="bilinear", antialias=True)[0] for one in made]
+
+
+def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path | None) -> list[Sample]:
+    known = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
+    name = f"coded_{count}_{seed}_{known}.pt"
+    return _kept(cache, name, lambda: coded_clips(count, seed + 1_000_000, spec, workers=max(1, num_workers)))
+
+
+def _kept(folder: Path | None, name: str, make: Callable[[], T]) -> T:
+    """What ``make`` makes, from the folder where it is there, else put there."""
+    if folder is None:
+        return make()
+    path = folder / name
+    if not path.exists():
+        with replacing(path) as temporary:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(make(), temporary)
+    try:
+        # Several processes may have made it: what lies there now is for all of them.
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # a cut file raises one of many kinds
+        raise RequestError(f"{path} is damaged: delete it, and it is made again") from error

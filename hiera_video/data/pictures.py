@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from hiera_video.errors import RequestError
+
 
 def procedural_picture(rng: np.random.Generator, size: int) -> Tensor:
     """A picture uint8 ``[3, size, size]`` with the statistics of natural ones: occluding shapes of all sizes
@@ -73,10 +75,13 @@ def _noise(rng: np.random.Generator, size: int, exponent: float) -> NDArray[np.f
 
 def photographs(*, held_out: bool = False) -> list[Tensor]:
     """Photographs uint8 ``[3, h, w]`` that scikit-image and scikit-learn carry (extra ``train``); those held out
-    are never trained on.
+    are never trained on. Raises :class:`RequestError` without these packages.
     """
-    import skimage
-    import sklearn
+    try:
+        import skimage
+        import sklearn
+    except ImportError as error:
+        raise RequestError(f"generated clips need {error.name}: pip install 'hiera-video[train]'") from error
 
     data, images = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
     train = [

@@ -1,6 +1,7 @@
 """Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier.
 
-Read top to bottom: what an architecture is, which sizes it takes, the trunk that walks the stages, the classifier.
+Read top to bottom: the trunk that walks the stages, the classifier. What an architecture is stands in
+:mod:`hiera_video.models.architecture`.
 """
 
 from __future__ import annotations
@@ -8,126 +9,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hiera_video.errors import RequestError, SizeError
-from hiera_video.models.layers import (
-    ACTIVATIONS,
-    Block,
-    Head,
-    MaskUnitAttention,
-    PatchEmbed,
-    init_weights,
-    resize_positions,
-)
+from hiera_video.errors import RequestError
+from hiera_video.models.architecture import Architecture as Architecture
+from hiera_video.models.layers import Block, Head, MaskUnitAttention, PatchEmbed, init_weights, resize_positions
+from hiera_video.models.masks import Mask, count_of, moved, unit_ids
 from hiera_video.models.unroll import Size, gather_units, reroll, unit_size, units, unroll
 from hiera_video.spec import ClipSpec
 
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Constructor fields by their published names; the defaults are base 16x224 (paper, Table 1; reference package).
-
-    Sizes are (time, height, width), (height, width) or (length,). ``stages`` are blocks per stage; ``q_pool`` of
-    the stage changes pool by ``q_stride``; ``mask_unit_attn`` says per stage whether attention stays within mask
-    units of ``mask_unit_size`` tokens. The mask unit must be what all stage changes together could pool away.
-    """
-
-    input_size: Size = (16, 224, 224)
-    in_chans: int = 3
-    embed_dim: int = 96
-    num_heads: int = 1
-    num_classes: int = 400
-    stages: Size = (2, 3, 16, 3)
-    q_pool: int = 3
-    q_stride: Size = (1, 2, 2)
-    mask_unit_size: Size = (1, 8, 8)
-    mask_unit_attn: tuple[bool, ...] = (True, True, False, False)
-    dim_mul: float = 2.0
-    head_mul: float = 2.0
-    patch_kernel: Size = (3, 7, 7)
-    patch_stride: Size = (2, 4, 4)
-    patch_padding: Size = (1, 3, 3)
-    mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.0
-    head_dropout: float = 0.0
-    head_init_scale: float = 0.001
-    sep_pos_embed: bool = True
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-
-    def __post_init__(self) -> None:
-        dims, changes = len(self.input_size), len(self.stages) - 1
-        for field in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
-            value = getattr(self, field)
-            if len(value) != dims:
-                raise RequestError(f"{field} {value} must have {dims} numbers, one per axis of input_size")
-        pooled = tuple(s**changes for s in self.q_stride)
-        if self.mask_unit_size != pooled:
-            raise RequestError(
-                f"mask_unit_size {self.mask_unit_size} must be q_stride to the power {changes}: {pooled}"
-            )
-        if not 0 <= self.q_pool <= changes:
-            raise RequestError(f"q_pool {self.q_pool} must be from 0 to {changes}, the number of stage changes")
-        if len(self.mask_unit_attn) != len(self.stages):
-            raise RequestError(f"mask_unit_attn needs {len(self.stages)} entries, one per stage")
-        if self.sep_pos_embed and dims != 3:
-            raise RequestError("sep_pos_embed needs an input_size of (frames, height, width)")
-        if self.hidden_act not in ACTIVATIONS:
-            raise RequestError(f"hidden_act {self.hidden_act!r} must be one of {', '.join(ACTIVATIONS)}")
-        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
-            if heads < 1 or dim % heads:
-                raise RequestError(f"stage {stage} has {dim} channels, which {heads} attention heads do not divide")
-
-    @property
-    def strides(self) -> tuple[Size, ...]:
-        """The strides that tokens are unrolled by: one for each stage change, pooled or not."""
-        return (self.q_stride,) * (len(self.stages) - 1)
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return self._grow(self.embed_dim, self.dim_mul)
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each stage."""
-        return self._grow(self.num_heads, self.head_mul)
-
-    def _grow(self, first: int, factor: float) -> tuple[int, ...]:
-        """One number per stage, each the one before times ``factor``, rounded down."""
-        numbers = [first]
-        for _ in self.stages[1:]:
-            numbers.append(int(numbers[-1] * factor))
-        return tuple(numbers)
-
-    def token_grid(self, size: Size) -> Size:
-        """The token grid of stage 1 for an input of ``size`` pixels.
-
-        Raises :class:`SizeError`, naming the nearest sizes that fit, where mask units do not divide ``size``.
-        """
-        step = tuple(p * m for p, m in zip(self.patch_stride, self.mask_unit_size, strict=True))
-        if len(size) != len(step):
-            raise SizeError(f"an input of size {_times(size)} has {len(size)} axes, this model takes {len(step)}")
-        if any(n < s or n % s for n, s in zip(size, step, strict=True)):
-            down = tuple(max(n // s, 1) * s for n, s in zip(size, step, strict=True))
-            up = tuple(max(-(-n // s), 1) * s for n, s in zip(size, step, strict=True))
-            nearest = _times(down) if down == up else f"{_times(down)} and {_times(up)}"
-            raise SizeError(
-                f"input size {_times(size)} must be a multiple of {_times(step)} in each axis; "
-                f"the nearest that fit: {nearest}"
-            )
-        return tuple(n // p for n, p in zip(size, self.patch_stride, strict=True))
-
-
-def _times(size: Size) -> str:
-    return "x".join(map(str, size))
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StageTokens(NamedTuple):
@@ -150,6 +47,7 @@ class HieraTrunk(nn.Module):
         self.spec = spec or ClipSpec(num_frames=arch.input_size[0] if len(arch.input_size) == 3 else 1)
         self.position_resize = "window"
         self.grad_checkpointing = False
+        self.frozen_blocks = 0
         self.patch_embed = PatchEmbed(
             arch.in_chans, arch.embed_dim, arch.patch_kernel, arch.patch_stride, arch.patch_padding
         )
@@ -206,6 +104,30 @@ class HieraTrunk(nn.Module):
             info.append({"num_chs": self.arch.dims[stage], "reduction": reduction, "module": f"blocks.{last}"})
         return info
 
+    def freeze_stages(self, number: int) -> None:
+        """Trains no patch embedding, position embedding or block of the first ``number`` stages; 0 trains them all.
+
+        Frozen blocks stay in evaluation mode whatever :meth:`train` says, so that drop path is off there. Raises
+        :class:`RequestError` for a number of stages that the model does not have.
+        """
+        if not 0 <= number <= len(self.arch.stages):
+            raise RequestError(
+                f"freeze_stages {number} must be from 0 to {len(self.arch.stages)}, the number of stages"
+            )
+        self.frozen_blocks = sum(self.arch.stages[:number])
+        stem = [p for name, p in self.named_parameters() if name.startswith(("pos_embed", "patch_embed."))]
+        for parameter in stem:
+            parameter.requires_grad_(number == 0)
+        for index, block in enumerate(self.blocks):
+            block.requires_grad_(index >= self.frozen_blocks)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for block in self.blocks[: self.frozen_blocks]:
+            block.eval()
+        return self
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
@@ -238,26 +160,18 @@ class HieraTrunk(nn.Module):
         """How many mask units :meth:`unit_grid` has: the length of a row of ``keep``."""
         return math.prod(self.unit_grid(size))
 
-    def keep_ids(self, clip: Tensor, keep: Tensor | None) -> Tensor | None:
+    def keep_ids(self, clip: Tensor, keep: Mask | None) -> Tensor | None:
         """Boolean ``keep`` ``[B, M]`` -> indices of the visible units, int64 ``[B, K]``, ascending; None stays None.
 
-        Reading the counts is the one synchronisation with the device that a mask costs, so that everything inside
-        :meth:`stages` can gather. Raises :class:`RequestError` where ``keep`` does not fit ``clip``, or where its
-        rows show unequal numbers of units.
+        Reading the counts is the one synchronisation that a mask on the device costs, one on the host costs none:
+        everything inside :meth:`stages` can gather. Raises :class:`RequestError` where ``keep`` does not fit
+        ``clip``, or where its rows show unequal numbers of units.
         """
         if keep is None:
             return None
-        shape = (clip.shape[0], self.num_mask_units(tuple(clip.shape[2:])))
-        if keep.dtype != torch.bool or tuple(keep.shape) != shape:
-            found = f"{str(keep.dtype).removeprefix('torch.')} {list(keep.shape)}"
-            raise RequestError(f"keep must be bool {list(shape)}, one entry per clip and mask unit, not {found}")
-        counts = set(keep.sum(dim=1).tolist())
-        if len(counts) != 1 or 0 in counts:
-            raise RequestError(
-                f"rows of keep must show equal numbers of mask units, at least one, not {sorted(counts)}"
-            )
-        # A stable sort puts visible units first, both parts ascending.
-        return (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, : counts.pop()]
+        mask = torch.as_tensor(keep)
+        count = count_of(mask, (clip.shape[0], self.num_mask_units(tuple(clip.shape[2:]))), "keep")
+        return moved(unit_ids(mask, count), clip.device)
 
     def stages(self, clip: Tensor, ids: Tensor | None = None) -> Iterator[StageTokens]:
         """Yields every stage once: the one walk that all forwards here consume.
@@ -277,16 +191,19 @@ class HieraTrunk(nn.Module):
         strides, index = arch.strides, 0
         for stage, blocks in enumerate(arch.stages):
             for block in self.blocks[index : index + blocks]:
-                if self.grad_checkpointing and torch.is_grad_enabled():
-                    tokens = checkpoint(block, tokens, use_reentrant=False)
-                else:
-                    tokens = block(tokens)
+                tokens = self._run(block, tokens)
             index += blocks
             if 0 < stage <= arch.q_pool:
                 grid, strides = units(grid, strides[:1]), strides[1:]
             yield StageTokens(tokens, grid, strides)
 
-    def forward_features(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """``block(tokens)``, to be computed again in the backward pass where gradient checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+    def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
         """Tokens of the last stage ``[B, N, C]``, not normalised, in row-major (t, y, x) order.
 
         With ``keep`` only those of visible mask units, unit by unit in ascending order, each row-major inside.
@@ -295,7 +212,7 @@ class HieraTrunk(nn.Module):
         return _public_order(last, by_unit=keep is not None)
 
     def forward_intermediates(
-        self, clip: Tensor, *, stages: list[int] | None = None, keep: Tensor | None = None
+        self, clip: Tensor, *, stages: list[int] | None = None, keep: Mask | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Last-stage tokens as :meth:`forward_features` gives them, and maps ``[B, T', H', W', C]`` of the stages.
 
@@ -311,7 +228,7 @@ class HieraTrunk(nn.Module):
         return _public_order(outputs[-1], by_unit=keep is not None), maps
 
     @torch.no_grad()
-    def forward_attentions(self, clip: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+    def forward_attentions(self, clip: Tensor, keep: Mask | None = None) -> list[Tensor]:
         """Attention of every block, ``[B, windows, heads, queries, keys]`` after the softmax, without gradients.
 
         Windows are row-major mask units, or one for global attention; so are queries and keys inside a window
@@ -372,7 +289,7 @@ class Hiera(HieraTrunk):
         embedding = self.norm(tokens.flatten(1, -2).mean(dim=1))
         return embedding if pre_logits else self.head(embedding)
 
-    def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
         """Normalised clip ``[B, C, T, H, W]`` (images ``[B, C, H, W]``) -> logits ``[B, num_classes]``.
 
         With ``keep`` (boolean ``[B, num_mask_units]``) from the visible tokens alone.

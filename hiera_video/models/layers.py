@@ -42,7 +42,11 @@ class PatchEmbed(nn.Module):
         mask = hidden.scatter(1, keep_ids, 1.0).view(batch, 1, *units)
         windows = pixels * F.interpolate(mask, size=pixels.shape[2:])
         windows = F.pad(windows, [margin for padding in reversed(conv.padding) for margin in (padding, padding)])
-        where = torch.unravel_index(keep_ids, units)
+        where: list[Tensor] = []
+        rest = keep_ids  # by hand: torch.unravel_index copies the sizes to the device and waits for it
+        for number in reversed(units):
+            where.insert(0, rest % number)
+            rest = rest // number
         for axis, number in enumerate(units):
             step = pixels.shape[2 + axis] // number
             windows = windows.unfold(2 + axis, step + conv.kernel_size[axis] - conv.stride[axis], step)

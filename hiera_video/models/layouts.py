@@ -4,7 +4,7 @@
     transformers     [hiera.]encoder.stages.S.layers.L.layernorm_before, ...      config: ``model_type: hiera``
     timm             authors' names, but head.norm and head.fc                    config: ``architecture: hiera_*``
 
-An MAE file (any layout) also holds a decoder; its encoder is what a classifier takes.
+An MAE file (any layout but timm's) also holds a decoder; its encoder is what a classifier takes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from hiera_video.errors import HieraVideoError, WeightsError
-from hiera_video.models.hiera import Architecture
+from hiera_video.models.architecture import Architecture, MAEArchitecture, mae_form
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 State = dict[str, Tensor]
@@ -59,7 +59,7 @@ TIMM = ((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.projection."), (r"^p
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a checkpoint's config says beside its tensors; None where it does not say."""
+    """What a checkpoint's config says beside its tensors; None where it does not say. An MAE's ``arch`` says so."""
 
     arch: Architecture | None = None
     spec: ClipSpec | None = None
@@ -84,9 +84,10 @@ def convert(state: State) -> State:
     return state
 
 
-def encoder_state(state: State) -> State:
-    """Without what only an MAE has; ``state`` has our names."""
-    return {key: value for key, value in state.items() if not key.startswith(DECODER)}
+def split_state(state: State) -> tuple[State, State]:
+    """The encoder (with a classifier's norm and head), and what only an MAE has; ``state`` has our names."""
+    decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
+    return {key: value for key, value in state.items() if key not in decoder}, decoder
 
 
 def _renamed(state: State, rules: tuple[tuple[str, str], ...]) -> State:
@@ -141,9 +142,9 @@ def _ours(config: dict[str, Any]) -> Facts:
             f"format_version {config['format_version']} is newer than {FORMAT_VERSION}, the newest this version reads"
         )
     beside = {"format_version", "clip", "views", "labels", "license", "position_resize"}
-    fields = {key: value for key, value in config.items() if key not in beside}
+    fields = _tuples({key: value for key, value in config.items() if key not in beside})
     return Facts(
-        arch=Architecture(**_tuples(fields)),
+        arch=MAEArchitecture(**fields) if "decoder_depth" in fields else Architecture(**fields),
         spec=ClipSpec.from_dict(config["clip"]),
         labels=config.get("labels"),
         views=config.get("views"),
@@ -160,10 +161,11 @@ def _authors(config: dict[str, Any]) -> Facts:
     if config.get("norm_layer", "LayerNorm") != "LayerNorm":
         raise ValueError(f"norm_layer {config['norm_layer']!r} is not LayerNorm")
     fields = {**IMAGE_FORM, **_tuples({key: value for key, value in config.items() if key in names})}
-    if mae & config.keys():
-        # An MAE pools once less; pooling has no weights, so its encoder becomes a classifier's (DESIGN section 3).
-        fields["q_pool"] = len(fields["stages"]) - 1
-    return Facts(arch=Architecture(**fields))
+    arch = Architecture(**fields)
+    # The reference package leaves the decoder's fields out of an MAE's config: then the tensors say what it is.
+    return Facts(
+        arch=mae_form(arch, **{key: config[key] for key in mae & config.keys()}) if mae & config.keys() else arch
+    )
 
 
 def _transformers(config: dict[str, Any]) -> Facts:
@@ -173,7 +175,6 @@ def _transformers(config: dict[str, Any]) -> Facts:
     if heads != [int(heads[0] * multiple**stage) for stage in range(len(heads))]:
         raise ValueError(f"num_heads {heads} does not grow by one factor")
     stages = tuple(config.get("depths", (2, 3, 16, 3)))
-    mae = config.get("decoder_depth") is not None
     size = config.get("image_size", (224, 224))
     arch = Architecture(
         input_size=(size, size) if isinstance(size, int) else tuple(size),
@@ -182,7 +183,7 @@ def _transformers(config: dict[str, Any]) -> Facts:
         num_heads=heads[0],
         num_classes=len(config.get("id2label") or (0, 1)),
         stages=stages,
-        q_pool=len(stages) - 1 if mae else config.get("num_query_pool", 3),
+        q_pool=config.get("num_query_pool", 3),
         q_stride=tuple(config.get("query_stride", (2, 2))),
         mask_unit_size=tuple(config.get("masked_unit_size", (8, 8))),
         mask_unit_attn=tuple(config.get("masked_unit_attention", (True, True, False, False))),
@@ -197,6 +198,14 @@ def _transformers(config: dict[str, Any]) -> Facts:
         hidden_act=config.get("hidden_act", "gelu"),
         layer_norm_eps=config.get("layer_norm_eps", 1e-6),
     )
+    if config.get("decoder_depth") is not None:
+        arch = MAEArchitecture(
+            **vars(arch),
+            mask_ratio=config.get("mask_ratio", 0.6),
+            decoder_embed_dim=config["decoder_hidden_size"],
+            decoder_depth=config["decoder_depth"],
+            decoder_num_heads=config["decoder_num_heads"],
+        )
     named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
     labels = [named[index] for index in range(len(named))]
     numbered = all(name == f"LABEL_{index}" for index, name in enumerate(labels))

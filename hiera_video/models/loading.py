@@ -7,12 +7,14 @@ import json
 import logging
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hiera_video.errors import RequestError, SizeError, WeightsError
+from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
 from hiera_video.models.fetch import hub_file
-from hiera_video.models.hiera import Architecture, Hiera
-from hiera_video.models.layouts import Facts, State, convert, describe, encoder_state
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import DECODER, Facts, State, convert, describe, split_state
+from hiera_video.models.mae import HieraMAE
 from hiera_video.models.unroll import Size
 from hiera_video.models.weights import (
     architecture_of,
@@ -27,6 +29,8 @@ log = logging.getLogger("hiera_video")
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 POSITION_WAYS = ("window", "plain")
+
+A = TypeVar("A", bound=Architecture)
 
 
 def from_disk(path: Path) -> tuple[State, Facts]:
@@ -89,38 +93,117 @@ def assemble(
     ``known`` are the architectures to recognise where neither ``arch`` nor the facts say; the other arguments are
     those of :func:`hiera_video.models.zoo.from_pretrained`.
     """
-    state = encoder_state(state)
+    state, decoder = split_state(state)
     trained = facts.arch or _given(arch, state) or architecture_of(state, known, source)
-    target = arch or trained
+    trained = classifier_form(mae_form(trained) if decoder else trained)
+    target = classifier_form(arch or trained)
     head = state.get("head.projection.weight")
-    inflated = (len(trained.input_size), len(target.input_size)) == (2, 3)
-    spec = facts.spec
-    if inflated:
-        state, video = inflate(state, target), default_spec(target)
-        # The weights expect the image's normalisation; the rest is the video form's.
-        spec = video.replace(mean=(spec or IMAGE_SPEC).mean, std=(spec or IMAGE_SPEC).std)
-        trained = replace(target, input_size=(target.input_size[0], *trained.input_size))
-    kept = target.num_classes if inflated or head is None else head.shape[0]
+    kept = target.num_classes if head is None or _is_inflated(trained, target) else head.shape[0]
     target = changed(target, num_classes or kept, input_size, config)
     way = position_way(position_resize or facts.position_resize)
-    if len(trained.input_size) == len(target.input_size):
-        state = resize_tables(state, trained, target, way)
+    state, spec = _fit(state, facts.spec, trained, target, way)
     labels = facts.labels
     if head is None or head.shape[0] != target.num_classes:
-        was = "has no head" if head is None else f"has {head.shape[0]} classes"
-        log.warning("%s %s: a new head of %d classes starts untrained", source, was, target.num_classes)
+        new = f"head of {target.num_classes} classes"
+        new = f"a new {new} starts" if "norm.weight" in state else f"a new norm and {new} start"
+        if decoder:
+            log.warning("the decoder of %s was left behind (%s); %s untrained", source, _summary(decoder), new)
+        else:
+            was = "has no head" if head is None else f"has {head.shape[0]} classes"
+            log.warning("%s %s: %s untrained", source, was, new)
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
         labels = None
     fresh = () if "head.projection.weight" in state else ("head.",)
-    spec = spec or default_spec(trained)
-    model = Hiera(target, spec if target.input_size == trained.input_size else fitted(spec, target.input_size))
+    model = Hiera(target, spec)
     # An encoder (of an MAE, or transformers' bare model) may have no final norm either.
     load_state(model, state, source=source, fresh=(*fresh, "norm.") if head is None else fresh)
     model.position_resize = way
     model.labels = labels if labels and len(labels) == target.num_classes else None
-    views = None if inflated else facts.views
+    views = None if _is_inflated(trained, target) else facts.views
     model.views, model.license = views or model.views, facts.license
     return model.eval()
+
+
+def assemble_mae(
+    state: State,
+    facts: Facts,
+    *,
+    source: str,
+    known: dict[str, Architecture],
+    arch: Architecture | None = None,
+    input_size: Size | None = None,
+    position_resize: str | None = None,
+    config: dict[str, Any],
+) -> HieraMAE:
+    """An MAE in evaluation mode from ``state``, with its decoder where that fits and with a new one where not.
+
+    A decoder fits an MAE of its own width, depth and poolings; the arguments are as in :func:`assemble`.
+    """
+    state, decoder = split_state(state)
+    found = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, known, source))
+    heads = config.get("decoder_num_heads", arch.decoder_num_heads if isinstance(arch, MAEArchitecture) else 16)
+    trained = _mae_of(found, decoder, heads)
+    target = changed(_mae_of(arch or trained, decoder, heads), found.num_classes, input_size, config)
+    way = position_way(position_resize or facts.position_resize)
+    shape = ("q_pool", "decoder_embed_dim", "decoder_depth")
+    fits = not _is_inflated(trained, target) and all(getattr(trained, name) == getattr(target, name) for name in shape)
+    left = {key: value for key, value in state.items() if key.startswith(("norm.", "head."))}
+    kept = {key: value for key, value in state.items() if key not in left} | (decoder if fits else {})
+    if not decoder:
+        behind = f", and its own {_summary(left)} were left behind" if left else ""
+        log.warning("%s has no decoder: a new one starts untrained%s", source, behind)
+    elif not fits:
+        log.warning(
+            "the decoder of %s does not fit and was left behind (%s); a new one starts untrained",
+            source,
+            _summary(decoder),
+        )
+    kept, spec = _fit(kept, facts.spec, trained, target, way)
+    model = HieraMAE(target, spec)
+    load_state(model, kept, source=source, fresh=() if decoder and fits else DECODER)
+    model.position_resize, model.license = way, facts.license
+    return model.eval()
+
+
+def _mae_of(arch: Architecture, decoder: State, heads: int) -> MAEArchitecture:
+    """The MAE of ``arch``: where that is a classifier's, the decoder is read off its tensors, but for its ``heads``."""
+    if isinstance(arch, MAEArchitecture) or not decoder:
+        return mae_form(arch)
+    fusions, blocks = (
+        len({key.split(".")[1] for key in decoder if key.startswith(name)})
+        for name in ("multi_scale_fusion_heads.", "decoder_blocks.")
+    )
+    fields = {"q_pool": fusions, "decoder_depth": blocks, "decoder_num_heads": heads}
+    if "mask_token" in decoder:
+        fields["decoder_embed_dim"] = decoder["mask_token"].shape[-1]
+    return mae_form(arch, **fields)
+
+
+def _summary(state: State) -> str:
+    """ "98 tensors: decoder_*, mask_token": how many there are, and in which parts of the model."""
+    parts = {"decoder_*" if key.startswith("decoder_") else key.partition(".")[0] for key in state}
+    return f"{len(state)} tensors: {', '.join(sorted(parts))}"
+
+
+def _is_inflated(trained: Architecture, target: Architecture) -> bool:
+    """Whether an image's weights are to become a video's."""
+    return (len(trained.input_size), len(target.input_size)) == (2, 3)
+
+
+def _fit(
+    state: State, spec: ClipSpec | None, trained: Architecture, target: Architecture, way: str
+) -> tuple[State, ClipSpec]:
+    """``state`` for the size of ``target``, inflated where need be, and the :class:`ClipSpec` that goes with it."""
+    if _is_inflated(trained, target):
+        state, video = inflate(state, target), default_spec(target)
+        # The weights expect the image's normalisation; the rest is the video form's.
+        spec = video.replace(mean=(spec or IMAGE_SPEC).mean, std=(spec or IMAGE_SPEC).std)
+        trained = replace(target, input_size=(target.input_size[0], *trained.input_size))
+        return resize_tables(state, trained, target, way), spec
+    if len(trained.input_size) == len(target.input_size):
+        state = resize_tables(state, trained, target, way)
+    spec = spec or default_spec(trained)
+    return state, spec if target.input_size == trained.input_size else fitted(spec, target.input_size)
 
 
 def _given(arch: Architecture | None, state: State) -> Architecture | None:
@@ -131,12 +214,12 @@ def _given(arch: Architecture | None, state: State) -> Architecture | None:
     return arch
 
 
-def changed(arch: Architecture, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> Architecture:
+def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> A:
     """``arch`` with other classes, another size (checked) and other fields.
 
     Raises :class:`RequestError` for a field that does not exist, naming the nearest, :class:`SizeError` for a size.
     """
-    names = [field.name for field in fields(Architecture)]
+    names = [field.name for field in fields(arch)]
     for name in config:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0) or names
@@ -148,7 +231,7 @@ def changed(arch: Architecture, num_classes: int, input_size: Size | None, confi
         axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]
         raise SizeError(f"input_size {size} must be {axes} for this model")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    arch = Architecture(**{**vars(arch), "num_classes": num_classes, "input_size": size, **values})
+    arch = type(arch)(**{**vars(arch), "num_classes": num_classes, "input_size": size, **values})
     arch.token_grid(arch.input_size)
     return arch
 

@@ -7,36 +7,25 @@ decoder predicts the normalised pixels of the hidden ones.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hiera_video.errors import RequestError
-from hiera_video.models.hiera import Architecture, HieraTrunk
+from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
+from hiera_video.models.hiera import HieraTrunk
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
-from hiera_video.models.unroll import Size, reroll, scatter_units, unit_size, units
+from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
+from hiera_video.models.masks import random_keep as random_keep
+from hiera_video.models.unroll import Size, reroll, unit_size, unroll
 from hiera_video.spec import ClipSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class MAEArchitecture(Architecture):
-    """An encoder that does not pool into its last stage, so that its weights fit the classifier, and a decoder.
-
-    ``decoder_num_heads`` is 16 in the reference package; the paper says 8 for video. Weights have the same shapes.
-    """
-
-    q_pool: int = 2
-    mask_ratio: float = 0.9
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-
-
 class MAEOutput(NamedTuple):
-    """``loss``: scalar, mean squared error on hidden positions. ``prediction`` and ``target``: ``[B, P, patch]`` of
-    the P hidden positions (or of all) in row-major order. ``keep``: boolean ``[B, num_mask_units]``.
+    """``loss``: scalar, mean squared error on the positions predicted. ``prediction`` and ``target``:
+    ``[B, P, patch]`` of those P positions (or of all that there are) in row-major order. ``keep``: boolean
+    ``[B, num_mask_units]``, where it was given or drawn.
     """
 
     loss: Tensor
@@ -53,8 +42,6 @@ class HieraMAE(HieraTrunk):
     def __init__(self, arch: MAEArchitecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)
         decoder = arch.decoder_embed_dim
-        # What is left of the strides after the encoder's poolings: the unit's size in final tokens.
-        self.final_strides = arch.strides[arch.q_pool :]
         convolution = CONVOLUTIONS[len(arch.q_stride)]
         heads: list[nn.Module] = []
         for stage in range(arch.q_pool):
@@ -86,40 +73,46 @@ class HieraMAE(HieraTrunk):
         self.apply(_init_weights)
         for parameter in self.parameters(recurse=False):  # position embeddings and the mask token
             nn.init.trunc_normal_(parameter, std=0.02)
+        self.license: str | None = None  # travels with the weights
 
     def final_grid(self, size: Size) -> Size:
         """The grid of tokens that the decoder works on, for an input of ``size`` pixels."""
-        return units(self.arch.token_grid(size), self.arch.strides[: self.arch.q_pool])
+        return self.arch.final_grid(size)
 
     def forward(
         self,
         clip: Tensor,
-        keep: Tensor | None = None,
+        keep: Mask | None = None,
         *,
+        decode: Mask | None = None,
         generator: torch.Generator | None = None,
         all_positions: bool = False,
     ) -> MAEOutput:
         """Normalised clip ``[B, C, *size]`` -> loss, predictions and targets of the hidden positions.
 
         ``keep`` (boolean ``[B, num_mask_units]``, True = visible) is drawn with ``generator`` where it is not given.
-        ``all_positions`` predicts the visible ones too, for pictures; the loss is the same.
+        With ``decode`` (boolean of the same shape, in each row as many of the hidden units) these units alone are
+        decoded and predicted, and the loss is their mean: an unbiased but noisier estimate of the loss on all
+        (VideoMAE V2, arXiv 2303.16727), from a decoder that sees fewer mask tokens. ``all_positions`` predicts the
+        visible positions too, for pictures; the loss is the same.
+
+        Masks may be tensors or numpy arrays. On the host, or drawn here, they cost no synchronisation with the
+        device; each one that lies on the device is read once. Raises :class:`RequestError` for masks that do not
+        fit ``clip`` or each other.
         """
-        if keep is None:
-            count = self.num_mask_units(tuple(clip.shape[2:]))
-            keep = random_keep(clip.shape[0], count, self.arch.mask_ratio, generator=generator, device=clip.device)
-        ids = self.keep_ids(clip, keep)
-        assert ids is not None
+        if decode is not None and all_positions:
+            raise RequestError("decode and all_positions cannot be asked for together")
         grid = self.final_grid(tuple(clip.shape[2:]))
-        decoded = self.decode(self.encode(clip, ids), ids, grid)
-        hidden = self._hidden_positions(keep, grid, num_hidden=keep.shape[1] - ids.shape[1])
-        target = self.target(clip)
+        keep, visible, places = self._places(clip, keep, decode, generator, grid)
+        latent = self.encode(clip, visible).flatten(1, 2)
+        first = 0 if all_positions else latent.shape[1]
+        prediction = self.decoder_pred(self.decode(latent, places, grid)[:, first:])
+        target = _normalized(_gather(self.target(clip), places[:, first:]))
+        hidden = latent.shape[1] - first
+        loss = (prediction[:, hidden:].float() - target[:, hidden:]).square().mean()
         if all_positions:
-            prediction, target = self.decoder_pred(decoded), _normalized(target)
-            loss = _loss(_gather(prediction, hidden), _gather(target, hidden))
-        else:
-            prediction = self.decoder_pred(_gather(decoded, hidden))
-            target = _normalized(_gather(target, hidden))
-            loss = _loss(prediction, target)
+            order = places.argsort(dim=1)
+            prediction, target = _gather(prediction, order), _gather(target, order)
         return MAEOutput(loss, prediction, target, keep)
 
     def encode(self, clip: Tensor, ids: Tensor) -> Tensor:
@@ -133,15 +126,24 @@ class HieraMAE(HieraTrunk):
             fused = fused + merged.view_as(fused)
         return self.encoder_norm(fused)
 
-    def decode(self, latent: Tensor, ids: Tensor, grid: Size) -> Tensor:
-        """Encoded ``[B, K, T, C]`` -> decoded tokens of every position, row-major ``[B, N, decoder_embed_dim]``."""
+    def decode(self, latent: Tensor, places: Tensor, grid: Size) -> Tensor:
+        """Encoded ``[B, V, C]`` -> decoded tokens ``[B, S, decoder_embed_dim]`` of the positions ``places`` ``[B, S]``.
+
+        Of these row-major positions the first V are those of ``latent``; mask tokens stand for the others. Attention
+        is global here, so tokens may come in any order.
+        """
         visible = self.decoder_embed(latent)
-        num_units = math.prod(units(grid, self.final_strides))
-        hidden = self.mask_token.to(visible.dtype).unsqueeze(1).expand(visible.shape[0], num_units, *visible.shape[2:])
-        tokens = reroll(scatter_units(visible, ids, hidden), grid, self.final_strides).flatten(1, -2)
-        tokens = (tokens + self._decoder_positions(grid)).unsqueeze(1)
+        hidden = self.mask_token.to(visible.dtype).expand(len(latent), places.shape[1] - latent.shape[1], -1)
+        positions = resize_positions(
+            self.decoder_pos_embed,
+            self.final_grid(self.arch.input_size),
+            grid,
+            self.arch.final_window(self.position_resize),
+        )
+        tokens = torch.cat([visible, hidden], dim=1) + _gather(positions.expand(len(latent), -1, -1), places)
+        tokens = tokens.unsqueeze(1)
         for block in self.decoder_blocks:
-            tokens = block(tokens)
+            tokens = self._run(block, tokens)
         return self.decoder_norm(tokens.squeeze(1))
 
     def target(self, clip: Tensor) -> Tensor:
@@ -160,52 +162,78 @@ class HieraMAE(HieraTrunk):
             return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return clip.unflatten(2, (-1, side)).transpose(1, 2).flatten(2)
 
-    def _decoder_positions(self, grid: Size) -> Tensor:
-        trained = self.final_grid(self.arch.input_size)
-        unit = unit_size(self.final_strides, len(grid))
-        window = unit if self.position_resize == "window" else (1,) * len(grid)
-        return resize_positions(self.decoder_pos_embed, trained, grid, window)
+    @torch.no_grad()
+    def reconstruct(self, clip: Tensor, keep: Mask) -> tuple[Tensor, Tensor]:
+        """What the encoder saw, and what the model makes of it: two of ``[B, C, T', H, W]`` (images ``[B, C, H, W]``).
 
-    def _hidden_positions(self, keep: Tensor, grid: Size, *, num_hidden: int) -> Tensor:
-        """Row-major indices of the hidden positions, int64 ``[B, P]``, ascending, without asking the device."""
-        per_unit = math.prod(grid) // keep.shape[1]
-        seen = keep[:, :, None, None].expand(-1, -1, per_unit, 1).to(torch.uint8)
-        order = reroll(seen, grid, self.final_strides).flatten(1).argsort(dim=1, stable=True)
-        return order[:, : num_hidden * per_unit]
+        Both are float32, normalised like ``clip``; T' are the frames that are predicted, the first of each temporal
+        patch. Hidden places are 0 (the mean colour) in the first; in the second the prediction, brought back to the
+        true patch's mean and standard deviation, which the model is not asked for. Visible places are the clip's own.
+        """
+        out = self(clip, keep, all_positions=True)
+        grid = self.final_grid(tuple(clip.shape[2:]))
+        patches = self.target(clip).float()
+        mean, std = _statistics(patches)
+        seen = moved(out.keep, clip.device)[:, :, None, None]
+        per_unit = math.prod(grid) // seen.shape[1]
+        seen = reroll(seen.expand(-1, -1, per_unit, 1), grid, self.arch.final_strides).flatten(1, -2)
+        masked = torch.where(seen, patches, 0.0)
+        reconstructed = torch.where(seen, patches, out.prediction.float() * std + mean)
+        return self._pictures(masked, grid), self._pictures(reconstructed, grid)
 
+    def _pictures(self, patches: Tensor, grid: Size) -> Tensor:
+        """The inverse of :meth:`target`: ``[B, N, patch]`` -> pixels, of a video the frames that are predicted."""
+        side, split = self.patch_side, patches.unflatten(1, grid)
+        if len(grid) == 3:
+            split = split.unflatten(4, (side, side, -1))  # [B, t, h, w, p, q, C]
+            return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+        if len(grid) == 2:
+            split = split.unflatten(3, (-1, side, side))  # [B, h, w, C, p, q]
+            return split.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return split.unflatten(2, (-1, side)).transpose(1, 2).flatten(2)
 
-def random_keep(
-    batch: int,
-    num_mask_units: int,
-    mask_ratio: float,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Boolean ``[batch, num_mask_units]`` with ``int(num_mask_units * (1 - mask_ratio))`` True in each row, at random.
+    def _places(
+        self, clip: Tensor, keep: Mask | None, decode: Mask | None, generator: torch.Generator | None, grid: Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``keep`` checked or drawn, its visible units ``[B, K]``, and the positions ``[B, S]`` that the decoder sees.
 
-    Raises :class:`RequestError` where that leaves no visible or no hidden unit.
-    """
-    count = int(num_mask_units * (1 - mask_ratio))
-    if not 0 < count < num_mask_units:
-        raise RequestError(f"mask_ratio {mask_ratio} leaves {count} of {num_mask_units} mask units visible")
-    drawn_on = device if generator is None else generator.device
-    order = torch.rand(batch, num_mask_units, generator=generator, device=drawn_on).argsort(dim=1).to(device)
-    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :count], True)
+        The row-major positions are those of the visible units, in the encoder's order, then those to predict,
+        ascending. All indices are computed where ``keep`` lies and then sent to the clip's device.
+        """
+        shape = (clip.shape[0], self.num_mask_units(tuple(clip.shape[2:])))
+        if keep is None:
+            mask = random_keep(*shape, self.arch.mask_ratio, generator=generator, device=clip.device)
+            count = num_visible(shape[1], self.arch.mask_ratio)
+        else:
+            mask = torch.as_tensor(keep)
+            count = count_of(mask, shape, "keep")
+        if count == shape[1]:
+            raise RequestError("keep shows every mask unit: an MAE needs hidden ones to predict")
+        chosen, number = ~mask, shape[1] - count
+        if decode is not None:
+            chosen = moved(torch.as_tensor(decode), mask.device)
+            number = count_of(chosen, shape, "decode", apart_from=mask)
+        visible = unit_ids(mask, count)
+        numbers = torch.arange(math.prod(grid), device=mask.device).view(1, -1, 1)
+        table = unroll(numbers, grid, self.arch.final_strides)[0, :, :, 0]  # [M, T]
+        hidden = table[unit_ids(chosen, number)].flatten(1).sort(dim=1).values
+        places = torch.cat([table[visible].flatten(1), hidden], dim=1)
+        return mask, moved(visible, clip.device), moved(places, clip.device)
 
 
 def _gather(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _normalized(target: Tensor) -> Tensor:
-    """Each patch to mean 0 and (unbiased) variance 1, in fp32."""
-    target = target.float()
-    return (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation of each patch, ``[..., 1]``."""
+    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def _loss(prediction: Tensor, target: Tensor) -> Tensor:
-    return (prediction.float() - target).square().mean()
+def _normalized(patches: Tensor) -> Tensor:
+    """Each patch to mean 0 and variance 1, in fp32."""
+    mean, std = _statistics(patches.float())
+    return (patches.float() - mean) / std
 
 
 def _init_weights(module: nn.Module) -> None:

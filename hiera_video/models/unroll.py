@@ -52,7 +52,8 @@ def units(grid: Size, strides: Sequence[Size]) -> Size:
 
 def unit_size(strides: Sequence[Size], dims: int) -> Size:
     """The size of a mask unit, in tokens, while ``strides`` are still to come."""
-    return tuple(math.prod(stride[axis] for stride in strides) for axis in range(dims))
+    # A list for each axis: torch.compile would break its graph at a generator.
+    return tuple(math.prod([stride[axis] for stride in strides]) for axis in range(dims))
 
 
 def _split(grid: Size, strides: Sequence[Size]) -> tuple[list[int], list[int]]:

@@ -1,7 +1,8 @@
 """Weights in and out of files: read safely, fit to a model, load strictly, save in our own folder.
 
 Our folder is ``model.safetensors``, a flat ``config.json`` (the published constructor names, then ``clip``,
-``views``, ``labels``, ``license``, ``position_resize`` and ``format_version``) and ``README.md``, a model card.
+``views``, ``labels``, ``license``, ``position_resize`` and ``format_version``; an MAE's has the decoder's fields, and
+neither views nor labels) and ``README.md``, a model card.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hiera_video.errors import OutputError, WeightsError
-from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.layouts import FORMAT_VERSION, State
+from hiera_video.models.mae import HieraMAE
 from hiera_video.outputs import replacing
 
 #: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
@@ -107,6 +110,10 @@ def resize_tables(state: State, old: Architecture, new: Architecture, way: str) 
         if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before[axes]):
             unit = (1,) if name == "pos_embed_temporal" else window[axes]
             resized[name] = resize_positions(state[name], before[axes], after[axes], unit)
+    if isinstance(old, MAEArchitecture) and isinstance(new, MAEArchitecture):
+        name, before, after = "decoder_pos_embed", old.final_grid(old.input_size), new.final_grid(new.input_size)
+        if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before):
+            resized[name] = resize_positions(state[name], before, after, new.final_window(way))
     return resized
 
 
@@ -175,20 +182,20 @@ def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:
     return (*lead, *(side * s for s in arch.patch_stride[-2:])) if side * side == space else size
 
 
-def config_of(model: Hiera) -> dict[str, Any]:
+def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
     """What ``config.json`` says of ``model``: reading it back gives an equal model."""
+    answers = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
     return {
         **vars(model.arch),
         "clip": model.spec.to_dict(),
-        "views": model.views,
-        "labels": model.labels,
+        **answers,
         "license": model.license,
         "position_resize": model.position_resize,
         "format_version": FORMAT_VERSION,
     }
 
 
-def save_pretrained(model: Hiera, folder: str | Path) -> Path:
+def save_pretrained(model: Hiera | HieraMAE, folder: str | Path) -> Path:
     """Writes ``model`` as our folder and returns it; each file under a temporary name, renamed when whole.
 
     Tensors keep their dtype. Raises :class:`OutputError` where the folder cannot be written.
@@ -212,7 +219,7 @@ def save_pretrained(model: Hiera, folder: str | Path) -> Path:
 
 
 def push_to_hub(
-    model: Hiera,
+    model: Hiera | HieraMAE,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -240,34 +247,48 @@ def push_to_hub(
     return str(commit)
 
 
-def _card(model: Hiera) -> str:
+def _card(model: Hiera | HieraMAE) -> str:
     arch, spec = model.arch, model.spec
     video = len(arch.input_size) == 3
     size = "x".join(map(str, arch.input_size))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    classifier = isinstance(model, Hiera)
     head = [
         "---",
         "library_name: hiera_video",
-        f"pipeline_tag: {'video' if video else 'image'}-classification",
+        *([f"pipeline_tag: {'video' if video else 'image'}-classification"] if classifier else []),
         *([f"license: {model.license}"] if model.license else []),
         "tags:",
         "- hiera",
+        *([] if classifier else ["- masked-autoencoder"]),
         "---",
         "",
-        f"# Hiera, {size}, {arch.num_classes} classes",
+        f"# Hiera, {size}, {arch.num_classes} classes" if classifier else f"# Hiera, {size}, masked autoencoder",
         "",
         f"A Hiera (arXiv 2306.00989) of {parameters:.1f} M parameters: width {arch.embed_dim}, blocks "
         f"{', '.join(map(str, arch.stages))}, written by hiera_video.",
         "",
     ]
+    if isinstance(model, HieraMAE):
+        head += [
+            f"Encoder and decoder of the pretext task: pixels of hidden mask units are predicted from the visible "
+            f"ones (mask ratio {model.arch.mask_ratio:g}; decoder of width {model.arch.decoder_embed_dim}, "
+            f"{model.arch.decoder_depth} blocks, {model.arch.decoder_num_heads} heads).",
+            "",
+        ]
     if video:
         head += [
             f"A clip is {spec.num_frames} frames over {spec.span:.2f} s ({spec.num_frames}x{spec.frame_stride:g} at "
             f"{spec.target_fps:g} frames per second).",
             "",
         ]
-    if model.labels:
+    if isinstance(model, Hiera) and model.labels:
         shown = ", ".join(model.labels[:10]) + (", ..." if len(model.labels) > 10 else "")
         head += [f"Classes: {shown}.", ""]
-    use = 'model = hiera_video.from_pretrained("PATH_OR_HUB_ID")'
-    return "\n".join([*head, "```python", "import hiera_video", "", use, "```", ""])
+    use = ['model = hiera_video.from_pretrained("PATH_OR_HUB_ID")']
+    if not classifier:
+        use = [
+            'mae = hiera_video.mae_from_pretrained("PATH_OR_HUB_ID")',
+            'classifier = hiera_video.from_pretrained("PATH_OR_HUB_ID", num_classes=10)  # its encoder, a new head',
+        ]
+    return "\n".join([*head, "```python", "import hiera_video", "", *use, "```", ""])

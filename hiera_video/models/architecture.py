@@ -1,0 +1,165 @@
+"""What an architecture is, of the classifier and of the MAE, and which input sizes it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from hiera_video.errors import RequestError, SizeError
+from hiera_video.models.layers import ACTIVATIONS
+from hiera_video.models.unroll import Size, unit_size, units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Constructor fields by their published names; the defaults are base 16x224 (paper, Table 1; reference package).
+
+    Sizes are (time, height, width), (height, width) or (length,). ``stages`` are blocks per stage; ``q_pool`` of
+    the stage changes pool by ``q_stride``; ``mask_unit_attn`` says per stage whether attention stays within mask
+    units of ``mask_unit_size`` tokens. The mask unit must be what all stage changes together could pool away.
+    """
+
+    input_size: Size = (16, 224, 224)
+    in_chans: int = 3
+    embed_dim: int = 96
+    num_heads: int = 1
+    num_classes: int = 400
+    stages: Size = (2, 3, 16, 3)
+    q_pool: int = 3
+    q_stride: Size = (1, 2, 2)
+    mask_unit_size: Size = (1, 8, 8)
+    mask_unit_attn: tuple[bool, ...] = (True, True, False, False)
+    dim_mul: float = 2.0
+    head_mul: float = 2.0
+    patch_kernel: Size = (3, 7, 7)
+    patch_stride: Size = (2, 4, 4)
+    patch_padding: Size = (1, 3, 3)
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    head_dropout: float = 0.0
+    head_init_scale: float = 0.001
+    sep_pos_embed: bool = True
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        dims, changes = len(self.input_size), len(self.stages) - 1
+        for field in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
+            value = getattr(self, field)
+            if len(value) != dims:
+                raise RequestError(f"{field} {value} must have {dims} numbers, one per axis of input_size")
+        pooled = tuple(s**changes for s in self.q_stride)
+        if self.mask_unit_size != pooled:
+            raise RequestError(
+                f"mask_unit_size {self.mask_unit_size} must be q_stride to the power {changes}: {pooled}"
+            )
+        if not 0 <= self.q_pool <= changes:
+            raise RequestError(f"q_pool {self.q_pool} must be from 0 to {changes}, the number of stage changes")
+        if len(self.mask_unit_attn) != len(self.stages):
+            raise RequestError(f"mask_unit_attn needs {len(self.stages)} entries, one per stage")
+        if self.sep_pos_embed and dims != 3:
+            raise RequestError("sep_pos_embed needs an input_size of (frames, height, width)")
+        if self.hidden_act not in ACTIVATIONS:
+            raise RequestError(f"hidden_act {self.hidden_act!r} must be one of {', '.join(ACTIVATIONS)}")
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
+            if heads < 1 or dim % heads:
+                raise RequestError(f"stage {stage} has {dim} channels, which {heads} attention heads do not divide")
+
+    @property
+    def strides(self) -> tuple[Size, ...]:
+        """The strides that tokens are unrolled by: one for each stage change, pooled or not."""
+        return (self.q_stride,) * (len(self.stages) - 1)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return self._grow(self.embed_dim, self.dim_mul)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each stage."""
+        return self._grow(self.num_heads, self.head_mul)
+
+    def _grow(self, first: int, factor: float) -> tuple[int, ...]:
+        """One number per stage, each the one before times ``factor``, rounded down."""
+        numbers = [first]
+        for _ in self.stages[1:]:
+            numbers.append(int(numbers[-1] * factor))
+        return tuple(numbers)
+
+    def token_grid(self, size: Size) -> Size:
+        """The token grid of stage 1 for an input of ``size`` pixels.
+
+        Raises :class:`SizeError`, naming the nearest sizes that fit, where mask units do not divide ``size``.
+        """
+        step = tuple(p * m for p, m in zip(self.patch_stride, self.mask_unit_size, strict=True))
+        if len(size) != len(step):
+            raise SizeError(f"an input of size {_times(size)} has {len(size)} axes, this model takes {len(step)}")
+        if any(n < s or n % s for n, s in zip(size, step, strict=True)):
+            down = tuple(max(n // s, 1) * s for n, s in zip(size, step, strict=True))
+            up = tuple(max(-(-n // s), 1) * s for n, s in zip(size, step, strict=True))
+            nearest = _times(down) if down == up else f"{_times(down)} and {_times(up)}"
+            raise SizeError(
+                f"input size {_times(size)} must be a multiple of {_times(step)} in each axis; "
+                f"the nearest that fit: {nearest}"
+            )
+        return tuple(n // p for n, p in zip(size, self.patch_stride, strict=True))
+
+
+def _times(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEArchitecture(Architecture):
+    """An encoder that does not pool into its last stage, so that its weights fit the classifier, and a decoder.
+
+    ``decoder_num_heads`` is 16 in the reference package; the paper says 8 for video. Weights have the same shapes.
+    """
+
+    q_pool: int = 2
+    mask_ratio: float = 0.9
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_num_heads < 1 or self.decoder_embed_dim % self.decoder_num_heads:
+            raise RequestError(
+                f"the decoder has {self.decoder_embed_dim} channels, which {self.decoder_num_heads} attention heads "
+                f"do not divide"
+            )
+        if not 0 <= self.mask_ratio < 1:
+            raise RequestError(f"mask_ratio {self.mask_ratio} must be at least 0 and less than 1")
+
+    @property
+    def final_strides(self) -> tuple[Size, ...]:
+        """What is left of the strides after the encoder's poolings: they make up a mask unit of final tokens."""
+        return self.strides[self.q_pool :]
+
+    def final_grid(self, size: Size) -> Size:
+        """The grid of tokens that the decoder works on, for an input of ``size`` pixels."""
+        return units(self.token_grid(size), self.strides[: self.q_pool])
+
+    def final_window(self, way: str) -> Size:
+        """The part of the final grid whose phase is kept when the decoder's position table is resized."""
+        dims = len(self.q_stride)
+        return unit_size(self.final_strides, dims) if way == "window" else (1,) * dims
+
+
+def classifier_form(arch: Architecture) -> Architecture:
+    """The classifier whose encoder ``arch`` has: an MAE pools once less, and pooling has no weights (DESIGN 3)."""
+    if not isinstance(arch, MAEArchitecture):
+        return arch
+    names = [field.name for field in fields(Architecture)]
+    return Architecture(**{name: getattr(arch, name) for name in names} | {"q_pool": len(arch.stages) - 1})
+
+
+def mae_form(arch: Architecture, **decoder: int) -> MAEArchitecture:
+    """The MAE of a classifier's encoder; mask ratios: paper, section 4. An MAE's own stays as it is."""
+    if isinstance(arch, MAEArchitecture):
+        return arch
+    mask_ratio = 0.6 if len(arch.input_size) == 2 else 0.9
+    encoder = vars(arch) | {"q_pool": max(len(arch.stages) - 2, 0)}
+    return MAEArchitecture(**{**encoder, "mask_ratio": mask_ratio, **decoder})

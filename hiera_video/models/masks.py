@@ -1,0 +1,77 @@
+"""Which mask units are seen: ``keep`` drawn, checked, and turned into the indices that everything gathers by.
+
+A mask is boolean ``[B, num_mask_units]`` with equal numbers of True in each row. It may be a numpy array, which no
+wrapper (DDP, FSDP) moves to the device: what lies on the host is read on the host, and the device is never asked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiera_video.errors import RequestError
+
+Mask = Tensor | NDArray[np.bool_]
+
+
+def random_keep(
+    batch: int,
+    num_mask_units: int,
+    mask_ratio: float,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Boolean ``[batch, num_mask_units]`` with :func:`num_visible` True in each row, at random.
+
+    Drawn where ``generator`` lives (without one on ``device``), and never read back.
+    """
+    count = num_visible(num_mask_units, mask_ratio)
+    drawn_on = device if generator is None else generator.device
+    order = moved(torch.rand(batch, num_mask_units, generator=generator, device=drawn_on).argsort(dim=1), device)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :count], True)
+
+
+def num_visible(num_mask_units: int, mask_ratio: float) -> int:
+    """``int(num_mask_units * (1 - mask_ratio))``: how many units of a clip are visible.
+
+    Raises :class:`RequestError` where that leaves no visible or no hidden unit.
+    """
+    count = int(num_mask_units * (1 - mask_ratio))
+    if not 0 < count < num_mask_units:
+        raise RequestError(f"mask_ratio {mask_ratio} leaves {count} of {num_mask_units} mask units visible")
+    return count
+
+
+@torch.compiler.disable(reason="it reads values")  # type: ignore[untyped-decorator]
+def count_of(mask: Tensor, shape: tuple[int, int], name: str, *, apart_from: Tensor | None = None) -> int:
+    """How many units each row of ``mask`` (called ``name`` in errors) shows: the one reading of a mask.
+
+    It waits for the device where the mask lies there. Raises :class:`RequestError` where the mask is not boolean of
+    ``shape`` (clips, mask units), where its rows show unequal numbers of units, or none, and where it shares a unit
+    with ``apart_from``, a ``keep``.
+    """
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        found = f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
+        raise RequestError(f"{name} must be bool {list(shape)}, one entry per clip and mask unit, not {found}")
+    shared = (mask & apart_from).sum(dim=1) if apart_from is not None else mask.new_zeros(len(mask), dtype=torch.int64)
+    read = torch.stack([mask.sum(dim=1), shared]).tolist()
+    counts = set(read[0])
+    if any(read[1]):
+        raise RequestError(f"{name} must be among the hidden mask units; {sum(read[1])} of its units are visible")
+    if len(counts) != 1 or 0 in counts:
+        raise RequestError(f"rows of {name} must show equal numbers of mask units, at least one, not {sorted(counts)}")
+    return int(counts.pop())
+
+
+def unit_ids(mask: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` True entries of each row: int64 ``[B, count]``, ascending, where ``mask`` lies."""
+    # A stable sort puts True first, both parts ascending.
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on ``device``; nobody waits, unless it comes from an accelerator to the host."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")

@@ -1,0 +1,327 @@
+"""The loop of every training: data, forward, backward, step, log, evaluate, save, from top to bottom in one method.
+
+It knows no task: ``step(model, batch)`` gives the loss, ``evaluate(model)`` the figures that tell the best model, and
+``export(model)`` writes it. Randomness inside the model (dropout, drop path) is seeded anew for every batch from (seed,
+step, batch, rank); what a sample is, the loader's keys decide. So a run that goes on from a checkpoint is the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hiera_video.data.dataset import Problem
+from hiera_video.data.sampling import keyed_rng
+from hiera_video.errors import RequestError, TrainingStopped
+from hiera_video.outputs import replacing
+from hiera_video.training.checkpointing import latest, restore, save
+from hiera_video.training.metrics import Metrics, Writer
+from hiera_video.training.optimization import Plan
+from hiera_video.training.recipe import Optim, Run
+
+log = logging.getLogger("hiera_video")
+
+Batch = dict[str, Any]
+
+
+class Loader(Protocol):
+    """What the loop needs of a loader; each iteration is the rest of an epoch."""
+
+    problems: list[Problem]
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Training:
+    """A run and all its parts; :meth:`run` trains and yields figures as they come.
+
+    ``step(model, batch)`` returns ``{"loss": scalar, ...}``; ``batch["draw"]`` is (step, batch within it), for
+    draws of its own. ``evaluate(model)``, ``export(model)`` and ``show(model, step)`` are called in all processes, with
+    the average of the weights where there is one (``optim.ema``). Where ``best`` names one of the evaluation's figures,
+    the model is exported whenever that is greater than ever before, else at each save. ``num_videos`` and
+    ``max_bad_share``: files that cannot be read may be that share of the list.
+    """
+
+    model: nn.Module
+    step: Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler
+    plan: Plan
+    optim: Optim
+    options: Run
+    accelerator: Accelerator
+    num_videos: int
+    max_bad_share: float
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    best: str | None = None
+    export: Callable[[nn.Module], object] | None = None
+    show: Callable[[nn.Module, int], object] | None = None
+
+    done: int = field(default=0, init=False)
+    best_value: float | None = field(default=None, init=False)
+    recent_losses: list[float] = field(default_factory=list, init=False)
+    average: nn.Module | None = field(default=None, init=False)
+
+    def run(self) -> Iterator[Metrics]:
+        """Trains for ``plan.steps`` steps, or for what a checkpoint has left of them.
+
+        Raises :class:`TrainingStopped`, before the optimizer's step, for a loss that is not finite or explodes, and
+        where too many videos are bad; KeyboardInterrupt, after saving, at SIGTERM or SIGINT.
+        """
+        plan, accelerator, model = self.plan, self.accelerator, self.model
+        model.to(accelerator.device)
+        mean = ModelEmaV3(model, decay=self.optim.ema, use_warmup=True) if self.optim.ema is not None else None
+        self.average = None if mean is None else mean.module
+        judged = model if self.average is None else self.average
+        self._resume()
+        wrapped = self._distributed(model)
+        optimizer = accelerator.prepare_optimizer(self.optimizer)
+        batches = _endless(self.loader)
+        model.train()
+        with (
+            _signals() as signals,
+            Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer,
+        ):
+            while self.done < plan.steps:
+                # data, forward, backward
+                self.schedule.step_update(self.done)
+                sums, files = self._gradients(wrapped, batches, writer)
+
+                # step
+                figures, stop, bad = self._read(sums, signals)
+                self._guard(figures, sums, files)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                self.done += 1
+                if mean is not None:
+                    mean.update(model, step=self.done)
+
+                # log, evaluate, save
+                lr = max(group["lr"] for group in optimizer.param_groups)
+                if (record := writer.add(self.done, figures, lr)) is not None:
+                    yield record
+                if bad > max(1, self.max_bad_share * self.num_videos):
+                    self._too_many()
+                ends = self.done == plan.steps
+                if self.show is not None and (ends or self.done % plan.picture_every == 0):
+                    self.show(judged, self.done)
+                if self.evaluate is not None and (ends or self.done % plan.evaluate_every == 0):
+                    yield writer.write(Metrics("val", self.done, plan.passes(self.done), self._evaluate(judged)))
+                if ends or stop or self.done % plan.save_every == 0:
+                    self._save(judged)
+                if stop and not ends:
+                    log.info("stopped after step %d and saved; the same command goes on from here", self.done)
+                    raise KeyboardInterrupt
+        self.loader.close()
+        self._write_problems(self._problems())
+        best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
+        yield Metrics("done", self.done, plan.passes(self.done), best)
+
+    def _distributed(self, model: nn.Module) -> nn.Module:
+        """DDP, where there are several processes and nothing is sharded."""
+        if self.accelerator.num_processes == 1 or self.options.shard:
+            return model
+        # Without device_ids inputs stay where they are, such as masks on the host; accelerate's own call moves them.
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    @property
+    def output(self) -> Path | None:
+        """The run's folder."""
+        return None if self.options.output is None else Path(self.options.output)
+
+    def _gradients(
+        self, wrapped: nn.Module, batches: Iterator[Batch], writer: Writer
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Adds up the gradients of the step's batches; means of what ``step`` returned, and the files it was about."""
+        sums: dict[str, Tensor] = {}
+        files: list[str] = []
+        for part in range(self.plan.accumulate):
+            started = time.perf_counter()
+            batch = next(batches)
+            writer.waited += time.perf_counter() - started
+            files += batch["path"]
+            batch["draw"] = (self.done, part)
+            key = keyed_rng(self.options.seed, self.done, part, self.accelerator.process_index)
+            torch.manual_seed(int(key.integers(2**63)))
+            waits = part + 1 < self.plan.accumulate and not self.options.shard
+            # Gradients of a batch that is not the step's last stay in their process.
+            with self.accelerator.no_sync(wrapped) if waits else contextlib.nullcontext():
+                with self.accelerator.autocast():
+                    values = self.step(wrapped, batch)
+                self.accelerator.backward(values["loss"] / self.plan.accumulate)
+            for name, value in values.items():
+                mean = value.detach().float() / self.plan.accumulate
+                sums[name] = sums[name] + mean if name in sums else mean
+        return sums, files
+
+    def _read(self, sums: dict[str, Tensor], signals: _Signals) -> tuple[dict[str, float], bool, int]:
+        """Clips the gradients, and reads the one time that a step waits for the device: means over the processes, the
+        gradients' norm before clipping, whether any process was told to stop, how many files were replaced in all.
+        """
+        self.accelerator.unscale_gradients()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = math.inf if self.optim.clip_norm is None else self.optim.clip_norm
+        norm: Any = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        bad = sum(problem.replaced for problem in self.loader.problems)
+        marks = torch.tensor([float(signals.received), float(bad)]).to(norm.device, non_blocking=True)
+        everywhere: Any = self.accelerator.reduce(torch.cat([torch.stack(list(sums.values())), marks]), "sum")
+        *values, stop, all_bad, length = torch.cat([everywhere, norm.detach().float().view(1)]).tolist()
+        figures = {name: value / self.accelerator.num_processes for name, value in zip(sums, values, strict=True)}
+        return {**figures, "grad_norm": length}, stop > 0, round(all_bad)
+
+    def _guard(self, figures: dict[str, float], sums: dict[str, Tensor], files: list[str]) -> None:
+        """Raises :class:`TrainingStopped` for a loss or gradient that nothing should be learned from."""
+        loss, factor = figures["loss"], self.optim.explosion_factor
+        full = len(self.recent_losses) == 5
+        # With a loss scaler an infinite gradient is the scaler's to handle: it leaves the step out.
+        finite_norm = self.accelerator.scaler is not None or math.isfinite(figures["grad_norm"])
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif factor is not None and full and loss > factor * statistics.fmean(self.recent_losses):
+            what = f"the loss is {loss:.4g}, more than {factor:g} times the mean of the five steps before"
+        elif not finite_norm:
+            what = f"the norm of the gradient is {figures['grad_norm']}"
+        else:
+            self.recent_losses = [*self.recent_losses[-4:], loss]
+            return
+        suspect = math.isfinite(loss) or not math.isfinite(sums["loss"].item())
+        named = self._gather(sorted(set(files)) if suspect else [])
+        raise TrainingStopped(
+            f"step {self.done + 1}: {what}; the step was not made. Look at its videos, lower optim.lr or set "
+            f"run.precision fp32: {', '.join(named)}"
+        )
+
+    def _evaluate(self, judged: nn.Module) -> dict[str, float]:
+        assert self.evaluate is not None
+        found = self.evaluate(judged)
+        self.model.train()
+        if self.best is not None and (self.best_value is None or found[self.best] > self.best_value):
+            self.best_value = found[self.best]
+            if self.export is not None:
+                self.export(judged)
+        return found
+
+    def _save(self, judged: nn.Module) -> None:
+        if self.output is None:
+            return
+        state = {
+            "step": self.done,
+            "best_value": self.best_value,
+            "recent_losses": self.recent_losses,
+            "steps": self.plan.steps,
+            "videos_per_step": self.plan.videos_per_step,
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "loader": self.loader.state_dict() | {"problems": self._problems()},
+        }
+        save(
+            self.output,
+            state,
+            model=self.model,
+            optimizer=self.optimizer,
+            average=self.average,
+            keep=self.options.keep_checkpoints,
+            is_main=self.accelerator.is_main_process,
+        )
+        if self.export is not None and self.best is None:
+            self.export(judged)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        """Puts everything to where the newest checkpoint was, and says so."""
+        main = self.accelerator.is_main_process
+        folder = latest(self.output) if self.output is not None and main else None
+        (folder,) = broadcast_object_list([folder])
+        if folder is None:
+            return
+        state = restore(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+        was = f"{state['steps']} steps of {state['videos_per_step']} videos"
+        now = f"{self.plan.steps} steps of {self.plan.videos_per_step} videos"
+        if was != now:
+            raise RequestError(f"{folder} is of a run of {was}, this one is of {now}: the list of videos has changed")
+        self.loader.load_state_dict(state["loader"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.done, self.best_value, self.recent_losses = state["step"], state["best_value"], state["recent_losses"]
+        if main:
+            log.info("going on from %s: step %d of %d", folder, self.done, self.plan.steps)
+
+    def _gather(self, objects: list[Any]) -> list[Any]:
+        """The objects of all processes."""
+        gathered: list[Any] = gather_object(objects) if self.accelerator.num_processes > 1 else objects
+        return gathered
+
+    def _problems(self) -> list[dict[str, Any]]:
+        """The bad files of all processes, each once."""
+        return list({one["path"]: one for one in self._gather([asdict(one) for one in self.loader.problems])}.values())
+
+    def _write_problems(self, problems: list[dict[str, Any]]) -> None:
+        if not problems or not self.accelerator.is_main_process:
+            return
+        replaced = sum(problem["replaced"] for problem in problems)
+        where = "" if self.output is None else f": {self.output / 'bad_videos.txt'}"
+        log.warning("%d videos could not be read, %d only in part%s", replaced, len(problems) - replaced, where)
+        if self.output is not None:
+            with replacing(self.output / "bad_videos.txt") as temporary:
+                temporary.write_text("".join(f"{problem['path']}: {problem['reason']}\n" for problem in problems))
+
+    def _too_many(self) -> None:
+        problems = self._problems()
+        self._write_problems(problems)
+        bad = [problem["path"] for problem in problems if problem["replaced"]]
+        raise TrainingStopped(
+            f"{len(bad)} of {self.num_videos} videos cannot be read, more than data.max_bad_share "
+            f"{self.max_bad_share:g}: {', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}"
+        )
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+@dataclass
+class _Signals:
+    """Whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
+
+    received: bool = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Signals set a mark, so that a step is finished and saved; outside the main thread they are left alone."""
+    signals, before = _Signals(), {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):
+            before[number] = signal.signal(number, signals)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

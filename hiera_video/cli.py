@@ -1,4 +1,4 @@
-"""The door: ``hiera-video JOB INPUT... --option value``.
+"""The door: ``hiera-video JOB INPUT... --option value``, and ``hiera-video JOB --config RECIPE --section.field value``.
 
 Data goes to stdout (or ``--output``), everything else to stderr. Exit codes: 0 all done; 1 an input was missing or
 bad, the rest is written; 2 the request itself is wrong; 130 interrupted, with what was done so far written.
@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
 
@@ -36,9 +36,44 @@ JOBS = {
         "count the videos of a dataset that are missing, broken or too short",
         "hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
+    "pretrain": (
+        "hiera_video.tasks.pretrain:pretrain",
+        "pre-train a masked autoencoder on videos without labels",
+        "hiera-video pretrain --config mae_k400_base --data.root /data/k400",
+    ),
+    "finetune": (
+        "hiera_video.tasks.finetune:finetune",
+        "teach a model your own classes, or those of a recipe",
+        "hiera-video finetune --train videos/train --val videos/val --output runs/mine",
+    ),
+    "evaluate": (
+        "hiera_video.tasks.evaluate:evaluate",
+        "measure a model on labelled videos: top-1, top-5, each class",
+        "hiera-video evaluate --val videos/val --model runs/mine --output runs/mine/val",
+    ),
 }
 #: What a job's progress counts; None: it shows its own.
-UNITS = {"classify": "file", "models": "model", "data check": None}
+UNITS = {
+    "classify": "file",
+    "models": "model",
+    "data check": None,
+    "pretrain": None,
+    "finetune": None,
+    "evaluate": None,
+}
+#: Jobs that take a recipe -> its dataclass in hiera_video.training.recipe, and short options for some of its fields.
+RECIPES = {
+    "pretrain": ("Pretraining", {"train": "data.train", "val": "data.val"}),
+    "finetune": ("Finetuning", {"train": "data.train", "val": "data.val"}),
+    "evaluate": ("Evaluation", {"val": "data.source"}),
+}
+SHORT = {"model": "model.start", "output": "run.output"}
+#: The options of those jobs that are no fields.
+OPTIONS = {
+    "config": "a recipe's name, or a YAML file",
+    "format": "table, json, jsonl or csv",
+    "print_config": "show the whole recipe instead of running it",
+}
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
@@ -65,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for count in (1, 2):
         if " ".join(argv[:count]) in JOBS:
-            return _run(" ".join(argv[:count]), argv[count:])
+            job = " ".join(argv[:count])
+            return (_run_recipe if job in RECIPES else _run)(job, argv[count:])
     for name in (argv[0], " ".join(argv[:2])):  # the second word may belong to the job, or be an input
         nearest = difflib.get_close_matches(name, JOBS, n=1) or (jobs_within if len(argv) == 1 else [])
         if nearest:
@@ -77,29 +113,41 @@ def usage() -> str:
     """The text of ``hiera-video --help``."""
     lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
     lines += [f"  {job:10} {text}" for job, (_, text, _) in JOBS.items()]
-    return "\n".join([*lines, "", "hiera-video JOB --help shows a job's options and an example."])
+    lines += ["", "pretrain, finetune and evaluate take --config RECIPE and --section.field value."]
+    return "\n".join([*lines, "hiera-video JOB --help shows a job's options and an example."])
 
 
 def _run(job: str, argv: list[str]) -> int:
+    _log_to_stderr(logging.INFO)
+    function = _function(job)
+    options = vars(_parser(job, function, JOBS[job][2]).parse_args(argv))
+    style, output = options.pop("format"), options.pop("output")
+    return _written(lambda: function(**options), style, output or sys.stdout, job)
+
+
+def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hiera_video").setLevel(logging.INFO)
+    logging.getLogger("hiera_video").setLevel(level)
     for name in ("httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    target, _, example = JOBS[job]
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    options = vars(_parser(job, function, example).parse_args(argv))
-    style, output = options.pop("format"), options.pop("output")
 
+
+def _function(job: str) -> Any:
+    module, _, name = JOBS[job][0].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _written(records: Callable[[], Iterable[Record]], style: str, output: Path | TextIO, job: str) -> int:
+    """Writes what a job gives, to a file once it is whole, and says what went wrong. Returns the exit code."""
     from hiera_video.errors import HieraVideoError
     from hiera_video.outputs import check_output, replacing
 
     try:
-        if output is None:
-            return _write(function(**options), style, sys.stdout, unit=UNITS[job])
+        if not isinstance(output, Path):
+            return _write(records(), style, output, job=job)
         check_output(output)
         with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            return _write(function(**options), style, stream, unit=UNITS[job])
+            return _write(records(), style, stream, job=job)
     except HieraVideoError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `| head` has read enough
@@ -108,6 +156,112 @@ def _run(job: str, argv: list[str]) -> int:
     except OSError as error:  # stdout is on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"results cannot be written: {error.strerror or error}")
+
+
+# --- jobs that take a recipe ------------------------------------------------------------------------------------------
+
+
+def _run_recipe(job: str, argv: list[str]) -> int:
+    """The recipe is complete and checked before the job's module is loaded. Of several processes, the first speaks."""
+    from hiera_video.errors import HieraVideoError
+    from hiera_video.training.recipe import to_yaml
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    _log_to_stderr(logging.INFO if speaks else logging.WARNING)
+    if {"-h", "--help"} & set(argv):
+        print(_recipe_help(job))
+        return 0
+    try:
+        changes, options = _recipe_words(job, argv)
+        style = options.get("format", "table")
+        if style not in FORMATS:
+            return _fail(f"--format is {style!r}, but can be one of {', '.join(FORMATS)}")
+        recipe = _recipe(job, options.get("config"), changes)
+    except HieraVideoError as error:
+        return _fail(str(error))
+    if "print_config" in options:
+        print(to_yaml(recipe) if speaks else "", end="")
+        return 0
+    function = _function(job)
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        return _written(lambda: function(recipe), style, sys.stdout if speaks else nothing, job)
+
+
+def _recipe(job: str, config: str | None, changes: dict[str, str]) -> Any:
+    from hiera_video import resources
+    from hiera_video.errors import RequestError
+    from hiera_video.training import recipe as recipes
+
+    if config is None and job == "finetune":
+        from hiera_video.tasks.own_videos import own_recipe
+
+        return own_recipe(changes)
+    if config is None and job == "pretrain":
+        names = [name for name in resources.names("configs") if name.startswith("mae_")]
+        raise RequestError(f"pretrain needs a recipe: --config with a YAML file, or one of {', '.join(names)}")
+    return recipes.load_recipe(getattr(recipes, RECIPES[job][0]), config, changes)
+
+
+def _recipe_words(job: str, argv: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Fields by dotted name, and :data:`OPTIONS`, with the words given for them. Raises ``RequestError``."""
+    from hiera_video.errors import RequestError
+    from hiera_video.training import fields
+    from hiera_video.training import recipe as recipes
+
+    known = fields.fields_of(getattr(recipes, RECIPES[job][0]))
+    short = RECIPES[job][1] | SHORT
+    legal = [*known, *short, *OPTIONS]
+    given: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        option, equals, value = words.pop(0).partition("=")
+        written = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--"):
+            raise RequestError(f"{option!r} belongs to no option; for example: {JOBS[job][2]}")
+        if written not in legal:
+            nearest = fields.nearest_field(written, legal)
+            hint = f"did you mean --{nearest.replace('print_', 'print-')}?" if nearest else "see --help"
+            raise RequestError(f"there is no option {option}; {hint}")
+        name = short.get(written, written)
+        if name == "print_config":
+            value = "true"
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                expected = OPTIONS.get(name) or fields.expected(known[name].hint)
+                raise RequestError(f"{option} needs a value: {expected}")
+            value = words.pop(0)
+        given[name] = value
+    return {name: given[name] for name in given if name in known}, {
+        name: given[name] for name in given if name in OPTIONS
+    }
+
+
+def _recipe_help(job: str) -> str:
+    from dataclasses import MISSING
+
+    from hiera_video.training import fields
+    from hiera_video.training import recipe as recipes
+
+    kind = getattr(recipes, RECIPES[job][0])
+    _, text, example = JOBS[job]
+    lines = [f"hiera-video {job}: {text}", "", f"example: {example}", ""]
+    lines += [f"  --{name.replace('_', '-'):14} {text}" for name, text in OPTIONS.items()]
+    lines += [f"  --{name:14} short for --{field}" for name, field in (RECIPES[job][1] | SHORT).items()]
+    lines += ["", "fields of a recipe, with their defaults:"]
+    hints = get_type_hints(kind)
+    section = ""
+    for name, field in fields.fields_of(kind).items():
+        if "." not in name:
+            continue
+        if name.partition(".")[0] != section:
+            section = name.partition(".")[0]
+            lines += ["", f"{section}: {(hints[section].__doc__ or '').splitlines()[0]}"]
+        default = "must be given" if field.default is MISSING else fields.as_yaml(field.default)
+        lines.append(f"  --{name:28} {default:26} {fields.expected(field.hint)}")
+    return "\n".join(lines)
+
+
+# --- parsing and printing ---------------------------------------------------------------------------------------------
 
 
 def _parser(job: str, function: Any, example: str) -> Any:
@@ -160,11 +314,11 @@ def _one_sentence(message: str, parser: Any) -> str:
     return text
 
 
-def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str | None) -> int:
+def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -> int:
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
-    code, collected = 0, []
+    code, unit, collected = 0, UNITS[job], []
     writer: csv.DictWriter[str] | None = None
     try:
         for record in tqdm(records, unit=unit or "", disable=None if unit else True, file=sys.stderr):
@@ -174,6 +328,8 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str |
                 collected.append(record.to_dict())
             elif style == "jsonl":
                 print(json.dumps(record.to_dict(), ensure_ascii=False), file=stream, flush=True)
+            elif style == "csv" and job in RECIPES:
+                collected += record.rows()  # a run's records have different columns
             elif style == "csv":
                 rows = record.rows()
                 if writer is None:
@@ -186,6 +342,10 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, unit: str |
         code = 130
     if style == "json":
         print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
+    elif collected:
+        writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(key for row in collected for key in row)))
+        writer.writeheader()
+        writer.writerows(collected)
     stream.flush()
     return code
 
@@ -210,6 +370,8 @@ def _cell(key: str, value: Any) -> str:
         return f"{value:8.2f}{units[key]}"
     if isinstance(value, int):
         return f"{value} {key}".ljust(16)
+    if isinstance(value, float) or value is None:
+        return f"{key} {'-' if value is None else f'{value:.4g}'}".ljust(16)
     return str(value).ljust({"name": 24, "class": 40}.get(key, 10))
 
 

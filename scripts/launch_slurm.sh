@@ -26,20 +26,20 @@ job=$1 config=$2 root=$3 output=$4
 shift 4
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # where the nodes meet
 port=$((10000 + SLURM_JOB_ID % 20000))                            # another one for every job
-pid_file=/tmp/hiera-video-$SLURM_JOB_ID-                          # and the node's number: its torchrun
-export OMP_NUM_THREADS=1                   # loader workers are many: one thread each
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100  # seconds that torchrun leaves its processes for saving, 30 by default
+export OMP_NUM_THREADS=1                  # loader workers are many: one thread each
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100 # seconds that torchrun leaves its processes for saving, 30 by default
 
-# To torchrun alone, which passes it on: Slurm's own signals reach loader workers and decoders as well.
-stop() { srun --overlap --quiet bash -c 'kill -TERM "$(cat "$0$SLURM_NODEID")"' "$pid_file" && stopped=yes; }
+# shellcheck disable=SC2329  # trap calls it
+stop() { scancel --signal=TERM "$SLURM_JOB_ID" && stopped=yes; } # fails where the job is being ended for good
 trap stop TERM
 
-# A node that has saved ends before the others: they have 100 s more.
-srun --kill-on-bad-exit=0 --wait=100 bash -c 'echo $$ > "$0$SLURM_NODEID"; exec torchrun "$@"' "$pid_file" \
+# The first node that has saved ends before the others: they have 100 s more.
+srun --kill-on-bad-exit=0 --wait=100 torchrun \
     --nnodes "$SLURM_NNODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-1}" \
     --rdzv_id "$SLURM_JOB_ID" --rdzv_backend c10d --rdzv_endpoint "$head:$port" \
     -m hiera_video.cli "$job" --config "$config" --data.root "$root" --run.output "$output" "$@" &
-wait $!  # bash runs the trap while it waits for a job in the background
+step=$!
+wait "$step" # in the background, since bash runs a trap only while it waits
 code=$?
-[ -z "${stopped:-}" ] || { wait $!; scontrol requeue "$SLURM_JOB_ID"; }
+[ -z "${stopped:-}" ] || { wait "$step"; scontrol requeue "$SLURM_JOB_ID"; }
 exit "$code"

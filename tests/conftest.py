@@ -14,6 +14,7 @@ from shelf import Shelf
 
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.layouts import IMAGE_FORM
+from hiera_video.models.mae import HieraMAE, MAEArchitecture
 from hiera_video.models.weights import save_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
@@ -30,6 +31,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Hiera(TINY, ClipSpec(num_frames=4, size=(32, 32), resize=36))
     model.labels, model.views = list("abcdef"), "2x1"
     return save_pretrained(model, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MAE of random weights, 4 frames of 64 x 64: 8 mask units."""
+    torch.manual_seed(0)
+    arch = MAEArchitecture(
+        **{**vars(TINY), "input_size": (4, 64, 64), "q_pool": 2},
+        mask_ratio=0.5,
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    )
+    model = HieraMAE(arch, ClipSpec(num_frames=4, size=(64, 64), resize=64))
+    return save_pretrained(model, tmp_path_factory.mktemp("tiny_mae"))
 
 
 @pytest.fixture(scope="session")

@@ -175,28 +175,23 @@ def test_processes_share_a_step_of_generated_clips(few_pictures: None) -> None:
     assert_same([pair[number % 2][number // 2] for number in range(4)], alone)
 
 
-def test_pictures_and_coded_clips_are_made_once_where_they_can_be_kept(
-    tmp_path: Path, pool: list[Tensor], monkeypatch: pytest.MonkeyPatch
+def test_coded_clips_are_made_once_where_they_can_be_kept(
+    tmp_path: Path, few_pictures: None, pool: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-
-    def made(count: int, *_: Any) -> list[Tensor]:
-        calls.append("pictures")
-        return pool[:count]
+    calls: list[tuple[int, int]] = []
 
     def coded(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
-        calls.append(f"{count} coded, seed {seed}")
-        return [(pool[0][:, :32, :32].expand(4, -1, -1, -1).transpose(0, 1), torch.zeros(4, 2, 8, 8).half(), 0)] * count
+        calls.append((count, seed))
+        clip = pool[0][:, None, :32, :32].expand(-1, 4, -1, -1)
+        return [(clip, torch.zeros(4, 2, 8, 8).half(), 0)] * count
 
-    monkeypatch.setattr(motion_batches, "pictures", made)
     monkeypatch.setattr(motion_batches, "coded_clips", coded)
     runs = [take(motion_loader(num_coded=2, coded_share=0.5, cache=tmp_path / "kept"), 1) for _ in range(2)]
     assert_same(*runs)
-    assert calls == ["pictures", "2 coded, seed 1000001"]
-    files = list((tmp_path / "kept").iterdir())
-    assert len(files) == 2 and all(file.suffix == ".pt" for file in files)
-    files[0].write_bytes(files[0].read_bytes()[:1000])
-    with pytest.raises(RequestError, match=r"\.pt is damaged: delete it, and it is made again"):
+    assert calls == [(2, 1_000_001)]
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(RequestError, match=r"coded_2_1_\w+\.pt is damaged: delete it, and it is made again"):
         motion_loader(num_coded=2, coded_share=0.5, cache=tmp_path / "kept")
 
 

@@ -9,7 +9,11 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from PIL import Image
 from hiera_video.cli import JOBS, main
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.weights import save_pretrained
+from hiera_video.training.recipe import Evaluation, Finetuning, load_recipe
 
 SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
 
@@ -228,3 +233,149 @@ def test_a_full_disk_ends_in_one_sentence(capsys: pytest.CaptureFixture[str], ti
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+# --- jobs that take a recipe ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A record of the kind that jobs with a recipe yield: columns differ."""
+
+    values: dict[str, Any]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.values]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The recipes that a stand-in for each of the jobs was given; it yields two figures, and its own error."""
+    recipes: list[Any] = []
+
+    def job(recipe: Any) -> Iterator[Figure]:
+        recipes.append(recipe)
+        yield Figure({"kind": "train", "step": 10, "loss": 0.123456})
+        yield Figure({"kind": "val", "step": 10, "top1": None}, error="2 of 9 videos could not be read")
+
+    module = ModuleType("stand_in")
+    module.job = job  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stand_in", module)
+    for name in ("pretrain", "finetune", "evaluate"):
+        monkeypatch.setitem(JOBS, name, ("stand_in:job", *JOBS[name][1:]))
+    return recipes
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--optim.lrr", "1e-3"), "there is no option --optim.lrr; did you mean --optim.lr?"),
+        (("--optin.lr", "1e-3"), "there is no option --optin.lr; did you mean --optim.lr?"),
+        (("--optim.lrr=1e-3",), "there is no option --optim.lrr; did you mean --optim.lr?"),
+        (("--lr", "1e-3"), "there is no option --lr; did you mean --optim.lr?"),
+        (("--trian", "videos"), "there is no option --trian; did you mean --train?"),
+        (("--print-confg",), "there is no option --print-confg; did you mean --print-config?"),
+        (("--xyz", "1"), "there is no option --xyz; see --help"),
+        (("--optim.lr",), "--optim.lr needs a value: a number"),
+        (("--optim.lr", "--run.seed", "1"), "--optim.lr needs a value: a number"),
+        (("--optim.lr=",), "optim.lr is '', but must be a number"),
+        (("--optim.lr", "fast"), "optim.lr is 'fast', but must be a number"),
+        (("--run.shard",), "--run.shard needs a value: true or false"),
+        (("--config",), "--config needs a value: a recipe's name, or a YAML file"),
+        (("--run.duration", "10"), "run.duration is '10', but a duration needs a unit: ep (effective epochs, each"),
+        (("clip.mp4",), "'clip.mp4' belongs to no option; for example: hiera-video finetune --train videos/train"),
+        (("--format", "xml"), "--format is 'xml', but can be one of table, json, jsonl, csv"),
+        (("--config", "finetune_k400_bse"), "there is no recipe 'finetune_k400_bse'; did you mean finetune_k400_base?"),
+        (
+            ("--config", "mae_k400_base"),
+            "mae_k400_base.yaml is a recipe of pretrain, not of finetune: hiera-video pret",
+        ),
+        (("--config", "nothing/here.yaml"), "there is no file nothing/here.yaml; a recipe can be named too: "),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_the_job_is_loaded(
+    words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(JOBS, "finetune", ("not_to_be_loaded:job", *JOBS["finetune"][1:]))
+    argv = words if "--config" in words else ("--config", "finetune_k400_base", *words)
+    code, out, err = run(capsys, "finetune", *argv)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("hiera-video: ") and sentence in err
+
+
+def test_words_reach_the_recipe_in_every_form(capsys: pytest.CaptureFixture[str], asked: list[Any]) -> None:
+    words = "--optim.lr 2e-3 --run.seed=3 --run.batch-size 2 --train here --model there --output runs/x --val null"
+    run(capsys, "finetune", "--config", "finetune_k400_base", *words.split(), "--optim.betas", "0.8, 0.9")
+    (recipe,) = asked
+    assert (recipe.optim.lr, recipe.optim.betas, recipe.run.seed, recipe.run.batch_size) == (2e-3, (0.8, 0.9), 3, 2)
+    assert (recipe.data.train, recipe.data.val, recipe.model.start) == ("here", None, "there")
+    assert (recipe.run.output, recipe.run.duration) == ("runs/x", "150ep")
+
+
+def test_evaluate_needs_no_config_and_finetune_makes_its_own(
+    capsys: pytest.CaptureFixture[str], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, "evaluate", "--val", "videos/val", "--model", "runs/mine")
+    assert asked == [load_recipe(Evaluation, None, {"data.source": "videos/val", "model.start": "runs/mine"})]
+    seen = []
+    recipe = load_recipe(Finetuning, "finetune_k400_base")
+    own = ModuleType("own_videos")
+    own.own_recipe = lambda changes: seen.append(changes) or recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hiera_video.tasks.own_videos", own)
+    run(capsys, "finetune", "--train", "videos/train", "--loss.mixup", "0.2")
+    assert seen == [{"data.train": "videos/train", "loss.mixup": "0.2"}] and asked[1] is recipe
+
+
+def test_pretrain_without_a_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "pretrain", "--train", "videos")
+    assert code == 2 and "pretrain needs a recipe: --config with a YAML file, or one of mae_in1k_base, " in err
+    assert "finetune" not in err
+
+
+def test_print_config_shows_a_recipe_that_runs_the_same(
+    capsys: pytest.CaptureFixture[str], asked: list[Any], tmp_path: Path
+) -> None:
+    argv = ("finetune", "--config", "finetune_k400_base", "--optim.lr", "1e-3")
+    code, out, err = run(capsys, *argv, "--print-config")
+    assert (code, err, asked) == (0, "", [])
+    (tmp_path / "mine.yaml").write_text(out)
+    run(capsys, *argv)
+    run(capsys, "finetune", "--config", tmp_path / "mine.yaml")
+    assert asked[0] == asked[1] and asked[0].optim.lr == 1e-3
+
+
+def test_records_of_a_run_in_every_format(capsys: pytest.CaptureFixture[str], asked: list[Any], tmp_path: Path) -> None:
+    """``--output`` is the run's folder, which the job writes; what a run cannot read makes it exit 1."""
+    argv = ("evaluate", "--val", "v", "--output", tmp_path / "run", "--format")
+    expected = [{"kind": "train", "step": 10, "loss": 0.123456}, {"kind": "val", "step": 10, "top1": None}]
+    code, out, _ = run(capsys, *argv, "json")
+    assert code == 1 and json.loads(out) == expected
+    assert [json.loads(line) for line in run(capsys, *argv, "jsonl")[1].splitlines()] == expected
+    assert run(capsys, *argv, "csv")[1].split() == ["kind,step,loss,top1", "train,10,0.123456,", "val,10,,"]
+    table = [line.split() for line in run(capsys, *argv, "table")[1].splitlines()]
+    assert table == [["train", "10", "step", "loss", "0.1235"], ["val", "10", "step", "top1", "-"]]
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_several_processes_the_first_alone_writes(
+    capsys: pytest.CaptureFixture[str], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert run(capsys, "evaluate", "--val", "v")[1]
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "evaluate", "--val", "v") == (1, "", "")
+    assert run(capsys, "evaluate", "--val", "v", "--print-config") == (0, "", "")
+    assert len(asked) == 2 and Path(os.devnull).is_char_device()
+
+
+def test_help_of_a_recipe_lists_its_fields_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "pretrain", "--help")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["--optim.lr", "must", "be", "given", "a", "number"] in lines
+    assert ["--augment.num_ops", "0", "a", "whole", "number"] in lines
+    assert ["--train", "short", "for", "--data.train"] in lines
+    assert "--loss.mixup" not in out and "--loss.mixup" in run(capsys, "finetune", "-h")[1]

@@ -35,6 +35,7 @@ from hiera_video.tasks.evaluate import (
     evaluate,
     gather,
     match_classes,
+    merge,
     metrics,
     score_videos,
 )
@@ -162,7 +163,7 @@ def test_each_process_takes_every_other_video_and_gathering_gives_none_twice(fol
     whole = score_videos(model, videos, SPEC, **way)
     parts = [score_videos(model, videos, SPEC, rank=rank, num_processes=3, **way) for rank in range(3)]
     assert [part.index.tolist() for part in parts] == [[0, 6], [1, 4], [2, 5]] and list(parts[0].errors) == [BAD]
-    together = module._merge([*parts, parts[0]])
+    together = merge([*parts, parts[0]])
     assert np.array_equal(together.index, whole.index) and together.errors == whole.errors
     np.testing.assert_allclose(together.scores, whole.scores, atol=1e-6)
     assert np.array_equal(gather(whole).scores, whole.scores)

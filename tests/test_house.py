@@ -6,13 +6,15 @@ import ast
 import importlib
 import inspect
 from pathlib import Path
+from typing import get_type_hints
 
 import hiera_video
-from hiera_video.cli import JOBS
+from hiera_video.cli import JOBS, RECIPES, UNITS
+from hiera_video.training import recipe as recipes
 
 PACKAGE = Path(hiera_video.__file__).parent
 #: From the floor up; a room may import rooms below it and itself.
-FLOORS = [{"errors"}, {"spec", "outputs", "resources"}, {"models", "data"}, {"visual"}, {"tasks"}, {"cli"}]
+FLOORS = [{"errors"}, {"spec", "outputs", "resources"}, {"models", "data"}, {"visual", "training"}, {"tasks"}, {"cli"}]
 
 
 def imports(path: Path) -> set[str]:
@@ -48,6 +50,15 @@ def test_every_job_is_there() -> None:
     for target, _, _ in JOBS.values():
         module, _, name = target.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_a_job_that_takes_a_recipe_takes_nothing_else() -> None:
+    assert UNITS.keys() == JOBS.keys() and RECIPES.keys() == recipes.KINDS.keys()
+    for job, (kind, _) in RECIPES.items():
+        module, _, name = JOBS[job][0].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        (parameter,) = inspect.signature(function).parameters
+        assert get_type_hints(function)[parameter] is getattr(recipes, kind) is recipes.KINDS[job]
 
 
 def test_options_of_classify_are_a_decision() -> None:

@@ -536,6 +536,30 @@ def test_logits_come_out_in_training_and_in_evaluation() -> None:
     assert not torch.allclose(model(clip).sum(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_frozen_stages_train_nothing_and_stay_in_evaluation_mode(number: int) -> None:
+    model = build(replace(VIDEO, drop_path_rate=0.5))
+    model.freeze_stages(number)
+    model.train()
+    blocks = sum(VIDEO.stages[:number])
+    for name, parameter in model.named_parameters():
+        frozen = number > 0 if name.startswith(("pos_embed", "patch_embed")) else False
+        if name.startswith("blocks."):
+            frozen = int(name.split(".")[1]) < blocks
+        assert parameter.requires_grad is not frozen, name
+    assert [block.drop_path.training for block in model.blocks] == [index >= blocks for index in range(6)]
+    assert model.training and model.head.training
+    assert set(gradients(model, clip_of(VIDEO))) == {n for n, p in model.named_parameters() if p.requires_grad}
+    model.freeze_stages(0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_stages_that_do_not_exist_cannot_be_frozen() -> None:
+    with pytest.raises(RequestError, match=r"^freeze_stages 5 must be from 0 to 4, the number of stages$"):
+        build(VIDEO).freeze_stages(5)
+
+
 # ---- timm's habits
 
 

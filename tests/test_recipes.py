@@ -186,6 +186,7 @@ def test_a_mistake_in_a_file_is_one_sentence_that_names_file_field_value_and_rem
         ({"run.duration": "5%"}, "run.duration is '5%', but must say how long the run is: 10pass, 5000st"),
         ({"run.duration": "0ep"}, "run.duration is '0ep', but must say how long the run is"),
         ({"data.views": "5x2"}, "data.views is '5x2', but must be clips x crops, such as 5x3 (1 or 3 crops)"),
+        ({"model.views": "5"}, "model.views is '5', but must be clips x crops"),
         ({"data.train": "null"}, "there is nothing to learn from: name a card, folder or file as data.train"),
         ({"data.generate.coded": "9"}, "data.train and data.generate are both given: learn from videos, or from "),
         ({"data.generate": "on"}, "data.generate is 'on', but must be a section with fields, or null"),
@@ -217,6 +218,10 @@ def test_a_file_that_is_no_recipe_says_what_it_is_instead(tmp_path: Path) -> Non
     picture = tmp_path / "picture.yaml"
     picture.write_bytes(b"\x89PNG\xff")
     assert refusal(Pretraining, picture).startswith(f"{picture} is no readable YAML: ")
+    date = written(tmp_path, "data: 2026-13-45")
+    assert refusal(Pretraining, date).startswith(f"{date} is no readable YAML: ")
+    jobs = written(tmp_path, "job: [pretrain]\n" + LEAST)
+    assert refusal(Pretraining, jobs) == f"{jobs}: job is ['pretrain'], but must be pretrain"
     words = written(tmp_path, "- just\n- words\n")
     assert (
         refusal(Pretraining, words) == f"{words} is no recipe: expected the sections data, augment, model, optim, run"
@@ -242,7 +247,7 @@ def test_the_recipe_of_another_job_is_sent_there(tmp_path: Path) -> None:
 
 
 def test_evaluation_needs_something_to_evaluate_on() -> None:
-    assert refusal(Evaluation) == "there is nothing to evaluate on: name a card, folder or file as data.source"
+    assert refusal(Evaluation) == "there is nothing to evaluate on: name a card, folder or file as data.source (--val)"
     assert load_recipe(Evaluation, None, {"data.source": "videos"}).model.start is None
 
 
@@ -342,7 +347,7 @@ def test_a_recipe_says_its_command_and_the_source_of_every_value(name: str) -> N
     text = " ".join(line.lstrip("# ") for line in head)
     assert name in CAMERA or ("Hardware" in text and "Expected: " in text)
     assert ("We never ran this recipe." in text) == (name in PUBLISHED)
-    for line in lines[len(head) :]:
+    for line in lines[len(head) + 1 :]:  # below the line that names the job
         assert re.fullmatch(r"\w+:|(  )*[\w.]+: \S.*?  # \S.*", line), line
 
 

@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import load_file
 from training_sets import finetuning, pretraining, write_colours
 
 import hiera_video
 from hiera_video.errors import OutputError, RequestError, TrainingStopped
-from hiera_video.models.mae import HieraMAE, MAEArchitecture
-from hiera_video.models.weights import save_pretrained
 from hiera_video.resources import names
-from hiera_video.spec import ClipSpec
 from hiera_video.tasks import finetune as finetune_job
 from hiera_video.tasks.finetune import balanced_weights, finetune, starting_classifier
 from hiera_video.tasks.pretrain import Masking, pretrain, starting_mae
@@ -37,21 +33,6 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_colours(folder / "train", 12, seed=0, bad=True)
     write_colours(folder / "val", 4, seed=1)
     return folder
-
-
-@pytest.fixture(scope="module")
-def tiny_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MAE of random weights, 4 frames of 64 x 64: 8 mask units."""
-    torch.manual_seed(0)
-    arch = MAEArchitecture(
-        **{**vars(TINY), "input_size": (4, 64, 64), "q_pool": 2},
-        mask_ratio=0.5,
-        decoder_embed_dim=16,
-        decoder_depth=1,
-        decoder_num_heads=2,
-    )
-    model = HieraMAE(arch, ClipSpec(num_frames=4, size=(64, 64), resize=64))
-    return save_pretrained(model, tmp_path_factory.mktemp("tiny_mae"))
 
 
 def run_finetune(changes: dict[str, str]) -> list[Metrics]:
@@ -133,7 +114,7 @@ def test_parameter_groups_follow_the_stated_rule() -> None:
         assert seen == set(names_of.values())
 
 
-@pytest.mark.parametrize("name", [name for name in names("configs")])
+@pytest.mark.parametrize("name", names("configs"))
 def test_every_recipe_builds_its_model_and_schedule(name: str, tmp_path: Path) -> None:
     text = (hiera_video.resources.find("configs", name)).read_text()
     kind = Pretraining if "\njob: pretrain" in f"\n{text}" or name.startswith("mae_") else Finetuning

@@ -24,15 +24,20 @@ from torch import Tensor
 
 from hiera_video.errors import OutputError, RequestError, SizeError, UnknownModel, WeightsError
 from hiera_video.models import weights, zoo
+from hiera_video.models.architecture import MAEArchitecture, mae_form
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.layouts import IMAGE_FORM, convert
-from hiera_video.models.zoo import Checkpoint, create_model, from_pretrained, list_models
+from hiera_video.models.mae import HieraMAE, random_keep
+from hiera_video.models.zoo import Checkpoint, create_model, from_pretrained, list_models, mae_from_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 VIDEO = Architecture(input_size=(4, 64, 64), embed_dim=16, stages=(1, 1, 2, 1), num_classes=5, head_init_scale=1.0)
 IMAGE = Architecture(
     **{**IMAGE_FORM, "input_size": (64, 64), "num_classes": 5}, embed_dim=16, stages=(1, 1, 2, 1), head_init_scale=1.0
 )
+DECODER = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}
+MAE = mae_form(VIDEO, **DECODER)
+IMAGE_MAE = mae_form(IMAGE, **DECODER)
 NAME = "hiera_atom_4x64"
 TAG = f"{NAME}.mae_k400_ft_k400"
 
@@ -42,11 +47,14 @@ def atoms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny architectures beside the published ones, with checkpoints on the hub and on the authors' server."""
     monkeypatch.setitem(zoo.ARCHITECTURES, NAME, VIDEO)
     monkeypatch.setitem(zoo.ARCHITECTURES, "hiera_atom_64", IMAGE)
+    monkeypatch.setitem(zoo.MAE_ARCHITECTURES, f"mae_{NAME}", MAE)
+    monkeypatch.setitem(zoo.MAE_ARCHITECTURES, "mae_hiera_atom_64", IMAGE_MAE)
     facts = {"spec": ClipSpec(num_frames=4, size=(64, 64), resize=73), "num_classes": 5}
     published = Checkpoint(hub=f"facebook/{TAG}", url=zoo.AUTHORS + "hiera_atom_4x64.pth", **facts)  # type: ignore[arg-type]
     monkeypatch.setitem(zoo.CHECKPOINTS, TAG, published)
     mae = replace(published, hub=f"facebook/{NAME}.mae_k400", url=zoo.AUTHORS + "mae_hiera_atom_4x64.pth")
     monkeypatch.setitem(zoo.CHECKPOINTS, f"{NAME}.mae_k400", replace(mae, encoder_only=True))
+    monkeypatch.setitem(zoo.CHECKPOINTS, f"mae_{NAME}.mae_k400", replace(mae, hub=f"facebook/mae_{NAME}.mae_k400"))
     image = replace(published, hub=None, url=zoo.AUTHORS + "hiera_atom_64.pth", spec=IMAGE_SPEC)
     monkeypatch.setitem(zoo.CHECKPOINTS, "hiera_atom_64.mae_in1k_ft_in1k", image)
     torch.manual_seed(0)
@@ -202,6 +210,181 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
         weights.save_pretrained(Hiera(VIDEO), tmp_path / "file")
 
 
+# The MAE
+
+
+def mae_reference(arch: MAEArchitecture) -> torch.nn.Module:
+    """The reference's MAE of the same form; its own constructor pools once more than published ones."""
+    hiera_mae = pytest.importorskip("hiera.hiera_mae")
+    ours = {"hidden_act", "layer_norm_eps", "qkv_bias", "head_dropout", "head_init_scale", "mask_ratio"}
+    model: torch.nn.Module = hiera_mae.MaskedAutoencoderHiera(
+        **{key: value for key, value in vars(arch).items() if key not in ours}
+    )
+    return model
+
+
+def mae_of(arch: MAEArchitecture = MAE) -> HieraMAE:
+    model = HieraMAE(
+        arch, ClipSpec(num_frames=4, size=(64, 64), resize=73) if len(arch.input_size) == 3 else IMAGE_SPEC
+    )
+    model.license = "cc-by-nc-4.0"
+    return model.eval()
+
+
+def same_loss(first: HieraMAE, second: Any, *, batch: int = 2) -> bool:
+    clip = torch.randn(batch, 3, *first.arch.input_size)
+    keep = random_keep(batch, first.num_mask_units(), 0.5)
+    loss = second(clip, mask=keep)[0] if not isinstance(second, HieraMAE) else second(clip, keep).loss
+    return bool(torch.isclose(first(clip, keep).loss, loss, rtol=1e-5))
+
+
+def test_a_published_mae_pth_gives_the_references_loss_its_decoder_read_off_the_tensors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for arch, name in ((MAE, "hiera_atom_4x64"), (IMAGE_MAE, "anything")):
+        theirs = mae_reference(arch)
+        ours = mae_from_pretrained(published(tmp_path / f"mae_{name}.pth", theirs), decoder_num_heads=4)
+        assert ours.arch == arch
+        assert not ours.training and caplog.messages == []
+        assert same_loss(ours, theirs)
+
+
+def test_an_mae_file_gives_its_encoder_and_one_line_says_what_was_left_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = published(tmp_path / "mae_hiera_atom_4x64.pth", mae_reference(MAE))
+    from_pretrained(path, num_classes=3)
+    assert caplog.messages == [
+        f"the decoder of {path} was left behind: 38 tensors (decoder_*, encoder_norm, mask_token, "
+        f"multi_scale_fusion_heads); a new norm and head of 3 classes start untrained"
+    ]
+
+
+def test_our_mae_folder_reads_back_equal_and_gives_its_encoder(tmp_path: Path) -> None:
+    model = mae_of(replace(MAE, mask_ratio=0.75, q_pool=1, drop_path_rate=0.1))
+    model.position_resize = "plain"
+    folder = weights.save_pretrained(model, tmp_path)
+    (folder / "checkpoints").mkdir()
+    (folder / "recipe.yaml").write_text("")
+    again = mae_from_pretrained(folder)
+    assert same(again, model) and weights.config_of(again) == weights.config_of(model)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["mask_ratio"], config["decoder_depth"], config["format_version"]) == (0.75, 2, 1)
+    assert not {"labels", "views"} & config.keys()
+    card = (folder / "README.md").read_text()
+    assert "masked autoencoder" in card and "license: cc-by-nc-4.0" in card and "mae_from_pretrained" in card
+    encoder = from_pretrained(folder, num_classes=3)
+    assert encoder.arch == replace(VIDEO, num_classes=3, drop_path_rate=0.1)
+    assert (encoder.spec, encoder.position_resize, encoder.license) == (model.spec, "plain", "cc-by-nc-4.0")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in trunk_of(encoder).items())
+
+
+def trunk_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if k.startswith(("pos_embed", "patch_embed", "blocks."))}
+
+
+def test_a_classifier_becomes_an_mae_with_a_new_decoder_and_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Hiera(VIDEO)
+    folder = weights.save_pretrained(model, tmp_path / "classifier")
+    mae = mae_from_pretrained(folder, **DECODER)
+    assert mae.arch == MAE
+    assert caplog.messages == [
+        f"{folder} has no decoder: a new one starts untrained; left behind: 4 tensors (head, norm)"
+    ]
+    back = from_pretrained(weights.save_pretrained(mae, tmp_path / "mae"))
+    assert back.arch == VIDEO
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in trunk_of(model).items())
+
+
+def test_another_size_resizes_the_decoders_positions_too(tmp_path: Path) -> None:
+    path = weights.save_pretrained(mae_of(), tmp_path)
+    clip, keep = torch.randn(1, 3, 8, 96, 128), random_keep(1, 4 * 3 * 4, 0.9)
+    for way in ("window", "plain"):
+        flown = mae_from_pretrained(path, position_resize=way)
+        built = mae_from_pretrained(path, position_resize=way, input_size=(8, 96, 128))
+        assert built.decoder_pos_embed.shape == (1, 4 * 6 * 8, 32)
+        assert torch.isclose(flown(clip, keep).loss, built(clip, keep).loss, rtol=1e-5)
+    assert (built.spec.num_frames, built.spec.size) == (8, (96, 128))
+
+
+def test_a_decoder_of_another_form_than_asked_for_is_left_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = weights.save_pretrained(mae_of(), tmp_path)
+    other = mae_from_pretrained(path, decoder_depth=1, mask_ratio=0.8)
+    assert (other.arch.decoder_depth, other.arch.decoder_embed_dim, other.arch.mask_ratio) == (1, 32, 0.8)
+    assert [message.partition(": ")[0] for message in caplog.messages] == [
+        f"the decoder of {path} does not fit and was left behind"
+    ]
+
+
+def test_an_image_mae_starts_a_video_mae_with_a_new_decoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = weights.save_pretrained(mae_of(IMAGE_MAE), tmp_path)
+    video = mae_from_pretrained(path, arch=MAE)
+    assert video.arch == MAE and "does not fit and was left behind" in caplog.text
+    assert video.spec.mean == IMAGE_SPEC.mean and video.spec.num_frames == 4
+    assert torch.equal(video.pos_embed_spatial, mae_from_pretrained(path).pos_embed)
+    assert from_pretrained(path, arch=f"mae_{NAME}").arch == VIDEO
+
+
+def test_transformers_mae_gives_an_equal_loss(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers_config(
+        num_query_pool=2, decoder_hidden_size=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5
+    )
+    theirs = transformers.HieraForPreTraining(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = mae_from_pretrained(tmp_path)
+    assert (ours.arch.decoder_depth, ours.arch.decoder_num_heads, ours.arch.mask_ratio) == (1, 2, 0.5)
+    image = torch.randn(2, 3, 64, 64)
+    noise = torch.rand(2, 4)
+    keep = noise.argsort(dim=1).argsort(dim=1) < 2  # it shows the units of the smallest noise
+    with torch.no_grad():
+        assert torch.isclose(ours(image, keep).loss, theirs(image, noise=noise).loss, rtol=1e-4)
+
+
+def test_the_authors_mae_folder_whose_config_leaves_the_decoder_out(tmp_path: Path) -> None:
+    theirs = mae_reference(IMAGE_MAE)
+    fields = {key: value for key, value in theirs.config.items() if key != "norm_layer"}  # type: ignore[union-attr, operator]
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert mae_from_pretrained(tmp_path, decoder_num_heads=4).arch == replace(IMAGE_MAE, head_init_scale=0.001)
+    assert from_pretrained(tmp_path).arch == replace(IMAGE, head_init_scale=0.001)
+
+
+def test_an_mae_is_created_by_name() -> None:
+    model = create_model(f"mae_{NAME}", mask_ratio=0.8, decoder_depth=1, input_size=(2, 64, 64))
+    assert isinstance(model, HieraMAE) and model.training
+    assert model.arch == replace(MAE, mask_ratio=0.8, decoder_depth=1, input_size=(2, 64, 64))
+    assert create_model(f"mae_{NAME}.mae_k400").spec == ClipSpec(num_frames=4, size=(64, 64), resize=73)
+    published_form = zoo.MAE_ARCHITECTURES["mae_hiera_base_16x224"]
+    assert published_form == MAEArchitecture() and (published_form.q_pool, published_form.mask_ratio) == (2, 0.9)
+    assert zoo.MAE_ARCHITECTURES["mae_hiera_huge_224"].mask_ratio == 0.6
+    assert zoo.MAE_ARCHITECTURES["mae_hiera_tiny_16x224"].mask_ratio == 0.9
+    with pytest.raises(RequestError, match=f"mae_{NAME} has no classes: leave num_classes out"):
+        create_model(f"mae_{NAME}", num_classes=3)
+    with pytest.raises(RequestError, match="no field 'decoder_deph'; the nearest is 'decoder_depth'"):
+        create_model(f"mae_{NAME}", decoder_deph=3)
+
+
+def test_an_mae_is_fetched_by_its_name_or_its_encoders(shelf: Shelf, tmp_path: Path) -> None:
+    model = mae_of()
+    weights.save_pretrained(model, tmp_path / "saved")
+    shelf.put(f"facebook/mae_{NAME}.mae_k400", tmp_path / "saved")
+    for found in (
+        create_model(f"mae_{NAME}", pretrained=True),
+        mae_from_pretrained(f"mae_{NAME}.mae_k400"),
+        mae_from_pretrained(f"facebook/mae_{NAME}.mae_k400"),
+        mae_from_pretrained(f"{NAME}.mae_k400", decoder_num_heads=4),
+    ):
+        assert isinstance(found, HieraMAE) and same(found, model)
+    encoder = from_pretrained(f"mae_{NAME}.mae_k400")
+    assert encoder.arch == VIDEO
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in trunk_of(encoder).items())
+
+
 # What does not fit
 
 
@@ -334,7 +517,33 @@ def test_unknown_names_come_with_the_nearest() -> None:
 def test_list_models_takes_patterns_and_lists_checkpoints() -> None:
     assert list_models("hiera_b*16x224") == ["hiera_base_16x224", "hiera_base_plus_16x224"]
     assert "hiera_nano_16x64.camera_motion" in list_models(pretrained=True)
-    assert all(name.partition(".")[0] in zoo.ARCHITECTURES for name in zoo.CHECKPOINTS)
+    known = {**zoo.ARCHITECTURES, **zoo.MAE_ARCHITECTURES}
+    assert all(name.partition(".")[0] in known for name in zoo.CHECKPOINTS)
+    assert list_models("mae_hiera_b*16x224") == ["mae_hiera_base_16x224", "mae_hiera_base_plus_16x224"]
+    assert "mae_hiera_nano_16x64" in list_models()
+
+
+def test_published_checkpoints_have_the_published_names_and_addresses() -> None:
+    base = {
+        name: (entry.hub, entry.url, entry.metric, entry.labels, entry.encoder_only)
+        for name, entry in zoo.CHECKPOINTS.items()
+        if "hiera_base_16x224" in name
+    }
+    files = "https://dl.fbaipublicfiles.com/hiera/"
+    tuned, encoder, mae = (
+        "hiera_base_16x224.mae_k400_ft_k400",
+        "hiera_base_16x224.mae_k400",
+        "mae_hiera_base_16x224.mae_k400",
+    )
+    metric = "Kinetics-400 top-1 84.0 % (5x3 views)"
+    assert base == {
+        tuned: (f"facebook/{tuned}", f"{files}hiera_base_16x224.pth", metric, "kinetics400", False),
+        encoder: (f"facebook/{encoder}", f"{files}mae_hiera_base_16x224.pth", None, None, True),
+        mae: (f"facebook/{mae}", f"{files}mae_hiera_base_16x224.pth", None, None, False),
+    }
+    image = zoo.CHECKPOINTS["hiera_tiny_224.mae_in1k_ft_in1k"]
+    assert (image.metric, image.num_classes, image.views) == ("ImageNet-1K top-1 82.8 %", 1000, "1x1")
+    assert len(zoo.CHECKPOINTS) == 3 * 10 + 1 + 4  # and the four atoms of these tests
 
 
 def test_published_labels_are_in_the_order_of_the_heads() -> None:

@@ -7,11 +7,11 @@ import json
 import logging
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +46,6 @@ from hiera_video.outputs import replacing
 from hiera_video.spec import ClipSpec
 
 log = logging.getLogger("hiera_video")
-T = TypeVar("T")
 
 Sample = tuple[Tensor, Tensor, int]
 """A clip ``[3, T, S, S]`` in [0, 255], its flow ``[4, T / 2, S / 4, S / 4]`` and its label."""
@@ -215,7 +214,7 @@ class MotionLoader:
     Clips are of ``spec``; ``num_frames`` (a divisor of the spec's, over the same seconds) and ``size`` make them
     smaller, where none is coded. ``num_pictures``, ``num_coded``: how many pictures (and half as many photographs) and
     clips read back from H.264 files there are to draw from, ``coded_share`` of a batch being such. They take minutes to
-    make; ``cache``, a folder, keeps them for the next run, and for other processes if the first makes them alone.
+    make; ``cache``, a folder, keeps coded ones for the next run, and for other processes if the first makes them alone.
     ``growing``: from easy to the task over the first two thirds of ``total_steps``. Raises :class:`RequestError`.
     """
 
@@ -253,7 +252,7 @@ class MotionLoader:
             num_frames=frames,
             size=size,
             spec=spec,
-            pool=_pool(num_pictures, seed, size, cache),
+            pool=_pool(num_pictures, seed, size),
             coded=_coded(num_coded, seed, spec, num_workers, cache) if coded_share else [],
             coded_share=coded_share,
             growing=growing,
@@ -337,31 +336,29 @@ def _check(
         raise RequestError(f"total_steps is {total_steps}, but a task that grows needs the number of steps of the run")
 
 
-def _pool(count: int, seed: int, size: int, cache: Path | None) -> list[Tensor]:
+def _pool(count: int, seed: int, size: int) -> list[Tensor]:
     """Pictures of 384 pixels, shrunk with a smaller window: a small clip shows as much."""
     log.info("making %d pictures for generated clips", count)
-    made = _kept(cache, f"pictures_{count}_{seed}.pt", lambda: pictures(count, seed, 384))
-    side = min(384, 6 * size)
+    made, side = pictures(count, seed, 384), min(384, 6 * size)
     if side == 384:
         return made
     return [F.interpolate(one[None], size=(side, side), mode="bilinear", antialias=True)[0] for one in made]
 
 
 def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path | None) -> list[Sample]:
+    """Coded clips, from ``cache`` where it has these, else put there."""
+
+    def made() -> list[Sample]:
+        return coded_clips(count, seed + 1_000_000, spec, workers=max(1, num_workers))
+
+    if cache is None:
+        return made()
     known = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
-    name = f"coded_{count}_{seed}_{known}.pt"
-    return _kept(cache, name, lambda: coded_clips(count, seed + 1_000_000, spec, workers=max(1, num_workers)))
-
-
-def _kept(folder: Path | None, name: str, make: Callable[[], T]) -> T:
-    """What ``make`` makes, from the folder where it is there, else put there."""
-    if folder is None:
-        return make()
-    path = folder / name
+    path = cache / f"coded_{count}_{seed}_{known}.pt"
     if not path.exists():
         with replacing(path) as temporary:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(make(), temporary)
+            cache.mkdir(parents=True, exist_ok=True)
+            torch.save(made(), temporary)
     try:
         # Several processes may have made it: what lies there now is for all of them.
         return torch.load(path, weights_only=True)

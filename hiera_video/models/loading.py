@@ -107,7 +107,7 @@ def assemble(
         new = f"head of {target.num_classes} classes"
         new = f"a new {new} starts" if "norm.weight" in state else f"a new norm and {new} start"
         if decoder:
-            log.warning("the decoder of %s was left behind (%s); %s untrained", source, _summary(decoder), new)
+            log.warning("the decoder of %s was left behind: %s; %s untrained", source, _summary(decoder), new)
         else:
             was = "has no head" if head is None else f"has {head.shape[0]} classes"
             log.warning("%s %s: %s untrained", source, was, new)
@@ -150,11 +150,11 @@ def assemble_mae(
     left = {key: value for key, value in state.items() if key.startswith(("norm.", "head."))}
     kept = {key: value for key, value in state.items() if key not in left} | (decoder if fits else {})
     if not decoder:
-        behind = f", and its own {_summary(left)} were left behind" if left else ""
+        behind = f"; left behind: {_summary(left)}" if left else ""
         log.warning("%s has no decoder: a new one starts untrained%s", source, behind)
     elif not fits:
         log.warning(
-            "the decoder of %s does not fit and was left behind (%s); a new one starts untrained",
+            "the decoder of %s does not fit and was left behind: %s; a new one starts untrained",
             source,
             _summary(decoder),
         )
@@ -180,9 +180,9 @@ def _mae_of(arch: Architecture, decoder: State, heads: int) -> MAEArchitecture:
 
 
 def _summary(state: State) -> str:
-    """ "98 tensors: decoder_*, mask_token": how many there are, and in which parts of the model."""
+    """How many tensors there are, and in which parts of the model: ``98 tensors (decoder_*, mask_token)``."""
     parts = {"decoder_*" if key.startswith("decoder_") else key.partition(".")[0] for key in state}
-    return f"{len(state)} tensors: {', '.join(sorted(parts))}"
+    return f"{len(state)} tensors ({', '.join(sorted(parts))})"
 
 
 def _is_inflated(trained: Architecture, target: Architecture) -> bool:

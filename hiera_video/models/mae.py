@@ -92,9 +92,9 @@ class HieraMAE(HieraTrunk):
 
         ``keep`` (boolean ``[B, num_mask_units]``, True = visible) is drawn with ``generator`` where it is not given.
         With ``decode`` (boolean of the same shape, in each row as many of the hidden units) these units alone are
-        decoded and predicted, and the loss is their mean: an unbiased but noisier estimate of the loss on all
-        (VideoMAE V2, arXiv 2303.16727), from a decoder that sees fewer mask tokens. ``all_positions`` predicts the
-        visible positions too, for pictures; the loss is the same.
+        decoded and predicted (VideoMAE V2, arXiv 2303.16727). The loss is then the mean over them: noisier, and not
+        quite the same number, since the decoder sees fewer mask tokens. ``all_positions`` predicts the visible
+        positions too, for pictures; the loss is the same.
 
         Masks may be tensors or numpy arrays. On the host, or drawn here, they cost no synchronisation with the
         device; each one that lies on the device is read once. Raises :class:`RequestError` for masks that do not

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
-from hiera_video.models.fetch import UnavailableError, author_file, hub_file
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
+from hiera_video.models.fetch import UnavailableError, author_file, hub_file
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import IMAGE_FORM, Facts, State, convert
 from hiera_video.models.loading import (

@@ -138,7 +138,7 @@ def score_videos(
     finally:
         for module, training in modes:  # frozen ones may differ from the rest
             module.training = training
-    return _put_together(found, len(videos.classes))
+    return put_together(found, len(videos.classes))
 
 
 def _stream(views: Iterable[dict[str, Any]], forward: Callable[[Tensor], Tensor], batch_size: int) -> Iterator[Scored]:
@@ -186,7 +186,7 @@ def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(rest)
 
 
-def _put_together(found: Sequence[Scored], num_classes: int) -> Scores:
+def put_together(found: Sequence[Scored], num_classes: int) -> Scores:
     """Of a video that was scored twice, the later scores."""
     rows = {one.index: one.scores for one in found if one.scores is not None}
     scores = np.stack([rows[one] for one in sorted(rows)]) if rows else np.empty((0, num_classes), dtype=np.float32)
@@ -201,10 +201,10 @@ def gather(scores: Scores, accelerator: Accelerator | PartialState | None = None
         from accelerate.utils import gather_object
 
         parts = gather_object(parts)
-    return _merge(parts)
+    return merge(parts)
 
 
-def _merge(parts: Sequence[Scores]) -> Scores:
+def merge(parts: Sequence[Scores]) -> Scores:
     """Of a video that is in several, the first scores."""
     filled = [part for part in parts if len(part.index)] or parts[:1]
     index, first = np.unique(np.concatenate([part.index for part in filled]), return_index=True)
@@ -223,7 +223,7 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
     ``top5`` of fewer than five classes looks at all. ``map``: the mean of the average precision of each class that a
     readable video has.
     """
-    values, labels = _counted(scores, videos)
+    values, labels = counted(scores, videos)
     if labels.ndim == 2:
         each = _average_precision(values, labels)
         figures = {"map": float(np.nanmean(each)) if labels.any() else float("nan")}
@@ -232,11 +232,11 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
     return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
 
 
-def _counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:
+def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """Scores and labels of the readable videos that have labels."""
     labels = videos.labels[scores.index]
-    counted = labels >= 0 if labels.ndim == 1 else np.ones(len(labels), dtype=bool)
-    return scores.scores[counted], labels[counted]
+    known = labels >= 0 if labels.ndim == 1 else np.ones(len(labels), dtype=bool)
+    return scores.scores[known], labels[known]
 
 
 def _accuracy(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> float:
@@ -290,7 +290,7 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
     num_listed, num_videos = int(total.pop("listed")), int(total.pop("videos"))
     known = {name: None if np.isnan(value) else value for name, value in total.items()}
     found = [ClassScore("all", num_listed, num_videos, known, _error(scores, videos))]
-    values, labels = _counted(scores, videos)
+    values, labels = counted(scores, videos)
     num_classes = len(videos.classes)
     if labels.ndim == 2:
         listed, counts = videos.labels.sum(axis=0), labels.sum(axis=0)
@@ -348,7 +348,8 @@ def match_classes(videos: VideoList, labels: Sequence[str] | None, num_classes: 
                 f"the list has {len(names)} classes and the model {num_classes} of other names or none, so that "
                 "which is which cannot be told: name the classes as the model does, or list all of them"
             )
-        log.info("class k of the list is taken for output k of the model: names of classes that say more are missing")
+        unnamed = "list" if known and not _numbers_only(known) else "model"
+        log.info("classes are matched by number: the %s has no names for them", unnamed)
         places = np.arange(len(names))
         if not known or _numbers_only(known):
             known = [*names, *map(str, range(len(names), num_classes))]
@@ -462,7 +463,10 @@ def _processes(name: str) -> tuple[PartialState, torch.device]:
     state = PartialState(cpu=cpu, timeout=timedelta(days=1))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
-        raise RequestError(f"{started} processes were started and {state.num_processes} found: take run.device cpu")
+        raise RequestError(
+            f"{started} processes were started (WORLD_SIZE) and {state.num_processes} found: start them by torchrun, "
+            "and name run.device cpu where there is no GPU"
+        )
     if started == 1:
         return state, pick_device(name)
     if name not in ("auto", state.device.type):
@@ -502,14 +506,15 @@ def _run(job: _Job) -> Iterator[ClassScore]:
             indices=left,
             each=each,
         )
-    scores = _merge([gather(scores, state), before])
+    scores = merge([gather(scores, state), before])
     if not state.is_main_process:
         return
     found = class_scores(scores, videos)
     _say(found[0], scores, videos)
     if output is not None:
         cost = {"videos": len(left), "seconds": round(time.monotonic() - began, 3), "processes": state.num_processes}
-        write_results(output, job, scores, found, {**facts, "cost": {**cost, "device": str(job.device)}})
+        facts = {"model": recipe.model.start or BUILT_IN, **facts, "cost": {**cost, "device": str(job.device)}}
+        write_results(output, videos, scores, found, {**facts, "recipe": asdict(recipe)})
     yield from found
 
 
@@ -526,7 +531,7 @@ def _agree(
             kept = list(read_parts(parts, facts))
         except RequestError as error:  # told to all, or they would wait
             refusal = str(error)
-    before = _put_together(kept, len(videos.classes))
+    before = put_together(kept, len(videos.classes))
     left = np.setdiff1d(np.arange(len(videos)), before.index).tolist()
     if state.num_processes > 1:
         from accelerate.utils import broadcast_object_list
@@ -581,7 +586,7 @@ def _say(total: ClassScore, scores: Scores, videos: VideoList) -> None:
     if len(scores.errors) > MAX_NAMED:
         log.warning("and %d more; with run.output, scores.parquet lists them", len(scores.errors) - MAX_NAMED)
     if total.error is not None:
-        log.warning("%s; the figures are of the others", total.error)
+        log.warning("%s", total.error)
     top1 = total.values.get("top1")
     if top1 is not None and top1 < SUSPICIOUS and len(videos.classes) >= MANY_CLASSES:
         log.warning(
@@ -675,18 +680,19 @@ def open_part(path: Path, facts: dict[str, Any]) -> BinaryIO:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def write_results(output: Path, job: _Job, scores: Scores, found: Sequence[ClassScore], facts: dict[str, Any]) -> None:
+def write_results(
+    output: Path, videos: VideoList, scores: Scores, found: Sequence[ClassScore], facts: dict[str, Any]
+) -> None:
     """scores.parquet, classes.csv, confusion.png (where a video has one label) and result.json, each whole or not."""
     import pyarrow.parquet as pq
 
-    videos = job.videos
     with replacing(output / "scores.parquet") as temporary:
         pq.write_table(_table(scores, videos), temporary)
     with replacing(output / "classes.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(found[0].to_dict()))
         writer.writeheader()
         writer.writerows(one.to_dict() for one in found[1:])
-    values, labels = _counted(scores, videos)
+    values, labels = counted(scores, videos)
     if labels.ndim == 1 and len(labels):
         from hiera_video.visual.confusion import draw_confusion
 
@@ -695,9 +701,8 @@ def write_results(output: Path, job: _Job, scores: Scores, found: Sequence[Class
         shown = np.flatnonzero(matrix.any(axis=0) | matrix.any(axis=1))
         draw_confusion(matrix[np.ix_(shown, shown)], [videos.classes[one] for one in shown], output / "confusion.png")
     result = {name: value for name, value in found[0].to_dict().items() if name != "class"}
-    result |= {"model": job.recipe.model.start or BUILT_IN, **facts}
     result["bad"] = [{"path": videos.path(index), "error": error} for index, error in scores.errors.items()]
-    result["recipe"] = asdict(job.recipe)
+    result |= facts
     with replacing(output / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

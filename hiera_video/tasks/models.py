@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hiera_video.errors import UnknownModel
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import ARCHITECTURES, CHECKPOINTS
+from hiera_video.models.zoo import CHECKPOINTS, create_model, list_models
 from hiera_video.tasks.results import Results
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One architecture: parameters in millions, GFLOP of one clip or image as multiply-adds (as the papers count)."""
+    """One architecture: parameters in millions, GFLOP of one clip or image as multiply-adds (as the papers count).
+
+    An MAE's GFLOP are those of one forward at its own mask ratio, decoder included.
+    """
 
     name: str
     params_m: float
@@ -35,16 +36,14 @@ class ModelInfo:
 
 
 def models(pattern: str = "*") -> Results[ModelInfo]:
-    """List the models: parameters, cost, input and published weights.
+    """List the models, classifiers and then MAEs: parameters, cost, input and published weights.
 
     Args:
-        pattern: A shell pattern that names must match, such as "*16x224".
+        pattern: A shell pattern that names must match, such as "*16x224" or "mae_*".
     """
-    names = fnmatch.filter(ARCHITECTURES, pattern)
+    names = list_models(pattern)
     if not names:
-        raise UnknownModel(
-            f"no model's name matches {pattern!r}; all have names like {', '.join(list(ARCHITECTURES)[:2])}"
-        )
+        raise UnknownModel(f"no model's name matches {pattern!r}; all have names like {', '.join(list_models()[:2])}")
     return Results(len(names), map(model_info, names))
 
 
@@ -52,16 +51,15 @@ def model_info(name: str) -> ModelInfo:
     """Counted on the meta device: no memory is taken and nothing is computed."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    arch = ARCHITECTURES[name]
     with torch.device("meta"):
-        model = Hiera(arch).eval()
-        clip = torch.empty(1, arch.in_chans, *arch.input_size)
+        model = create_model(name).eval()
+        clip = torch.empty(1, model.arch.in_chans, *model.arch.input_size)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(clip)
     return ModelInfo(
         name=name,
         params_m=round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
         gflop=round(counter.get_total_flops() / 2e9, 1),
-        input="x".join(map(str, arch.input_size)),
+        input="x".join(map(str, model.arch.input_size)),
         checkpoints=[tag.partition(".")[2] for tag in CHECKPOINTS if tag.partition(".")[0] == name],
     )

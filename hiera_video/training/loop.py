@@ -79,6 +79,7 @@ class Training:
     show: Callable[[nn.Module, int], object] | None = None
 
     done: int = field(default=0, init=False)
+    bad: int = field(default=0, init=False)
     best_value: float | None = field(default=None, init=False)
     recent_losses: list[float] = field(default_factory=list, init=False)
     average: nn.Module | None = field(default=None, init=False)
@@ -121,8 +122,9 @@ class Training:
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 if (record := writer.add(self.done, figures, lr)) is not None:
                     yield record
-                if bad > max(1, self.max_bad_share * self.num_videos):
-                    self._too_many()
+                if bad > self.bad:
+                    self.bad = bad
+                    self._count_bad()
                 ends = self.done == plan.steps
                 if self.show is not None and (ends or self.done % plan.picture_every == 0):
                     self.show(judged, self.done)
@@ -143,7 +145,7 @@ class Training:
         if self.accelerator.num_processes == 1 or self.options.shard:
             return model
         # Without device_ids inputs stay where they are, such as masks on the host; accelerate's own call moves them.
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     @property
     def output(self) -> Path | None:
@@ -177,7 +179,7 @@ class Training:
 
     def _read(self, sums: dict[str, Tensor], signals: _Signals) -> tuple[dict[str, float], bool, int]:
         """Clips the gradients, and reads the one time that a step waits for the device: means over the processes, the
-        gradients' norm before clipping, whether any process was told to stop, how many files were replaced in all.
+        gradients' norm before clipping, whether any process was told to stop, how many files each replaced, added up.
         """
         self.accelerator.unscale_gradients()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -286,10 +288,13 @@ class Training:
             with replacing(self.output / "bad_videos.txt") as temporary:
                 temporary.write_text("".join(f"{problem['path']}: {problem['reason']}\n" for problem in problems))
 
-    def _too_many(self) -> None:
+    def _count_bad(self) -> None:
+        """Raises :class:`TrainingStopped` where more than one file, and more than the share allowed, cannot be read."""
         problems = self._problems()
-        self._write_problems(problems)
         bad = [problem["path"] for problem in problems if problem["replaced"]]
+        if len(bad) <= max(1, self.max_bad_share * self.num_videos):
+            return
+        self._write_problems(problems)
         raise TrainingStopped(
             f"{len(bad)} of {self.num_videos} videos cannot be read, more than data.max_bad_share "
             f"{self.max_bad_share:g}: {', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}"

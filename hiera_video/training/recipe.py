@@ -44,10 +44,10 @@ class Data:
     ``train`` and ``val`` each name a dataset card, a folder of class folders, or a file; a card has a ``val`` of its
     own, else none is no validation. ``root``: where a card's videos lie. ``sampling`` "segments" takes a frame of each
     of equal parts of the video. ``num_frames``, ``frame_stride``, ``target_fps``, ``size`` (of a square), ``resize``
-    and ``antialias`` are by default the starting model's. ``repeats``: clips of one decode (MAE), or augmentations of the same frames
-    (fine-tuning). ``views`` of validation during training, clips x crops. ``fps`` of videos that are folders of
-    pictures; ``images``: pictures instead of videos. ``decode`` "fast" may show a frame beside the one asked for.
-    ``time_limit`` for one file in seconds; more bad files than ``max_bad_share`` stop the run.
+    and ``antialias`` are by default the starting model's. ``repeats``: clips of one decode (MAE), or augmentations of
+    the same frames (fine-tuning). ``views`` of validation during training, clips x crops. ``fps`` of videos that are
+    folders of pictures; ``images``: pictures instead of videos. ``decode`` "fast" may show a frame beside the one asked
+    for. ``time_limit`` for one file in seconds; more bad files than ``max_bad_share`` stop the run.
     """
 
     train: str | None = None
@@ -96,7 +96,7 @@ class FinetuneModel:
 
     ``start`` as for pre-training; an MAE's weights give its encoder. ``freeze_stages``: the first ones, with the
     patch embedding, do not learn. ``narrow_init``, for new weights: Xavier, and patch filters of std 0.1.
-    ``fit_head``: begin by a linear head on features, computed once. ``views``: the test views that travel with the model.
+    ``fit_head``: begin by a linear head on features, computed once. ``views``: test views that travel with the model.
     """
 
     start: str
@@ -327,7 +327,7 @@ def _read(file: os.PathLike[str], kind: type[Recipe]) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             nested = yaml.safe_load(stream)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a date of the 45th is a ValueError
         raise RequestError(f"{file} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(nested, dict):
         raise RequestError(f"{file} is no recipe: expected the sections {', '.join(fields.sections(kind))}")
@@ -335,10 +335,11 @@ def _read(file: os.PathLike[str], kind: type[Recipe]) -> dict[str, Any]:
     mine = next(job for job, its in KINDS.items() if its is kind)
     # Without the line "job", a recipe is that of whichever job has all its fields.
     fits = [job for job, its in KINDS.items() if values.keys() <= {*fields.fields_of(its), *fields.sections(its)}]
-    job = values.get("job") if values.get("job") in KINDS else mine if mine in fits or not fits else fits[0]
+    said = str(values.get("job"))
+    job = said if said in KINDS else mine if mine in fits or not fits else fits[0]
     if job != mine:
         raise RequestError(f"{file} is a recipe of {job}, not of {mine}: hiera-video {job} --config {file}")
-    for name in [name for name in values if name in fields.sections(kind)]:
+    for name in sorted(values.keys() & set(fields.sections(kind))):
         if values.pop(name) is not None:  # nothing below its heading is nothing said
             raise RequestError(f"{file}: {name} is {nested[name]!r}, but must be a section with fields")
     fields.check_names(kind, values, where=f"{file}: ")
@@ -354,19 +355,19 @@ def check(recipe: Recipe) -> None:
             falling = "smaller first" in words and list(numbers) != sorted(numbers)
             if falling or not all(number is None or legal(number) for number in numbers):
                 raise RequestError(f"{name} is {fields.as_yaml(values[name])}, but must be {words}")
-    views = values["data.views"]
-    if views is not None and not re.fullmatch("[1-9][0-9]*x[13]", views):
-        raise RequestError(f"data.views is {views!r}, but must be clips x crops, such as 5x3 (1 or 3 crops)")
+    for name in ("data.views", "model.views"):
+        if values.get(name) is not None and not re.fullmatch("[1-9][0-9]*x[13]", values[name]):
+            raise RequestError(f"{name} is {values[name]!r}, but must be clips x crops, such as 5x3 (1 or 3 crops)")
     if isinstance(recipe, Evaluation):
         if recipe.data.source is None:
-            raise RequestError("there is nothing to evaluate on: name a card, folder or file as data.source")
+            raise RequestError("there is nothing to evaluate on: name a card, folder or file as data.source (--val)")
         return
     for name in [name for name, one in fields.fields_of(type(recipe)).items() if one.hint == Duration]:
         number, unit = fields.duration_of(values[name], name)
         if name == "run.duration" and (unit == "%" or number == 0):
             raise RequestError(f"run.duration is {values[name]!r}, but must say how long the run is: 10pass, 5000st")
     if recipe.data.train is None and recipe.data.generate is None:
-        raise RequestError("there is nothing to learn from: name a card, folder or file as data.train")
+        raise RequestError("there is nothing to learn from: name a card, folder or file as data.train (--train)")
     if recipe.data.train is not None and recipe.data.generate is not None:
         raise RequestError("data.train and data.generate are both given: learn from videos, or from generated clips")
 

@@ -19,7 +19,7 @@
 #SBATCH --output=%x-%j.log      # beside where sbatch was called
 
 if [ $# -lt 4 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
-    sed -n 's/^# \{0,3\}//; 2,8p' "$0" >&2
+    sed -n 's/^# \{0,1\}//; 2,8p' "$0" >&2
     exit 2
 fi
 job=$1 config=$2 root=$3 output=$4

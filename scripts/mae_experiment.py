@@ -367,7 +367,7 @@ def _run(draw: int, seed: int, start: str, recipe: Path, data: Path, output: Pat
         command += ["--model.start", str(run), "--run.output", str(run / "test"), "--run.batch_size", "32"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     rows = pq.read_table(scores).to_pydict()
-    pairs = list(zip(rows["label_name"], rows["prediction"], strict=True))
+    pairs = list(zip(rows["label_name"], rows["prediction_name"], strict=True))
     bodies = [(label.partition("_")[0], str(guess).partition("_")[0]) for label, guess in pairs]
     return sum(a == b for a, b in pairs) / len(pairs), sum(a == b for a, b in bodies) / len(pairs)
 

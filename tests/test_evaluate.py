@@ -27,12 +27,13 @@ from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import evaluate as module
+from hiera_video.tasks import scoring
 from hiera_video.tasks.classify import VideoClassifier
-from hiera_video.tasks.evaluate import (
+from hiera_video.tasks.evaluate import evaluate
+from hiera_video.tasks.scoring import (
     ClassScore,
     Scores,
     class_scores,
-    evaluate,
     gather,
     match_classes,
     merge,
@@ -350,13 +351,13 @@ def test_videos_without_a_label_are_scored_and_not_counted(
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The indices of videos that are read from here on."""
     seen: list[int] = []
-    real = module.test_views
+    real = scoring.test_views
 
     def test_views(*args: Any, indices: list[int], **more: Any) -> Any:
         seen.extend(indices)
         return real(*args, indices=indices, **more)
 
-    monkeypatch.setattr(module, "test_views", test_views)
+    monkeypatch.setattr(scoring, "test_views", test_views)
     return seen
 
 
@@ -470,7 +471,7 @@ def test_segments_and_views_are_the_cards_unless_said(
         looked.append((num_clips, num_crops, rows))
         return iter(())
 
-    monkeypatch.setattr(module, "test_views", test_views)
+    monkeypatch.setattr(scoring, "test_views", test_views)
     source = tmp_path / "small.yaml"
     list(evaluate(recipe(source, tiny_model, data={"root": str(tmp_path), "sampling": None})))
     list(evaluate(recipe(source, tiny_model, data={"root": str(tmp_path), "sampling": "dense", "views": "5x1"})))

@@ -7,10 +7,11 @@ and of processes, changes nothing in any sample.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -210,6 +211,7 @@ def test_views(
     *,
     sample: Sampler | None = None,
     fps: float | None = None,
+    decode: Literal["exact", "fast"] = "exact",
     num_workers: int = 2,
     device: torch.device | str = "cpu",
     isolate: bool = True,
@@ -219,11 +221,12 @@ def test_views(
     """The test views of each video, in the list's order (or of ``indices``); nothing is replaced.
 
     ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
-    sentence; ``label``, ``path``, ``index``. ``sample`` and ``fps`` are those of :func:`load_views`. Workers send each
+    sentence; ``label``, ``path``, ``index``. ``sample``, ``decode`` and ``fps`` are those of :func:`load_views`. Workers send each
     resized frame once; views are cut on the device.
     """
     reader = IsolatedReader(time_limit=time_limit) if isolate else None
-    dataset = _ViewDataset(videos, spec, (num_clips, num_crops), sample, fps, reader)
+    options: dict[str, Any] = {"sample": sample, "decode": decode, "fps": fps, "reader": reader}
+    dataset = _ViewDataset(videos, spec, (num_clips, num_crops), options)
     todo = iter(range(len(videos)) if indices is None else indices)
     for index, views in _start(_data_loader(dataset, todo, num_workers)):
         answer: dict[str, Any] = {"index": index, "path": videos.path(index), "label": videos.label(index)}
@@ -271,12 +274,9 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
         videos: VideoList,
         spec: ClipSpec,
         views: tuple[int, int],
-        sample: Sampler | None,
-        fps: float | None,
-        reader: IsolatedReader | None,
+        options: dict[str, Any],
     ) -> None:
-        self._videos, self._spec, self._views = videos, spec, views
-        self._sample, self._fps, self._reader = sample, fps, reader
+        self._videos, self._spec, self._views, self._options = videos, spec, views, options
 
     def __getitem__(self, index: int) -> tuple[int, Views | str]:
         try:
@@ -286,9 +286,7 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
                 *self._views,
                 start=float(self._videos.starts[index]),
                 end=float(self._videos.ends[index]),
-                sample=self._sample,
-                fps=self._fps,
-                reader=self._reader,
+                **self._options,
             )
         except UnreadableVideo as error:
             return index, str(error)
@@ -307,13 +305,15 @@ def _data_loader(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the workers, which are forks: what is garbage by now is nothing for them to collect, page by page; and
+    """Starts the workers (more than there are processors, if asked), which are forks: what is garbage by now is nothing for them to collect, page by page; and
     what another library's open video left in it may hold threads that a fork does not have, and would wait for.
     """
     gc.collect()
     gc.freeze()
     try:
-        return iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            return iter(loader)
     finally:
         gc.unfreeze()
 

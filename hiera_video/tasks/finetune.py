@@ -27,8 +27,8 @@ from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import runs
 from hiera_video.tasks.classify import parse_views
-from hiera_video.tasks.evaluate import gather, match_classes, metrics, score_videos
 from hiera_video.tasks.head import fit_head
+from hiera_video.tasks.scoring import gather, match_classes, metrics, score_videos
 from hiera_video.training.checkpointing import latest, open_run
 from hiera_video.training.loop import Loader, Training
 from hiera_video.training.metrics import Metrics

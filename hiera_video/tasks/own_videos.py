@@ -131,8 +131,8 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
             duration=f"{row.passes}pass",
             videos_per_step=videos_per_step,
             batch_size=batch_size,
-            save_every="5%",
-            evaluate_every="5%",
+            save_every="10%",
+            evaluate_every="10%",
         ),
     )
 

@@ -88,7 +88,7 @@ def starting_mae(recipe: Pretraining) -> HieraMAE:
     """The model that the run starts from: new weights, equal in all processes, or a checkpoint's."""
     wanted = recipe.model
     config: dict[str, Any] = {"drop_path_rate": wanted.drop_path_rate}
-    for name in ("mask_ratio", "decoder_num_heads", "decoder_depth"):
+    for name in ("mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim"):
         if getattr(wanted, name) is not None:
             config[name] = getattr(wanted, name)
     new = wanted.start in list_models("mae_*")

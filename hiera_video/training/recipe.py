@@ -88,6 +88,7 @@ class PretrainModel:
     decode_ratio: float = 1.0
     decoder_num_heads: int | None = None
     decoder_depth: int | None = None
+    decoder_embed_dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +208,14 @@ class Finetuning:
 class EvaluateData:
     """What is evaluated on: ``source`` is a card's name, a folder of class folders, or a file.
 
-    ``views``, clips x crops, are by default the model's own.
+    ``views`` (clips x crops) and ``sampling`` are by default the card's own, else the model's, and dense.
     """
 
     source: str | None = None
     root: str | None = None
     split: str = "val"
     fold: int = 1
-    sampling: Literal["dense", "segments"] = "dense"
+    sampling: Literal["dense", "segments"] | None = None
     views: str | None = None
     fps: float | None = None
     images: bool = False
@@ -266,7 +267,7 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "at least 1": (
         lambda value: value >= 1,
         "fold num_frames size resize repeats pictures batch_size videos_per_step lr_videos decoder_num_heads "
-        "decoder_depth keep_checkpoints",
+        "decoder_depth decoder_embed_dim keep_checkpoints",
     ),
     "at least 0": (
         lambda value: value >= 0,

@@ -45,7 +45,6 @@ def num_visible(num_mask_units: int, mask_ratio: float) -> int:
     return count
 
 
-@torch.compiler.disable(reason="it reads values")  # type: ignore[untyped-decorator]
 def count_of(mask: Tensor, shape: tuple[int, int], name: str, *, apart_from: Tensor | None = None) -> int:
     """How many units each row of ``mask`` (called ``name`` in errors) shows: the one reading of a mask.
 

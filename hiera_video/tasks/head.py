@@ -76,4 +76,4 @@ def fit_head(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: A
     with torch.no_grad():
         for name in ("weight", "bias"):
             model.head.get_parameter(f"projection.{name}").copy_(head.get_parameter(name))
-    log.info("a linear head on the features of %d clips: loss %.3f", len(features), float(loss))
+    log.info("a linear head on the features of %d clips: loss %.3f", len(features), loss.item())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hiera_video.cli import main
 from hiera_video.data import motion_batches
 from hiera_video.data.camera_motion import (
     LABELS,
@@ -241,15 +240,16 @@ def test_pictures_differ_and_repeat_by_seed() -> None:
     assert first.dtype == torch.uint8 and torch.equal(first, same) and not torch.equal(first, other)
 
 
-@pytest.mark.slow
-def test_the_training_script_leaves_a_model_that_answers(tmp_path: Path) -> None:
-    recipe = Path("configs/camera_motion.yaml").read_text()
-    for old, new in [("steps: 1200", "steps: 3"), ("steps: 3200", "steps: 3"), ("batch_size: 64", "batch_size: 4")]:
-        assert old in recipe
-        recipe = recipe.replace(old, new)
-    recipe = recipe.replace("pictures_count: 1500", "pictures_count: 6").replace("coded_count: 2000", "coded_count: 4")
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    script = [sys.executable, "scripts/train_camera_motion.py", "--config", str(tmp_path / "recipe.yaml")]
-    subprocess.run([*script, "--output", str(tmp_path / "run")], check=True)
-    model = from_pretrained(tmp_path / "run" / "model")
+@pytest.mark.parametrize("coded_share", ["0", pytest.param("0.5", marks=pytest.mark.slow)])
+def test_the_two_recipes_of_the_built_in_model_leave_one_that_answers(
+    coded_share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They find each other by their relative paths; three steps of each."""
+    monkeypatch.chdir(tmp_path)
+    short = ["--run.duration", "3st", "--run.videos_per_step", "4", "--run.batch_size", "4", "--optim.warmup", "1st"]
+    short += ["--data.generate.pictures", "6", "--data.num_workers", "0"]
+    coded = ["--data.generate.coded", "4", "--data.generate.coded_share", coded_share]
+    for name, more in (("camera_motion_start", []), ("camera_motion", coded)):
+        assert main(["finetune", "--config", name, "--output", f"runs/{name}", *short, *more]) == 0
+    model = from_pretrained("runs/camera_motion")
     assert (model.labels, model.views, model.spec) == (list(LABELS), "3x1", SPEC)

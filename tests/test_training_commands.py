@@ -50,14 +50,15 @@ def steps_done(output: Path) -> int:
 
 
 def kill_at(argv: list[str], output: Path, step: int, number: int) -> int:
-    """Starts a run and sends it a signal once it has made ``step`` steps; returns its exit code."""
+    """Starts a run, sends all its processes a signal once it has made ``step`` steps, and returns its exit code."""
     with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=nowhere, stderr=nowhere)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(argv, env=environment, stdout=nowhere, stderr=nowhere, start_new_session=True)
         try:
             limit = time.monotonic() + 120
             while steps_done(output) < step and process.poll() is None and time.monotonic() < limit:
                 time.sleep(0.02)
-            process.send_signal(number)
+            os.killpg(process.pid, number)  # as torchrun and Slurm do: its workers and decoders get it too
             return process.wait(60)
         finally:
             process.kill()

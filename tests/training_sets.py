@@ -62,6 +62,7 @@ def finetuning(train: Path, start: Path | str, **changes: str) -> dict[str, str]
         "run.videos_per_step": "8",
         "run.batch_size": "4",
         "run.save_every": "4st",
+        "run.evaluate_every": "16st",
         "run.log_every": "1st",
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
@@ -85,6 +86,7 @@ def pretraining(train: Path, start: Path | str, **changes: str) -> dict[str, str
         "run.videos_per_step": "8",
         "run.batch_size": "4",
         "run.save_every": "4st",
+        "run.evaluate_every": "16st",
         "run.log_every": "1st",
         **{name.replace("__", "."): value for name, value in changes.items()},
     }

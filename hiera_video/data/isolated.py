@@ -223,7 +223,8 @@ def keep_freed_memory() -> None:
 def serve(connection_fd: int, memory_fd: int) -> None:
     """The child's life: answers requests until its parent is gone."""
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends this process
+        signal.signal(number, signal.SIG_IGN)
     with suppress(ImportError, ValueError, OSError):
         import resource
 

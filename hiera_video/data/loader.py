@@ -7,6 +7,7 @@ and of processes, changes nothing in any sample.
 from __future__ import annotations
 
 import gc
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -319,6 +320,9 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _init_worker(number: int) -> None:
+    # torchrun and Slurm signal a whole group of processes: the main one finishes its step, and still needs batches.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
 
 

@@ -74,14 +74,14 @@ def _noise(rng: np.random.Generator, size: int, exponent: float) -> NDArray[np.f
 
 
 def photographs(*, held_out: bool = False) -> list[Tensor]:
-    """Photographs uint8 ``[3, h, w]`` that scikit-image and scikit-learn carry (extra ``train``); those held out
+    """Photographs uint8 ``[3, h, w]`` that scikit-image and scikit-learn carry (extra ``camera-motion``); those held out
     are never trained on. Raises :class:`RequestError` without these packages.
     """
     try:
         import skimage
         import sklearn
     except ImportError as error:
-        raise RequestError(f"generated clips need {error.name}: pip install 'hiera-video[train]'") from error
+        raise RequestError(f"generated clips need {error.name}: pip install 'hiera-video[camera-motion]'") from error
 
     data, images = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
     train = [

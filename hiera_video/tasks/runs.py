@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -56,6 +57,7 @@ def start_accelerator(run: Run) -> Accelerator:
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and device == "cpu":
         raise RequestError("run.precision fp16 needs a GPU: take bf16 or fp32")
+    atexit.register(_leave)
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     return Accelerator(
         cpu=device == "cpu",
@@ -63,6 +65,11 @@ def start_accelerator(run: Run) -> Accelerator:
         log_with=run.tracker,
         project_dir=run.output,
     )
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def lists_of(data: Data) -> tuple[VideoList | None, VideoList | None]:

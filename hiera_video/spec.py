@@ -43,8 +43,7 @@ class ClipSpec:
         import torch
 
         shape = (1, -1) + (1,) * (clip.ndim - 2)
-        mean = torch.tensor(self.mean, device=clip.device).view(shape)
-        std = torch.tensor(self.std, device=clip.device).view(shape)
+        mean, std = (torch.tensor(one).view(shape).to(clip.device, non_blocking=True) for one in (self.mean, self.std))
         return clip.float().div_(255).sub_(mean).div_(std)
 
     def denormalize(self, clip: Tensor) -> Tensor:
@@ -52,8 +51,7 @@ class ClipSpec:
         import torch
 
         shape = (1, -1) + (1,) * (clip.ndim - 2)
-        mean = torch.tensor(self.mean, device=clip.device).view(shape)
-        std = torch.tensor(self.std, device=clip.device).view(shape)
+        mean, std = (torch.tensor(one).view(shape).to(clip.device, non_blocking=True) for one in (self.mean, self.std))
         return clip.float().mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
     def to_dict(self) -> dict[str, Any]:

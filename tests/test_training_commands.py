@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+from shelf import Shelf
 from test_training import same, weights
-from training_sets import finetuning, pretraining, write_colours
+from training_sets import finetuning, pretraining, write_colours, write_video
 
 from hiera_video.cli import main
+from hiera_video.data.reader import open_video
+from hiera_video.errors import UnreadableVideo
 from hiera_video.training.metrics import read_metrics
 
 
@@ -94,12 +98,9 @@ def test_the_whole_chain(colours: Path, tiny_mae: Path, tmp_path: Path) -> None:
     assert {score["label"] for score in json.loads(done.stdout)[0]["predictions"]} == {"red", "green", "blue"}
 
 
-@pytest.mark.parametrize("job", ["finetune", "pretrain"])
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    job: str, colours: Path, tiny_model: Path, tiny_mae: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL once, in a run with two workers and a bad file among the videos."""
-    kill_and_compare(job, colours, {"finetune": tiny_model, "pretrain": tiny_mae}[job], tmp_path, steps=32, kills=1)
+    kill_and_compare("finetune", colours, tiny_model, tmp_path, steps=32, kills=1)
 
 
 @pytest.mark.slow
@@ -151,6 +152,54 @@ def test_ones_own_videos_need_no_recipe(
     assert main(["classify", str(colours / "val" / "green" / "1.mp4"), "--model", str(output)]) == 0
     answer = capsys.readouterr().out.splitlines()
     assert len(answer) == 4 and {line.split()[1] for line in answer[1:]} == {"red", "green", "blue"}
+
+
+def test_ones_own_videos_start_from_a_checkpoint_on_a_hub(
+    colours: Path, tiny_model: Path, tmp_path: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.put("someone/tiny", tiny_model)
+    output = tmp_path / "mine"
+    argv = ["--train", str(colours / "train"), "--val", str(colours / "val"), "--output", str(output)]
+    assert main(["finetune", *argv, "--model", "someone/tiny", "--run.duration", "1pass"]) == 0
+    assert any("someone/tiny" in asked for asked in shelf.asked)
+    assert main(["classify", str(colours / "val" / "blue" / "0.mp4"), "--model", str(output)]) == 0
+    assert "blue" in capsys.readouterr().out
+
+
+SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
+
+
+@pytest.mark.skipif(SAMPLES is None, reason="HIERA_VIDEO_SAMPLES names no folder of real clips")
+def test_clips_cut_from_two_real_videos_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert SAMPLES is not None
+    for label, path in zip(("one", "other"), list(readable(Path(SAMPLES)))[:2], strict=True):
+        with open_video(path) as video:
+            for number in range(8):
+                start = int(number / 8 * (len(video) - 1))
+                frames = video.frames(list(range(start, min(start + 40, len(video)))), short_side=64).pixels
+                split = tmp_path / ("val" if number % 4 == 3 else "train") / label
+                split.mkdir(parents=True, exist_ok=True)
+                write_video(
+                    split / f"{number}.mp4",
+                    [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames],
+                )
+    output = tmp_path / "mine"
+    argv = ["--train", str(tmp_path / "train"), "--val", str(tmp_path / "val"), "--output", str(output)]
+    assert main(["finetune", *argv, "--run.duration", "2pass"]) == 0
+    assert main(["evaluate", "--val", str(tmp_path / "val"), "--model", str(output), "--format", "json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("[") :])[0]["top1"] >= 0.75
+
+
+def readable(folder: Path) -> Iterator[Path]:
+    """Real videos of at least 3 s, in the order of their names."""
+    for path in sorted(folder.iterdir()):
+        try:
+            with open_video(path) as video:
+                if video.duration >= 3:
+                    yield path
+        except UnreadableVideo:
+            continue
 
 
 @pytest.mark.parametrize(

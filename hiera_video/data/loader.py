@@ -222,8 +222,8 @@ def test_views(
     """The test views of each video, in the list's order (or of ``indices``); nothing is replaced.
 
     ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
-    sentence; ``label``, ``path``, ``index``. ``sample``, ``decode`` and ``fps`` are those of :func:`load_views`. Workers send each
-    resized frame once; views are cut on the device.
+    sentence; ``label``, ``path``, ``index``. ``sample``, ``decode`` and ``fps`` are those of :func:`load_views`.
+    Workers send each resized frame once; views are cut on the device.
     """
     reader = IsolatedReader(time_limit=time_limit) if isolate else None
     options: dict[str, Any] = {"sample": sample, "decode": decode, "fps": fps, "reader": reader}
@@ -294,27 +294,27 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
 
 
 def _data_loader(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=None,  # what a key names comes as it is
-        sampler=keys,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_init_worker,
-        pin_memory=torch.cuda.is_available(),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors, if asked for
+        return DataLoader(
+            dataset,
+            batch_size=None,  # what a key names comes as it is
+            sampler=keys,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_init_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the workers (more than there are processors, if asked), which are forks: what is garbage by now is nothing for them to collect, page by page; and
+    """Starts the workers, which are forks: what is garbage by now is nothing for them to collect, page by page; and
     what another library's open video left in it may hold threads that a fork does not have, and would wait for.
     """
     gc.collect()
     gc.freeze()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            return iter(loader)
+        return iter(loader)
     finally:
         gc.unfreeze()
 

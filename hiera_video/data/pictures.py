@@ -74,8 +74,8 @@ def _noise(rng: np.random.Generator, size: int, exponent: float) -> NDArray[np.f
 
 
 def photographs(*, held_out: bool = False) -> list[Tensor]:
-    """Photographs uint8 ``[3, h, w]`` that scikit-image and scikit-learn carry (extra ``camera-motion``); those held out
-    are never trained on. Raises :class:`RequestError` without these packages.
+    """Photographs uint8 ``[3, h, w]`` that scikit-image and scikit-learn carry (extra ``camera-motion``); those held
+    out are never trained on. Raises :class:`RequestError` without these packages.
     """
     try:
         import skimage

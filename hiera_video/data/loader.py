@@ -103,7 +103,7 @@ class Stream:
         while self.epoch == epoch:
             if self._batches is None:
                 keys = islice(self.order.keys(self.epoch, self.videos), self._given, None)
-                self._batches = _start(_data_loader(self.dataset, keys, self.num_workers))
+                self._batches = start_workers(self.dataset, keys, self.num_workers)
             batch = next(self._batches)
             if "failure" in batch:
                 self.close()
@@ -229,7 +229,7 @@ def test_views(
     options: dict[str, Any] = {"sample": sample, "decode": decode, "fps": fps, "reader": reader}
     dataset = _ViewDataset(videos, spec, (num_clips, num_crops), options)
     todo = iter(range(len(videos)) if indices is None else indices)
-    for index, views in _start(_data_loader(dataset, todo, num_workers)):
+    for index, views in start_workers(dataset, todo, num_workers):
         answer: dict[str, Any] = {"index": index, "path": videos.path(index), "label": videos.label(index)}
         if isinstance(views, str):
             yield answer | {"clips": None, "error": views}
@@ -293,28 +293,27 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
             return index, str(error)
 
 
-def _data_loader(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -> DataLoader[Any]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors, if asked for
-        return DataLoader(
-            dataset,
-            batch_size=None,  # what a key names comes as it is
-            sampler=keys,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_init_worker,
-            pin_memory=torch.cuda.is_available(),
-        )
+def start_workers(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -> Iterator[Any]:
+    """What ``dataset`` has for each of ``keys``, as it is, read ahead by workers.
 
-
-def _start(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the workers, which are forks: what is garbage by now is nothing for them to collect, page by page; and
-    what another library's open video left in it may hold threads that a fork does not have, and would wait for.
+    They are forks: what is garbage by now is nothing for them to collect, page by page; and what another library's open
+    video left in it may hold threads that a fork does not have, and would wait for.
     """
     gc.collect()
     gc.freeze()
     try:
-        return iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than processors, if asked for
+            loader: DataLoader[Any] = DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=keys,
+                num_workers=num_workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_init_worker,
+                pin_memory=torch.cuda.is_available(),
+            )
+            return iter(loader)
     finally:
         gc.unfreeze()
 

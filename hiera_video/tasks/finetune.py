@@ -74,11 +74,13 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
         trained = WithFlow(model)
         groups.append({"params": list(trained.heads.parameters()), "lr_scale": 1.0})
     optimizer = build_optimizer(groups, optim, plan.lr)
+    with accelerator.main_process_first():  # it may make clips that the others then find
+        loader = loader_of(recipe, train, model.spec, plan, accelerator)
     step = ClassStep(recipe.loss, model.spec, len(classes), run.seed, plan.steps, accelerator.device, train)
     training = Training(
         model=trained,
         step=step,
-        loader=loader_of(recipe, train, model.spec, plan, accelerator),
+        loader=loader,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, plan),
         plan=plan,
@@ -102,6 +104,8 @@ def labelled_lists(recipe: Finetuning) -> tuple[VideoList | None, VideoList | No
     data = recipe.data
     train, val = runs.lists_of(data)
     if train is None:
+        if recipe.run.shard:
+            raise RequestError("run.shard is for large models, and data.generate for small ones: leave one of them out")
         return None, None if val is None else match_classes(val, LABELS, len(LABELS))
     counts = (
         (train.labels > 0).sum(axis=0)

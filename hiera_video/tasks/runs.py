@@ -59,12 +59,17 @@ def start_accelerator(run: Run) -> Accelerator:
         raise RequestError("run.precision fp16 needs a GPU: take bf16 or fp32")
     atexit.register(_leave)
     AcceleratorState._reset_state()  # a second run in one process may have another precision
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        log_with=run.tracker,
-        project_dir=run.output,
-    )
+    try:
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=run.tracker,
+            project_dir=run.output,
+        )
+    except ValueError as error:
+        raise RequestError(
+            f"run.tracker {run.tracker!r} cannot be had ({error}): install it, or leave it out"
+        ) from error
 
 
 def _leave() -> None:

@@ -219,8 +219,9 @@ class Training:
         assert self.evaluate is not None
         found = self.evaluate(judged)
         self.model.train()
-        if self.best is not None and (self.best_value is None or found[self.best] > self.best_value):
-            self.best_value = found[self.best]
+        value = math.nan if self.best is None else found[self.best]
+        if not math.isnan(value) and (self.best_value is None or value > self.best_value):  # nan: nothing was readable
+            self.best_value = value
             if self.export is not None:
                 self.export(judged)
         return found

@@ -1,7 +1,13 @@
-"""Every command and every Python block of the README and of docs/data.md runs, and prints what it says it prints."""
+"""Every command and every Python block of the README and of the guides runs, and prints what it says it prints.
+
+A page's commands run one after another in one folder, as a reader would type them. Trainings are made short
+(``QUICK``). A recipe for data or processes that are not here is resolved and shown instead; see ``stand_in``.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -9,27 +15,61 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from shelf import Shelf
+from training_sets import write_video
 
 from hiera_video.cli import main
 from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md")
+PAGES = ("README.md", "docs/data.md", "docs/training.md")
+#: Commands that are not run here, by how they begin, and why.
+NOT_RUN = (
+    ("pip install", ".ci/run installs and tests as the README says"),
+    ("pytest", ".ci/run installs and tests as the README says"),
+    ("hiera-video classify videos/ --model hiera_base", "test_a_kinetics_model_is_fetched_and_answers runs it"),
+    ("hiera-video data check kinetics400", "needs Kinetics; tests/test_check.py runs it on a small one"),
+    ("sbatch", "needs a Slurm cluster"),
+    ("scripts/launch_ssh.sh", "needs machines that ssh reaches"),
+)
+#: Where Kinetics lies in the pages.
+ELSEWHERE = "/data/"
+#: Added to a training that is run.
+QUICK = ["--run.duration", "2pass", "--data.num_workers", "0"]
 
 
-def blocks(language: str) -> list[str]:
-    text = "".join((ROOT / page).read_text() for page in PAGES)
+def blocks(language: str, pages: tuple[str, ...] = PAGES) -> list[str]:
+    text = "".join((ROOT / page).read_text() for page in pages)
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    """Lines of shell blocks, without those that install or test: .ci/run runs them as they stand."""
-    lines = [part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")]
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith("hiera-video ")]
+def commands(*pages: str) -> list[str]:
+    """The lines of shell blocks, in order."""
+    parts = [part for block in blocks("bash", pages) for line in block.splitlines() for part in line.split("&&")]
+    return [part.partition("  #")[0].strip() for part in parts]
+
+
+def stand_in(command: str) -> tuple[list[str], Path | None]:
+    """What is run in a command's place, as arguments of ``main``, and the file that its output goes to.
+
+    Of a launcher what it would start, tests/test_processes.py starts several; with a recipe for data or processes that
+    are not here ``--print-config``, which resolves and checks it.
+    """
+    words, _, file = command.partition(" > ")
+    argv = shlex.split(words)
+    launched = argv[0] in ("torchrun", "accelerate")
+    argv = argv[argv.index("hiera_video.cli") + 1 :] if launched else argv[1:]
+    if launched or ELSEWHERE in command:
+        argv += ["--print-config"] if "--print-config" not in argv else []
+    elif argv[0] in ("finetune", "pretrain"):
+        argv += QUICK
+    elif argv[0] == "evaluate":
+        argv += QUICK[2:]
+    return argv, Path(file) if file else None
 
 
 @pytest.fixture
@@ -45,15 +85,43 @@ def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def with_classes(in_a_copy: Path) -> Path:
+    """The same with videos/train and videos/val, in each three tiny videos of two classes."""
+    for split in ("train", "val"):
+        for number, name in enumerate(("jump", "swim")):
+            (in_a_copy / "videos" / split / name).mkdir(parents=True)
+            for index in range(3):
+                rng = np.random.default_rng((split == "val", number, index))
+                picture = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+                frames = [np.roll(picture, shift, axis=number) for shift in range(20)]
+                write_video(in_a_copy / "videos" / split / name / f"{index}.mp4", frames)
+    return in_a_copy
+
+
 def test_the_readme_shows_commands() -> None:
-    assert len(commands()) >= 4
-    assert "hiera-video classify docs/zoom_in.mp4" in commands()
+    shown = commands("README.md")
+    assert "hiera-video classify docs/zoom_in.mp4" in shown
+    for job in ("classify", "pretrain", "finetune", "evaluate"):
+        assert any(command.startswith(f"hiera-video {job} ") for command in shown), job
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if "--model hiera_base" not in command])
-def test_each_command_runs(command: str, in_a_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(shlex.split(command)[1:]) == 0
-    assert capsys.readouterr().out or "--output" in command
+@pytest.mark.parametrize(("begins", "why"), NOT_RUN)
+def test_what_is_not_run_is_there(begins: str, why: str) -> None:
+    assert why and any(command.startswith(begins) for command in commands(*PAGES))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run_one_after_another(page: str, with_classes: Path) -> None:
+    for command in commands(page):
+        if command.startswith(tuple(begins for begins, _ in NOT_RUN)):
+            continue
+        argv, file = stand_in(command)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(argv) == 0, command
+        assert printed.getvalue() or "--output" in command, command
+        if file is not None:
+            file.write_text(printed.getvalue())
 
 
 def test_the_first_command_prints_what_the_readme_shows(in_a_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +136,7 @@ def test_the_first_command_prints_what_the_readme_shows(in_a_copy: Path, capsys:
 
 def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) -> None:
     """The command as it stands, with a hub on loopback that serves random weights under the published name."""
-    (command,) = [command for command in commands() if "--model hiera_base" in command]
+    (command,) = [command for command in commands(*PAGES) if "classify videos/ --model hiera_base" in command]
     torch.manual_seed(0)
     model = create_model("hiera_base_16x224").half()
     shelf.put("facebook/hiera_base_16x224.mae_k400_ft_k400", save_pretrained(model, in_a_copy / "hub"))
@@ -80,6 +148,6 @@ def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) 
     assert len(done.stdout.splitlines()) == 6
 
 
-def test_each_python_block_runs(in_a_copy: Path) -> None:
+def test_each_python_block_runs(with_classes: Path) -> None:
     for block in blocks("python"):
         exec(compile(block, "a page", "exec"), {})

@@ -399,6 +399,25 @@ def test_an_mae_learns_shows_itself_and_becomes_a_classifier(colours: Path, tiny
     )
 
 
+def test_bf16_trains_and_keeps_weights_in_fp32(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
+    changes = finetuning(colours / "train", tiny_model, run__precision="bf16", run__duration="2st")
+    run_finetune(changes | {"run.output": str(tmp_path), "data.num_workers": "0"})
+    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
+
+
+def test_what_this_machine_lacks_is_refused(colours: Path, tiny_model: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for field, value, message in (
+        ("run.device", "cuda", r"run.device 'cuda' is not there; this machine has cpu"),
+        ("run.precision", "fp16", r"run.precision fp16 needs a GPU"),
+        ("run.tracker", "nonsense", r"run.tracker 'nonsense' is unknown: .*tensorboard"),
+        ("run.shard", "true", r"run.shard needs several processes: start with torchrun"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            run_finetune(finetuning(colours / "train", tiny_model) | {field: value, "optim.ema": "null"})
+
+
 # --- what is learned from ---------------------------------------------------------------------------------------------
 
 

@@ -60,16 +60,17 @@ def start_accelerator(run: Run) -> Accelerator:
     atexit.register(_leave)
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=device == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=run.tracker,
             project_dir=run.output,
         )
     except ValueError as error:
-        raise RequestError(
-            f"run.tracker {run.tracker!r} cannot be had ({error}): install it, or leave it out"
-        ) from error
+        raise RequestError(f"run.tracker {run.tracker!r} is unknown: {error}") from error
+    if run.tracker is not None and not accelerator.log_with:
+        raise RequestError(f"run.tracker {run.tracker!r} is not installed: pip install {run.tracker}, or leave it out")
+    return accelerator
 
 
 def _leave() -> None:

@@ -1,0 +1,87 @@
+"""What is chosen for one's own videos, by how many there are and what their classes are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from training_sets import write_colours
+
+from hiera_video.tasks.own_videos import own_recipe
+from hiera_video.training.optimization import plan_run
+
+
+def listed(folder: Path, count: int, classes: list[str]) -> str:
+    """A list of ``count`` videos that need not be there."""
+    rows = [f"{number}.mp4,{classes[number % len(classes)]}" for number in range(count)]
+    (folder / "train.csv").write_text("\n".join(["path,label", *rows]))
+    return str(folder / "train.csv")
+
+
+MANY = [f"class {number}" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("count", "passes", "repeats", "lr", "drop_path", "dropout", "mixing", "frozen"),
+    [
+        (150, "10pass", 1, 1e-3, 0.0, 0.0, (0.0, 0.0), 3),
+        (500, "30pass", 2, 5e-4, 0.1, 0.5, (0.2, 0.0), 0),
+        (5_000, "40pass", 2, 5e-4, 0.2, 0.5, (0.8, 1.0), 0),
+        (50_000, "25pass", 2, 4e-4, 0.2, 0.3, (0.8, 1.0), 0),
+    ],
+)
+def test_the_number_of_videos_decides(
+    count: int,
+    passes: str,
+    repeats: int,
+    lr: float,
+    drop_path: float,
+    dropout: float,
+    mixing: tuple[float, float],
+    frozen: int,
+    tmp_path: Path,
+) -> None:
+    recipe = own_recipe({"data.train": listed(tmp_path, count, MANY)})
+    assert (recipe.run.duration, recipe.data.repeats) == (passes, repeats)
+    assert (recipe.optim.lr, recipe.optim.lr_videos) == (lr, 256 // repeats)
+    assert (recipe.model.drop_path_rate, recipe.model.head_dropout) == (drop_path, dropout)
+    assert (recipe.loss.mixup, recipe.loss.cutmix) == mixing
+    assert (recipe.model.freeze_stages, recipe.model.fit_head) == (frozen, frozen > 0)
+    plan_run(recipe.optim, recipe.run, num_videos=count, repeats=repeats, num_processes=1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [8, 30, 500])
+def test_any_number_of_processes_makes_up_a_step(
+    world: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    recipe = own_recipe({"data.train": listed(tmp_path, count, ["a", "b"])})
+    plan = plan_run(recipe.optim, recipe.run, num_videos=count, repeats=1, num_processes=world)
+    assert plan.videos_per_step <= count
+
+
+def test_few_classes_are_not_mixed(tmp_path: Path) -> None:
+    recipe = own_recipe({"data.train": listed(tmp_path, 5_000, ["a", "b"])})
+    assert (recipe.loss.mixup, recipe.loss.cutmix) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "flip"),
+    [
+        (["turn_left", "turn_right"], 0.0),
+        (["Roll clockwise", "rest"], 0.0),
+        (["leftovers", "bright"], 0.5),
+        (["jump", "run"], 0.5),
+    ],
+)
+def test_classes_with_a_direction_are_not_mirrored(classes: list[str], flip: float, tmp_path: Path) -> None:
+    assert own_recipe({"data.train": listed(tmp_path, 500, classes)}).augment.flip == flip
+
+
+def test_videos_shorter_than_a_clip_get_half_the_stride_and_what_is_given_stays(tmp_path: Path) -> None:
+    folder = str(write_colours(tmp_path, 3, seed=0))  # of 1.3 s; the model's clip is 2.1 s
+    assert own_recipe({"data.train": folder}).data.frame_stride == 2
+    assert own_recipe({"data.train": folder, "data.frame_stride": "3"}).data.frame_stride == 3
+    changed = own_recipe({"data.train": folder, "optim.lr": "0.1", "run.duration": "3pass"})
+    assert (changed.optim.lr, changed.run.duration) == (0.1, "3pass")

@@ -1,4 +1,4 @@
-"""hiera_video: video recognition with Hiera. Classify clips, load them fast, build and load the models.
+"""hiera_video: video recognition with Hiera. Classify clips, train, load clips fast, build and load the models.
 
 Names are loaded when they are first used: importing the package loads no torch, decoder or matplotlib.
 """
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained
     from hiera_video.spec import ClipSpec
     from hiera_video.tasks.classify import Prediction, VideoClassifier, classify
+    from hiera_video.tasks.evaluate import evaluate
+    from hiera_video.tasks.finetune import finetune
+    from hiera_video.tasks.own_videos import own_recipe
+    from hiera_video.tasks.pretrain import pretrain
+    from hiera_video.training.recipe import Evaluation, Finetuning, Pretraining, load_recipe
 
 __version__ = "0.1.0"
 
@@ -32,22 +37,30 @@ _HOMES = {
     "ClipDataset": "data.dataset",
     "ClipLoader": "data.loader",
     "ClipSpec": "spec",
+    "Evaluation": "training.recipe",
+    "Finetuning": "training.recipe",
     "Hiera": "models.hiera",
     "HieraMAE": "models.mae",
     "HieraVideoError": "errors",
     "MAEArchitecture": "models.architecture",
     "Prediction": "tasks.classify",
+    "Pretraining": "training.recipe",
     "VideoClassifier": "tasks.classify",
     "VideoList": "data.lists",
     "classify": "tasks.classify",
     "create_model": "models.zoo",
+    "evaluate": "tasks.evaluate",
+    "finetune": "tasks.finetune",
     "from_pretrained": "models.zoo",
     "list_models": "models.zoo",
     "list_videos": "data.lists",
+    "load_recipe": "training.recipe",
     "load_views": "data.dataset",
     "mae_from_pretrained": "models.zoo",
     "on_device": "data.on_device",
     "open_video": "data.reader",
+    "own_recipe": "tasks.own_videos",
+    "pretrain": "tasks.pretrain",
     "push_to_hub": "models.weights",
     "save_pretrained": "models.weights",
 }
@@ -58,22 +71,30 @@ __all__ = [
     "ClipDataset",
     "ClipLoader",
     "ClipSpec",
+    "Evaluation",
+    "Finetuning",
     "Hiera",
     "HieraMAE",
     "HieraVideoError",
     "MAEArchitecture",
     "Prediction",
+    "Pretraining",
     "VideoClassifier",
     "VideoList",
     "classify",
     "create_model",
+    "evaluate",
+    "finetune",
     "from_pretrained",
     "list_models",
     "list_videos",
+    "load_recipe",
     "load_views",
     "mae_from_pretrained",
     "on_device",
     "open_video",
+    "own_recipe",
+    "pretrain",
     "push_to_hub",
     "save_pretrained",
 ]

@@ -88,7 +88,16 @@ class Record(Protocol):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: list[str]) -> int:
     jobs_within = [job for job in JOBS if argv and job.startswith(f"{argv[0]} ")]
     if not argv or argv[0] in ("-h", "--help") or (jobs_within and argv[1:2] in (["-h"], ["--help"])):
         print(usage())
@@ -150,9 +159,8 @@ def _written(records: Callable[[], Iterable[Record]], style: str, output: Path |
             return _write(records(), style, stream, job=job)
     except HieraVideoError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:  # stdout is on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(f"results cannot be written: {error.strerror or error}")

@@ -148,6 +148,7 @@ def test_ones_own_videos_need_no_recipe(
     said = caplog.text
     capsys.readouterr()
     assert "37 videos of 3 classes. Model: hiera_nano_16x64.camera_motion (there is no GPU here" in said
+    assert "Duration 2pass, of the last stage alone, after a linear head on features" in said
     assert "a linear head on the features of 72 clips" in said
     assert main(["classify", str(colours / "val" / "green" / "1.mp4"), "--model", str(output)]) == 0
     answer = capsys.readouterr().out.splitlines()

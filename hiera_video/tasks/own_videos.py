@@ -75,20 +75,20 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     data = load_recipe(Finetuning, base=blank, changes=stub).data
     videos, val = runs.lists_of(data)
     assert videos is not None
-    recipe = _by_size(blank, videos, data)
+    recipe = load_recipe(Finetuning, base=_by_size(blank, videos, data), changes=changes)
     log.info(
-        "%d videos of %d classes. Model: %s (%s). %s passes%s, flip %g",
+        "%d videos of %d classes. Model: %s (%s). Duration %s%s, flip %g",
         len(videos),
         len(videos.classes),
         start,
         why,
-        recipe.run.duration.removesuffix("pass"),
-        " of the last stage, after a linear head on features" if recipe.model.fit_head else "",
+        recipe.run.duration,
+        ", of the last stage alone, after a linear head on features" if recipe.model.fit_head else "",
         recipe.augment.flip,
     )
     if val is None:
-        log.warning("there is no --val: the last weights are kept, and nothing tells how good they are")
-    return load_recipe(Finetuning, base=recipe, changes=changes)
+        log.info("there is no --val: the last weights are kept, and nothing tells how good they are")
+    return recipe
 
 
 def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:

@@ -91,6 +91,8 @@ class Training:
         where too many videos are bad; KeyboardInterrupt, after saving, at SIGTERM or SIGINT.
         """
         plan, accelerator, model = self.plan, self.accelerator, self.model
+        if self.options.shard and self.optim.ema is not None:
+            raise RequestError("optim.ema is not possible with run.shard: leave one of them out")
         model.to(accelerator.device)
         mean = ModelEmaV3(model, decay=self.optim.ema, use_warmup=True) if self.optim.ema is not None else None
         self.average = None if mean is None else mean.module

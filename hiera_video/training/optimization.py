@@ -20,7 +20,7 @@ from hiera_video.training.recipe import Optim, Run, steps_of
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in steps of the optimizer. ``accumulate``: batches of one process that make a step. Learning rates are
+    """A run in steps of the optimizer. ``accumulate``: batches of each process that make a step. Learning rates are
     those of ``videos_per_step`` videos; ``clips_per_step`` counts the repeats too.
     """
 
@@ -28,6 +28,7 @@ class Plan:
     warmup: int
     steps_per_pass: int
     videos_per_step: int
+    num_processes: int
     accumulate: int
     clips_per_step: int
     lr: float
@@ -65,6 +66,8 @@ def plan_run(optim: Optim, run: Run, *, num_videos: int, repeats: int, num_proce
 
     total = steps("run.duration", run.duration)
     warmup = steps("optim.warmup", optim.warmup, total)
+    if optim.warmup.endswith("%"):
+        warmup = min(warmup, total - 1)
     if not warmup < total:
         raise RequestError(f"optim.warmup {optim.warmup} is {warmup} steps, and the whole run {total}: shorten it")
     scale = run.videos_per_step / optim.lr_videos
@@ -74,6 +77,7 @@ def plan_run(optim: Optim, run: Run, *, num_videos: int, repeats: int, num_proce
         warmup=warmup,
         steps_per_pass=steps_per_pass,
         videos_per_step=run.videos_per_step,
+        num_processes=num_processes,
         accumulate=run.videos_per_step // at_once,
         clips_per_step=run.videos_per_step * repeats,
         lr=optim.lr * scale,
@@ -86,10 +90,11 @@ def plan_run(optim: Optim, run: Run, *, num_videos: int, repeats: int, num_proce
 def describe_plan(plan: Plan, optim: Optim, *, num_videos: int, repeats: int) -> str:
     """Two lines for the log: how long the run is in every unit, and what the learning rate came to."""
     passes = plan.passes(plan.steps)
+    together = f"{plan.clips_per_step} clips: {plan.accumulate} batches in each of {plan.num_processes} processes"
     return (
-        f"{plan.steps} steps of {plan.videos_per_step} videos ({plan.clips_per_step} clips, {plan.accumulate} batches "
-        f"accumulated) over {num_videos} videos: {passes:.4g} passes = {passes * repeats:.4g} effective epochs = "
-        f"{plan.steps * plan.clips_per_step} clips; warm-up {plan.warmup} steps\n"
+        f"{plan.steps} steps of {plan.videos_per_step} videos ({together}) over {num_videos} videos: {passes:.4g} passes "
+        f"= {passes * repeats:.4g} effective epochs = {plan.steps * plan.clips_per_step} clips; warm-up {plan.warmup} "
+        f"steps\n"
         f"learning rate {optim.lr:g} for {optim.lr_videos} videos a step is {plan.lr:.4g} for {plan.videos_per_step}, "
         f"from {plan.warmup_lr:.2g} in the warm-up, to {plan.end_lr:.2g} at the end"
     )

@@ -193,16 +193,13 @@ def memory_in_child(side: str, model: str, batch_size: int, device: torch.device
 
 
 def memory(side: str, model: str, batch_size: int, device: torch.device) -> dict[str, float]:
-    """MiB: ``peak`` of this process (CUDA: of its tensors), and ``step``, the part of it that the first step adds to
-    model, optimizer state and batch.
+    """MiB: ``peak`` of this process (CUDA: of its tensors), and ``step``, what a step takes of it beyond the model, the
+    optimizer's state and the batch.
     """
-    import resource  # not on Windows, where --task mae cannot run
+    import resource  # not on Windows
 
     training = Training(side, model, batch_size, device)
-    for parameter in training.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    training.optimizer.step()  # makes its state
-    training.optimizer.zero_grad()
+    training.step()  # makes the optimizer's state; libraries load their parts
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -233,9 +230,9 @@ def report(result: dict[str, Any]) -> None:
     if result["task"] == "mae":
         for side, title in TITLES.items():
             figures = result[f"{side}_memory"]
-            print(f"{title:18} {figures['step']:7.0f} MiB that a step adds, {figures['peak']:.0f} MiB at its peak")
+            print(f"{title:18} {figures['step']:7.0f} MiB for a step, {figures['peak']:.0f} MiB at the peak")
         figures = result["memory_ratio"]
-        print(f"{'memory ratio':18} {figures['step']:7.3f} of what a step adds, {figures['peak']:.3f} at the peak")
+        print(f"{'memory ratio':18} {figures['step']:7.3f} for a step, {figures['peak']:.3f} at the peak")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -17,6 +18,10 @@ from hiera_video.models.layouts import IMAGE_FORM
 from hiera_video.models.mae import HieraMAE, MAEArchitecture
 from hiera_video.models.weights import save_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
+
+# Two workers run the tests (pyproject.toml), and models here are small: threads would only wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = Architecture(input_size=(4, 32, 32), embed_dim=8, stages=(1, 1, 1, 1), num_classes=6, head_init_scale=1.0)
 TINY_IMAGE = Architecture(

@@ -92,9 +92,9 @@ def describe_plan(plan: Plan, optim: Optim, *, num_videos: int, repeats: int) ->
     passes = plan.passes(plan.steps)
     together = f"{plan.clips_per_step} clips: {plan.accumulate} batches in each of {plan.num_processes} processes"
     return (
-        f"{plan.steps} steps of {plan.videos_per_step} videos ({together}) over {num_videos} videos: {passes:.4g} passes "
-        f"= {passes * repeats:.4g} effective epochs = {plan.steps * plan.clips_per_step} clips; warm-up {plan.warmup} "
-        f"steps\n"
+        f"{plan.steps} steps of {plan.videos_per_step} videos ({together}) over {num_videos} videos: {passes:.4g} "
+        f"passes = {passes * repeats:.4g} effective epochs = {plan.steps * plan.clips_per_step} clips; "
+        f"warm-up {plan.warmup} steps\n"
         f"learning rate {optim.lr:g} for {optim.lr_videos} videos a step is {plan.lr:.4g} for {plan.videos_per_step}, "
         f"from {plan.warmup_lr:.2g} in the warm-up, to {plan.end_lr:.2g} at the end"
     )

@@ -12,6 +12,7 @@ first. Memory is measured in a process for each, since a process's peak is never
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -121,17 +122,17 @@ def inference(model: str, *, batch_size: int, pairs: int, device: torch.device, 
 
 
 class Training:
-    """An MAE of either package, its optimizer and one batch; what does not depend on the package is seeded."""
+    """An MAE of either package, its optimizer and one batch, the same for both."""
 
     def __init__(self, side: str, model: str, batch_size: int, device: torch.device) -> None:
         arch = MAE_ARCHITECTURES[f"mae_{model}"]
-        build = create_model if side == "ours" else reference_model
-        self.model: nn.Module = build(f"mae_{model}").to(device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)  # its other settings as in training
         torch.manual_seed(0)
         self.clip = torch.randn(batch_size, 3, *arch.input_size).to(device)
         num_units = math.prod(units(arch.token_grid(arch.input_size), arch.strides))
         self.keep = random_keep(batch_size, num_units, arch.mask_ratio).to(device)
+        build = create_model if side == "ours" else reference_model
+        self.model: nn.Module = build(f"mae_{model}").to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     def loss(self) -> Tensor:
         if isinstance(self.model, HieraMAE):
@@ -252,10 +253,8 @@ def main() -> None:
         print(json.dumps(memory(options.memory_of, options.model, options.batch_size, options.device)))
         return
     settings = {"batch_size": options.batch_size, "pairs": options.pairs, "device": options.device}
-    if options.task == "mae":
-        measured = mae(options.model, **settings)
-    else:
-        measured = inference(options.model, precision=options.precision, **settings)
+    forward = functools.partial(inference, precision=options.precision)
+    measured = (mae if options.task == "mae" else forward)(options.model, **settings)
     said = {key: getattr(options, key) for key in ("task", "model", "batch_size", "pairs", "precision")}
     result = said | measured | {"machine": machine(options.device)}
     report(result)

@@ -126,7 +126,8 @@ def build_optimizer(groups: list[dict[str, Any]], optim: Optim, lr: float) -> to
     """AdamW, or SGD with Nesterov's momentum; ``lr`` is the scaled rate at its height."""
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.momentum > 0)
-    return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, eps=1e-8)
+    # Fused: on CPUs too the step takes a fraction of the time (a fifth of an MAE step of the base model, else).
+    return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, eps=1e-8, fused=True)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> CosineLRScheduler:

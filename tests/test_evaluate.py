@@ -517,7 +517,6 @@ def test_a_video_of_several_labels_is_scored_by_the_sigmoid(folder: Path, tiny_m
     [
         ({"source": None}, "data.source"),
         ({"source": "nowhere"}, "there is no file, folder or card 'nowhere'"),
-        ({"decode": "fast"}, "data.decode is 'fast'"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(data: dict[str, Any], sentence: str, listed: Path, tiny_model: Path) -> None:
@@ -563,3 +562,11 @@ def test_two_processes_give_the_same_and_go_on_from_one(listed: Path, tiny_model
     indices = [[json.loads(line)["index"] for line in part] for part in parts]
     assert indices == [[0, 1, 3, 5], [2, 4, 6]]
     assert "holds scores of 1 of 7 videos" in done.stderr
+
+
+def test_fast_decoding_scores_every_video_too(listed: Path, tiny_model: Path) -> None:
+    counted = []
+    for decode in ("exact", "fast"):
+        data = EvaluateData(source=str(listed), decode=decode, num_workers=0)
+        counted.append(next(iter(evaluate(Evaluation(data=data, model=EvaluateModel(start=str(tiny_model))))).videos)
+    assert counted[0] == counted[1]

@@ -95,6 +95,7 @@ class _Job:
             "views": self.views,
             "sampling": self.sampling,
             "fps": self.recipe.data.fps,
+            "decode": self.recipe.data.decode,
             "clip": self.model.spec.to_dict(),
             "precision": _name(self.precision),
             "several_labels": self.videos.labels.ndim == 2,
@@ -109,8 +110,6 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     """
     check(recipe)
     data, start = recipe.data, recipe.model.start or BUILT_IN
-    if data.decode != "exact":
-        raise RequestError(f"data.decode is {data.decode!r}, but an evaluation shows what was asked for: leave exact")
     state, device = _processes(recipe.run.device)
     precision = pick_precision(recipe.run.precision, device)
     source = str(data.source)
@@ -191,6 +190,7 @@ def _run(job: _Job) -> Iterator[ClassScore]:
             num_workers=recipe.data.num_workers,
             sample=job.sample,
             fps=recipe.data.fps,
+            decode=recipe.data.decode,
             time_limit=recipe.data.time_limit,
             indices=left,
             each=each,

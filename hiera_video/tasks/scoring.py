@@ -8,7 +8,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ def score_videos(
     num_workers: int = 2,
     sample: Sampler | None = None,
     fps: float | None = None,
+    decode: Literal["exact", "fast"] = "exact",
     time_limit: float = 60,
     progress: Callable[[int], None] | None = None,
     indices: Sequence[int] | None = None,
@@ -75,7 +76,7 @@ def score_videos(
 
     ``model``, on ``device``, gives logits [B, K] of normalised clips; it computes in ``dtype``, and in evaluation mode.
     ``batch_size`` clips, of several videos, go through it at once. ``each`` gets every video as soon as it is done,
-    and ``progress`` their number since the last call; ``sample`` and ``fps`` are those of :func:`load_views`.
+    and ``progress`` their number since the last call; ``sample``, ``fps``, ``decode``: those of :func:`load_views`.
     """
     todo = list(range(len(videos)) if indices is None else indices)[rank::num_processes]
     views = test_views(
@@ -85,6 +86,7 @@ def score_videos(
         num_crops,
         sample=sample,
         fps=fps,
+        decode=decode,
         num_workers=num_workers,
         device=device,
         time_limit=time_limit,

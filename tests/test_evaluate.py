@@ -568,5 +568,6 @@ def test_fast_decoding_scores_every_video_too(listed: Path, tiny_model: Path) ->
     counted = []
     for decode in ("exact", "fast"):
         data = EvaluateData(source=str(listed), decode=decode, num_workers=0)
-        counted.append(next(iter(evaluate(Evaluation(data=data, model=EvaluateModel(start=str(tiny_model))))).videos)
+        total = next(iter(evaluate(Evaluation(data=data, model=EvaluateModel(start=str(tiny_model))))))
+        counted.append(total.videos)
     assert counted[0] == counted[1]

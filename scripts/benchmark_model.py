@@ -197,8 +197,6 @@ def memory(side: str, model: str, batch_size: int, device: torch.device) -> dict
     """MiB: ``peak`` of this process (CUDA: of its tensors), and ``step``, what a step takes of it beyond the model, the
     optimizer's state and the batch.
     """
-    import resource  # not on Windows
-
     training = Training(side, model, batch_size, device)
     training.step()  # makes the optimizer's state; libraries load their parts
     if device.type == "cuda":
@@ -209,8 +207,18 @@ def memory(side: str, model: str, batch_size: int, device: torch.device) -> dict
     else:
         before = psutil.Process().memory_info().rss
         training.step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_resident()
     return {"step": (peak - before) / MIB, "peak": peak / MIB}
+
+
+def peak_resident() -> int:
+    """Bytes that this process had in memory at most. On Linux ``ru_maxrss`` would begin at the parent's peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def report(result: dict[str, Any]) -> None:

@@ -139,15 +139,13 @@ class Counting(nn.Module):
 
 
 def test_clips_of_several_videos_fill_a_batch_and_the_models_mode_comes_back(folder: Path) -> None:
-    model, counted = Counting(), []
+    model, done = Counting(), []
     model.head.eval()
     videos = videos_of(folder, [0, 1, 2, 4])
-    score_videos(
-        model, videos, SPEC, num_clips=1, num_crops=3, batch_size=5, num_workers=0, progress=counted.append, **CPU
-    )
+    score_videos(model, videos, SPEC, num_clips=1, num_crops=3, batch_size=5, num_workers=0, each=done.append, **CPU)
     assert [shape[0] for shape in model.seen] == [5, 5, 2] and model.seen[0][1:] == (3, 4, 32, 32)
     assert model.modes == {False} and (model.training, model.head.training) == (True, False)
-    assert counted == [1, 1, 1, 1]
+    assert [one.index for one in done] == [0, 1, 2, 3]
 
 
 def test_an_image_model_sees_single_pictures(folder: Path, tiny_image_model: Path, tmp_path: Path) -> None:

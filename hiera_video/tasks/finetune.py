@@ -29,16 +29,14 @@ from hiera_video.tasks import runs
 from hiera_video.tasks.classify import parse_views
 from hiera_video.tasks.head import fit_head
 from hiera_video.tasks.scoring import gather, match_classes, metrics, score_videos
-from hiera_video.training.checkpointing import latest, open_run
+from hiera_video.training.checkpointing import latest
 from hiera_video.training.loop import Loader, Training
 from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import (
     Plan,
     build_optimizer,
     build_schedule,
-    describe_plan,
     param_groups,
-    plan_run,
 )
 from hiera_video.training.recipe import Finetuning, Loss
 
@@ -54,13 +52,8 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     accelerator = runs.start_accelerator(run)
     train, val = labelled_lists(recipe)
     num_videos = GENERATED_STEPS * run.videos_per_step if train is None else len(train)
-    plan = plan_run(optim, run, num_videos=num_videos, repeats=data.repeats, num_processes=accelerator.num_processes)
+    plan = runs.open_with_plan(recipe, num_videos, accelerator)
     output = None if run.output is None else Path(run.output)
-    if accelerator.is_main_process:
-        if output is not None:
-            open_run(output, recipe)
-        log.info(describe_plan(plan, optim, num_videos=num_videos, repeats=data.repeats))
-    accelerator.wait_for_everyone()
     classes = list(LABELS) if train is None else train.classes
     model = starting_classifier(recipe, classes)
     model.freeze_stages(recipe.model.freeze_stages)

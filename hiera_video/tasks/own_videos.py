@@ -16,6 +16,7 @@ from hiera_video.data.augment import FINETUNE
 from hiera_video.data.lists import VideoList
 from hiera_video.data.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import from_pretrained, list_models
 from hiera_video.tasks import runs
 from hiera_video.tasks.classify import BUILT_IN, KINETICS
@@ -102,21 +103,21 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
     mixes = len(videos.classes) >= 10 and batch_size * row.repeats >= 8
     mixup, cutmix = row.mixing if mixes else (0.0, 0.0)
     start = blank.model.start
-    stages = 4 if start in list_models() else len(from_pretrained(start).arch.stages)
+    model = None if start in list_models() else from_pretrained(start)
     directed = any(DIRECTIONS.search(name.lower().replace("_", " ")) for name in videos.classes)
     augment = replace(FINETUNE, flip=0.0) if directed else FINETUNE
     if few:
         augment = replace(augment, crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
     return replace(
         blank,
-        data=replace(data, repeats=row.repeats, frame_stride=data.frame_stride or _shorter_stride(videos, start)),
+        data=replace(data, repeats=row.repeats, frame_stride=data.frame_stride or _shorter_stride(videos, model)),
         augment=augment,
         model=replace(
             blank.model,
             drop_path_rate=row.drop_path_rate,
             head_dropout=row.head_dropout,
-            freeze_stages=stages - 1 if few else 0,
-            fit_head=few,
+            freeze_stages=len(model.arch.stages) - 1 if few and model is not None else 0,
+            fit_head=few and model is not None,  # features of new weights say nothing
         ),
         loss=Loss(label_smoothing=0.1, mixup=mixup, cutmix=cutmix),
         optim=Optim(
@@ -137,7 +138,7 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
     )
 
 
-def _shorter_stride(videos: VideoList, start: str) -> float | None:
+def _shorter_stride(videos: VideoList, model: Hiera | None) -> float | None:
     """Half the model's stride where most videos are shorter than its clip (HMDB51's are); None: the model's own."""
     spans = []
     for index in np.unique(np.linspace(0, len(videos) - 1, 20).astype(int)).tolist():
@@ -146,11 +147,9 @@ def _shorter_stride(videos: VideoList, start: str) -> float | None:
                 spans.append(min(video.duration, float(videos.ends[index])) - float(videos.starts[index]))
         except UnreadableVideo:
             continue
-    if not spans or start in list_models():
+    if not spans or model is None or median(spans) >= model.spec.span:
         return None
-    spec = from_pretrained(start).spec
-    if median(spans) >= spec.span:
-        return None
+    spec = model.spec
     log.info(
         "most videos are shorter than the model's clip of %.2f s: frame_stride %g", spec.span, spec.frame_stride / 2
     )

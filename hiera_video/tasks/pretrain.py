@@ -26,10 +26,9 @@ from hiera_video.models.masks import num_visible
 from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import runs
-from hiera_video.training.checkpointing import open_run
 from hiera_video.training.loop import Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import build_optimizer, build_schedule, describe_plan, param_groups, plan_run
+from hiera_video.training.optimization import build_optimizer, build_schedule, param_groups
 from hiera_video.training.recipe import Pretraining, Run
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
 
@@ -46,13 +45,8 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
     train, val = runs.lists_of(data)
     if train is None:
         raise RequestError("pre-training reads videos: name a card, folder or file as data.train")
-    plan = plan_run(optim, run, num_videos=len(train), repeats=data.repeats, num_processes=accelerator.num_processes)
+    plan = runs.open_with_plan(recipe, len(train), accelerator)
     output = None if run.output is None else Path(run.output)
-    if accelerator.is_main_process:
-        if output is not None:
-            open_run(output, recipe)
-        log.info(describe_plan(plan, optim, num_videos=len(train), repeats=data.repeats))
-    accelerator.wait_for_everyone()
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
     loader = runs.clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -29,12 +30,16 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.unroll import Size
 from hiera_video.models.weights import save_pretrained
 from hiera_video.spec import ClipSpec
+from hiera_video.training.checkpointing import open_run
 from hiera_video.training.metrics import Metrics, read_metrics
-from hiera_video.training.optimization import Plan
-from hiera_video.training.recipe import Data, Run
+from hiera_video.training.optimization import Plan, describe_plan, plan_run
+from hiera_video.training.recipe import Data, Finetuning, Pretraining, Run
 from hiera_video.visual.curves import draw_curves
 
+log = logging.getLogger("hiera_video")
+
 M = TypeVar("M", Hiera, HieraMAE)
+R = TypeVar("R", Pretraining, Finetuning)
 
 #: Seconds between two drawings of the curves.
 REDRAW_S = 30.0
@@ -76,6 +81,18 @@ def start_accelerator(run: Run) -> Accelerator:
 def _leave() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def open_with_plan(recipe: R, num_videos: int, accelerator: Accelerator) -> Plan:
+    """What the run comes to, said in the log, and its folder, made or held against the recipe; all processes wait."""
+    run, repeats = recipe.run, recipe.data.repeats
+    plan = plan_run(recipe.optim, run, num_videos=num_videos, repeats=repeats, num_processes=accelerator.num_processes)
+    if accelerator.is_main_process:
+        if run.output is not None:
+            open_run(Path(run.output), recipe)
+        log.info(describe_plan(plan, recipe.optim, num_videos=num_videos, repeats=repeats))
+    accelerator.wait_for_everyone()
+    return plan
 
 
 def lists_of(data: Data) -> tuple[VideoList | None, VideoList | None]:

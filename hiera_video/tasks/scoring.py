@@ -67,7 +67,6 @@ def score_videos(
     fps: float | None = None,
     decode: Literal["exact", "fast"] = "exact",
     time_limit: float = 60,
-    progress: Callable[[int], None] | None = None,
     indices: Sequence[int] | None = None,
     each: Callable[[Scored], None] | None = None,
 ) -> Scores:
@@ -75,8 +74,8 @@ def score_videos(
     or of sigmoid where the list has several labels for a video. Nothing is replaced.
 
     ``model``, on ``device``, gives logits [B, K] of normalised clips; it computes in ``dtype``, and in evaluation mode.
-    ``batch_size`` clips, of several videos, go through it at once. ``each`` gets every video as soon as it is done,
-    and ``progress`` their number since the last call; ``sample``, ``fps``, ``decode``: those of :func:`load_views`.
+    ``batch_size`` clips, of several videos, go through it at once. ``each`` gets every video as soon as it is
+    done; ``sample``, ``fps`` and ``decode`` are those of :func:`load_views`.
     """
     todo = list(range(len(videos)) if indices is None else indices)[rank::num_processes]
     views = test_views(
@@ -109,8 +108,6 @@ def score_videos(
             found.append(one)
             if each is not None:
                 each(one)
-            if progress is not None:
-                progress(1)
     finally:
         for module, training in modes:  # frozen ones may differ from the rest
             module.training = training

@@ -71,7 +71,9 @@ def test_every_contestant_is_measured_in_both_tables(run: tuple[str, dict[str, A
         assert list(measured["test"]) == ["ours", "pytorchvideo-pyav", "decode-per-view"]
         for result in [*measured["train"].values(), *measured["test"].values()]:
             assert len(result["rates"]) == len(result["costs"]) == 1
-            assert result["rates"][0] > 0 and result["costs"][0] > 0
+            assert result["rates"][0] > 0 and result["costs"][0] >= 0
+        # The system counts in ticks of 10 ms, and a round here may be shorter; all of them together are not.
+        assert sum(result["costs"][0] for result in measured["train"].values()) > 0
 
 
 def test_frames_that_must_be_decoded_are_counted_from_the_keyframes(

@@ -316,7 +316,7 @@ PUBLISHED = (
     + ["mae_ssv2_large", "finetune_ssv2_large", "finetune_ssv2_large_32", "finetune_ucf101_base"]
     + ["finetune_hmdb51_base", "evaluate_k400", "evaluate_ssv2", "evaluate_in1k"]
 )
-CAMERA = [name for name in resources.names("configs") if name.startswith("camera_motion")]
+OURS = [name for name in resources.names("configs") if name.startswith(("camera_motion", "creatures"))]
 
 
 def shipped(name: str) -> tuple[Path, Pretraining | Finetuning | Evaluation]:
@@ -326,17 +326,17 @@ def shipped(name: str) -> tuple[Path, Pretraining | Finetuning | Evaluation]:
 
 
 def test_there_is_a_recipe_for_every_published_result() -> None:
-    assert sorted(resources.names("configs")) == sorted(PUBLISHED + CAMERA)
+    assert sorted(resources.names("configs")) == sorted(PUBLISHED + OURS)
 
 
-@pytest.mark.parametrize("name", PUBLISHED + CAMERA)
+@pytest.mark.parametrize("name", PUBLISHED + OURS)
 def test_a_recipe_loads_and_is_written_out_whole(name: str, tmp_path: Path) -> None:
     _, recipe = shipped(name)
     again = written(tmp_path, to_yaml(recipe))
     assert load_recipe(type(recipe), again) == recipe  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("name", PUBLISHED + CAMERA)
+@pytest.mark.parametrize("name", PUBLISHED + OURS)
 def test_a_recipe_says_its_command_and_the_source_of_every_value(name: str) -> None:
     """Its head: command, hardware and hours, what to expect, whether we ran it. It fits on a screen or two."""
     file, recipe = shipped(name)
@@ -345,7 +345,7 @@ def test_a_recipe_says_its_command_and_the_source_of_every_value(name: str) -> N
     assert head == lines[: len(head)] and len(lines) < 80
     assert head[0].startswith(f"# hiera-video {recipe.job} --config {name}")
     text = " ".join(line.lstrip("# ") for line in head)
-    assert name in CAMERA or ("Hardware" in text and "Expected: " in text)
+    assert name in OURS or ("Hardware" in text and "Expected: " in text)
     assert ("We never ran this recipe." in text) == (name in PUBLISHED)
     for line in lines[len(head) + 1 :]:  # below the line that names the job
         assert re.fullmatch(r"\w+:|(  )*[\w.]+: \S.*?  # \S.*", line), line

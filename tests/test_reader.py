@@ -275,9 +275,11 @@ def test_importing_the_reader_loads_no_decoder() -> None:
 
 def has_torchcodec() -> bool:
     try:
-        import torchcodec.decoders  # noqa: F401
-    except Exception:  # RuntimeError where it finds no FFmpeg
-        return False
+        from torchcodec.decoders import VideoDecoder
+
+        VideoDecoder(b"")
+    except Exception as error:  # RuntimeError where it finds no FFmpeg: on import, or from 0.17 on with the first video
+        return not isinstance(error, ImportError) and "libtorchcodec" not in str(error)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hiera_video.data.sampling import keyed_rng, segment_clips, train_clips, windows
+from hiera_video.data.sampling import keyed_rng, segment_clips, train_clips, window_clips, window_starts
 from hiera_video.data.sampling import test_clips as clips_for_test
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
@@ -195,6 +196,11 @@ def test_random_frames_reach_both_ends_of_their_segment() -> None:
 
 # --- windows ----------------------------------------------------------------------------------------------------------
 
+
+def windows(times: NDArray[np.float64], spec: ClipSpec, hop: float) -> Iterator[NDArray[np.int64]]:
+    return window_clips(times, spec, window_starts(times, spec, hop))
+
+
 WINDOWS = {
     "windows side by side": (constant(16, 30), 8 / 30, [[0, 2, 4, 7], [8, 10, 12, 15]]),
     "the last one ends with the video": (constant(18, 30), 8 / 30, [[0, 2, 4, 7], [8, 10, 12, 15], [10, 12, 14, 17]]),
@@ -241,10 +247,18 @@ def test_windows_of_any_video_begin_and_end_with_it_and_leave_less_than_a_mean_f
     assert (between <= (times[-1] - times[0]) / len(gaps) + 1e-3).all()
 
 
-def test_windows_come_one_by_one() -> None:
+def test_windows_come_one_by_one_and_from_any_on() -> None:
     day = constant(24 * 3600 * 30, 30)
-    rows = windows(day, SPEC, 1 / 30)
-    assert [next(rows)[0] for _ in range(3)] == [0, 1, 2]
+    starts = window_starts(day, SPEC, 1 / 30)
+    rows = window_clips(day, SPEC, starts[5:])
+    assert [next(rows)[0] for _ in range(3)] == [5, 6, 7]
+
+
+def test_windows_begin_every_hop_but_for_the_last_which_ends_with_the_video() -> None:
+    assert window_starts(constant(300, 30, start=8.3), SPEC, 2.0).tolist() == pytest.approx(
+        [0, 2, 4, 6, 10 - SPEC.span]
+    )
+    assert window_starts(constant(30, 30), SPEC, 2.0).tolist() == [0.0]
 
 
 def test_a_hop_of_nothing_is_a_wrong_request() -> None:

@@ -103,7 +103,7 @@ def load_views(
         rows = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
         times = np.zeros(rows.shape)
     else:
-        with _open(path, reader, num_threads=0 if reader is None else 1, decode=decode, fps=fps) as video:
+        with open_input(path, reader, decode=decode, fps=fps) as video:
             choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
             rows = rows_within(video.times, start, end, choose, keyed_rng(0))
             distinct, inverse = np.unique(rows, return_inverse=True)
@@ -229,7 +229,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _video(
         self, index: int, path: str, draws: tuple[int, ...], problems: list[Problem]
     ) -> tuple[list[_Clip], Tensor]:
-        with _open(path, self._reader, num_threads=1, decode=self.decode, fps=self.fps) as video:
+        with open_input(path, self._reader, num_threads=1, decode=self.decode, fps=self.fps) as video:
             clips = self._draw(video, index, draws)
             distinct = np.unique(np.concatenate([clip.row for clip in clips]))
             _, images = video.read(distinct, self._short_side(video, clips))
@@ -328,5 +328,10 @@ def _dense(spec: ClipSpec, times: NDArray[np.float64], rng: np.random.Generator)
     return train_clips(times, spec, rng)
 
 
-def _open(path: str | os.PathLike[str], reader: IsolatedReader | None, **options: Any) -> Video:
-    return open_video(path, **options) if reader is None else reader.open(path, **options)
+def open_input(
+    path: str | os.PathLike[str], reader: IsolatedReader | None, *, num_threads: int | None = None, **options: Any
+) -> Video:
+    """:func:`open_video`, in ``reader``'s child process if there is one, by one thread then; ``options`` are its."""
+    if reader is None:
+        return open_video(path, num_threads=num_threads or 0, **options)
+    return reader.open(path, num_threads=num_threads or 1, **options)

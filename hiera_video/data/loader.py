@@ -293,8 +293,10 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
             return index, str(error)
 
 
-def start_workers(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -> Iterator[Any]:
-    """What ``dataset`` has for each of ``keys``, as it is, read ahead by workers.
+def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int) -> Iterator[Any]:
+    """What ``dataset`` has for each of ``keys``, as it is, read ahead by workers, in order.
+
+    Without keys: what iterating over it gives in each of the workers, in the order in which it comes.
 
     They are forks: what is garbage by now is nothing for them to collect, page by page; and what another library's open
     video left in it may hold threads that a fork does not have, and would wait for.
@@ -311,6 +313,7 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) 
                 num_workers=num_workers,
                 collate_fn=_as_it_is,
                 worker_init_fn=_init_worker,
+                in_order=keys is not None,
                 pin_memory=torch.cuda.is_available(),
             )
             return iter(loader)

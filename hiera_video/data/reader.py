@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +34,10 @@ from hiera_video.errors import RequestError, UnreadableVideo
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11
 
+#: uint8 [n, H, W, 3] -> n pictures of another size.
+Prepare: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+#: Whole pictures that :meth:`Video.stream` holds at once before they are prepared.
+MAX_BLOCK_BYTES = 64 * 2**20
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
 
 
@@ -144,11 +148,12 @@ class Video:
         inverse = inverse.reshape(-1)
         return Frames(np.stack([images[i] for i in inverse]), self.times[shown[inverse]])
 
-    def stream(self, rows: Iterable[ArrayLike]) -> Iterator[Frames]:
+    def stream(self, rows: Iterable[ArrayLike], prepare: Prepare | None = None) -> Iterator[Frames]:
         """One :class:`Frames` per row of ascending frame numbers; rows may overlap, their first numbers ascend.
 
         One ascending pass: each frame is decoded once and dropped after the last row that has it, so that a long
-        video costs as much memory as a short one.
+        video costs as much memory as a short one. ``prepare`` makes other pictures of uint8 [n, H, W, 3], n of them,
+        once for each frame: smaller ones, for instance, to be kept in their place.
         """
         coming = (np.asarray(row, dtype=np.int64) for row in rows)
         waiting: deque[NDArray[np.int64]] = deque()
@@ -165,7 +170,13 @@ class Video:
             needed = np.unique(np.concatenate(list(waiting)))
             images = {number: images[number] for number in needed.tolist() if number in images}
             new = [i for i in needed.tolist() if i <= waiting[0][-1] and i not in images]
-            images.update(zip(new, zip(*self.read(np.array(new, dtype=np.int64)), strict=True), strict=True))
+            at_once = max(1, MAX_BLOCK_BYTES // (3 * max(1, self.stored_size[0] * self.stored_size[1])))
+            for first in range(0, len(new), at_once):
+                part = new[first : first + at_once]
+                shown, pictures = self.read(np.array(part, dtype=np.int64))
+                block = np.stack(pictures)  # a copy: a decoder in another process reuses its memory
+                made = block if prepare is None else prepare(block)
+                images.update(zip(part, zip(shown.tolist(), made, strict=True), strict=True))
             row = waiting.popleft().tolist()
             yield Frames(np.stack([images[i][1] for i in row]), self.times[[images[i][0] for i in row]])
 

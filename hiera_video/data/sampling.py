@@ -80,22 +80,29 @@ def segment_clips(
     return _shown(seconds, rate, positions, is_uniform(seconds, rate))
 
 
-def windows(times: ArrayLike, spec: ClipSpec, hop: float) -> Iterator[NDArray[np.int64]]:
-    """Frame numbers int64 [num_frames] of one clip every ``hop`` seconds, from the first frame on.
+def window_starts(times: ArrayLike, spec: ClipSpec, hop: float) -> NDArray[np.float64]:
+    """When clips that come every ``hop`` seconds begin, float64 [N], in seconds after the first frame.
 
     The last clip ends with the video, and so begins less than a hop after the one before it: with a hop up to the span
     of a clip, each frame lies within one. A video shorter than a clip gives one, which repeats its last frame.
-    ``times`` are the frames' times in seconds, ascending [N].
+    ``times`` are the frames' times in seconds, ascending.
     """
     seconds, rate = _grid(times)
     if not 0 < hop < math.inf:
         raise RequestError(f"hop is {hop:g} s, but is a number of seconds above 0.")
-    uniform = is_uniform(seconds, rate)
     room = max(0.0, len(seconds) - spec.span * rate)
     num_before = math.ceil(room / (hop * rate) - 1e-6)
-    # The hair undoes 20.99999, for which truncation would show frame 20, and at the end lose the last one.
-    starts = ((k * hop * rate if k < num_before else room) + 1e-6 for k in range(num_before + 1))
-    return (_shown(seconds, rate, _positions(seconds, rate, spec, np.array([start])), uniform)[0] for start in starts)
+    return np.append(hop * np.arange(num_before), room / rate)
+
+
+def window_clips(times: ArrayLike, spec: ClipSpec, starts: ArrayLike) -> Iterator[NDArray[np.int64]]:
+    """Frame numbers int64 [num_frames] of the clip that begins at each of ``starts`` (:func:`window_starts`)."""
+    seconds, rate = _grid(times)
+    uniform = is_uniform(seconds, rate)
+    for start in np.asarray(starts, dtype=np.float64):
+        # The hair undoes 20.99999, for which truncation would show frame 20, and at the end lose the last one.
+        positions = _positions(seconds, rate, spec, np.array([start * rate + 1e-6]))
+        yield _shown(seconds, rate, positions, uniform)[0]
 
 
 def _clips(times: NDArray[np.float64], rate: float, spec: ClipSpec, starts: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,10 +15,42 @@ from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 
 
-def fit_crops(
-    frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int
-) -> tuple[Tensor, list[tuple[int, int]]]:
-    """uint8 [T, H, W, C] -> resized uint8 [C, T, H', W'], and the (top, left) of each crop of ``spec.size`` in it.
+@dataclass(frozen=True)
+class CropPlan:
+    """How pictures of one size become crops of ``size`` (height, width) pixels.
+
+    They are resized to ``resized``; ``kept`` (top, left, height, width) of that is needed; ``corners`` are (top, left)
+    of each crop in what is kept. ``picture``: (height, width) of the pictures.
+    """
+
+    picture: tuple[int, int]
+    resized: tuple[int, int]
+    kept: tuple[int, int, int, int]
+    corners: list[tuple[int, int]]
+    size: tuple[int, int]
+
+    @property
+    def boxes(self) -> NDArray[np.float64]:
+        """float64 [crops, 4]: left, top, right, bottom of each crop, in pixels of the picture."""
+        corners = np.array(self.corners, dtype=np.float64) + self.kept[:2]
+        scale = np.array(self.picture) / self.resized
+        top_left, bottom_right = corners * scale, (corners + self.size) * scale
+        return np.concatenate([top_left[:, ::-1], bottom_right[:, ::-1]], axis=1)
+
+    def apply(self, frames: NDArray[np.uint8] | Tensor, spec: ClipSpec) -> Tensor:
+        """uint8 [T, H, W, C] of the plan's picture size -> what is kept of them, uint8 [T, C, h, w], channels last."""
+        pictures = torch.as_tensor(frames).permute(0, 3, 1, 2)
+        if self.resized != self.picture:
+            # Channels-last uint8 takes torch's vectorised path: 17 ms for 80 frames of 240p, where float takes 120.
+            pictures = F.interpolate(
+                pictures, size=self.resized, mode=spec.interpolation, align_corners=False, antialias=spec.antialias
+            )
+        top, left, height, width = self.kept
+        return pictures[:, :, top : top + height, left : left + width]
+
+
+def plan_crops(picture: tuple[int, int], spec: ClipSpec, num_crops: int) -> CropPlan:
+    """One crop or three of pictures of this (height, width).
 
     Three crops: the picture just covers ``spec.size``; first, centre and last along the side that is left over.
     One crop: the short side goes to ``spec.resize`` (when ``spec.size`` is not square: its short side's), centre.
@@ -27,29 +60,36 @@ def fit_crops(
         raise RequestError(f"the number of crops is {num_crops}, but can be 1 (centre) or 3 (along the long side).")
     height, width = spec.size
     enlarge = max(1.0, spec.resize / min(spec.size)) if num_crops == 1 else 1.0
-    pictures = _cover(torch.as_tensor(frames).permute(0, 3, 1, 2), height * enlarge, width * enlarge, spec)
-    spare_y, spare_x = pictures.shape[2] - height, pictures.shape[3] - width
+    scale = max(height * enlarge / picture[0], width * enlarge / picture[1])
+    # SlowFast rounds the long side down. The hair undoes 223.99999, and the crop always fits.
+    resized = (
+        max(round(height * enlarge), math.floor(picture[0] * scale + 1e-6)),
+        max(round(width * enlarge), math.floor(picture[1] * scale + 1e-6)),
+    )
+    spare_y, spare_x = resized[0] - height, resized[1] - width
     top, left = math.ceil(spare_y / 2), math.ceil(spare_x / 2)
     if num_crops == 1:
-        pictures = pictures[:, :, top : top + height, left : left + width]
-        corners = [(0, 0)]
-    elif spare_y > spare_x:
-        corners = [(0, left), (top, left), (spare_y, left)]
-    else:
-        corners = [(top, 0), (top, left), (top, spare_x)]
-    return pictures.transpose(0, 1).contiguous(), corners  # once, so that crops are copied by whole rows
-
-
-def _cover(pictures: Tensor, height: float, width: float, spec: ClipSpec) -> Tensor:
-    """Resize uint8 [T, C, H, W], keeping proportions, so that it just covers ``height`` x ``width`` pixels."""
-    old_height, old_width = pictures.shape[2:]
-    scale = max(height / old_height, width / old_width)
-    # SlowFast rounds the long side down. The hair undoes 223.99999, and the crop always fits.
-    size = (
-        max(round(height), math.floor(old_height * scale + 1e-6)),
-        max(round(width), math.floor(old_width * scale + 1e-6)),
+        return CropPlan(picture, resized, (top, left, height, width), [(0, 0)], spec.size)
+    corners = (
+        [(0, left), (top, left), (spare_y, left)] if spare_y > spare_x else [(top, 0), (top, left), (top, spare_x)]
     )
-    if size == (old_height, old_width):
-        return pictures
-    # Channels-last uint8 takes torch's vectorised path: 17 ms for 80 frames of 240p, where float takes 120.
-    return F.interpolate(pictures, size=size, mode=spec.interpolation, align_corners=False, antialias=spec.antialias)
+    return CropPlan(picture, resized, (0, 0, *resized), corners, spec.size)
+
+
+def plan_whole(picture: tuple[int, int], spec: ClipSpec, multiple: int) -> CropPlan:
+    """The whole picture, its short side as long as that of ``spec.size``, its sides multiples of ``multiple`` pixels.
+
+    The long side is rounded to the nearest multiple, so that proportions change by a few percent.
+    """
+    scale = min(spec.size) / min(picture)
+    height, width = (max(1, round(side * scale / multiple)) * multiple for side in picture)
+    return CropPlan(picture, (height, width), (0, 0, height, width), [(0, 0)], (height, width))
+
+
+def fit_crops(
+    frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """uint8 [T, H, W, C] -> resized uint8 [C, T, H', W'], and the (top, left) of each crop of ``spec.size`` in it."""
+    plan = plan_crops((frames.shape[1], frames.shape[2]), spec, num_crops)
+    # In one piece, so that crops are copied by whole rows.
+    return plan.apply(frames, spec).transpose(0, 1).contiguous(), plan.corners

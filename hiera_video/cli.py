@@ -26,6 +26,11 @@ JOBS = {
         "name what happens in videos and images",
         "hiera-video classify clip.mp4 --picture clip.png",
     ),
+    "extract": (
+        "hiera_video.tasks.extract:extract",
+        "write features of videos and images, window by window",
+        "hiera-video extract videos/ --output features --hop 1",
+    ),
     "models": (
         "hiera_video.tasks.models:models",
         "list models with their size, cost and published weights",
@@ -55,6 +60,7 @@ JOBS = {
 #: What a job's progress counts; None: it shows its own.
 UNITS = {
     "classify": "file",
+    "extract": None,
     "models": "model",
     "data check": None,
     "pretrain": None,
@@ -130,7 +136,9 @@ def _run(job: str, argv: list[str]) -> int:
     _log_to_stderr(logging.INFO)
     function = _function(job)
     options = vars(_parser(job, function, JOBS[job][2]).parse_args(argv))
-    style, output = options.pop("format"), options.pop("output")
+    own = inspect.signature(function).parameters
+    style = "table" if "format" in own else options.pop("format")
+    output = None if "output" in own else options.pop("output")
     return _written(lambda: function(**options), style, output or sys.stdout, job)
 
 
@@ -285,16 +293,19 @@ def _parser(job: str, function: Any, example: str) -> Any:
     for name, parameter in inspect.signature(function).parameters.items():
         text = _argument_help(function, name)
         if parameter.kind is parameter.KEYWORD_ONLY:
-            option = "--" + name.replace("_", "-")
-            parser.add_argument(option, type=hints[name], default=parameter.default, help=text)
+            option, needed = "--" + name.replace("_", "-"), parameter.default is parameter.empty
+            default = None if needed else parameter.default
+            parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
         elif get_origin(hints[name]) is list:
             parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
         elif parameter.default is parameter.empty:
             parser.add_argument(name, type=str, metavar=name.upper(), help=text)
         else:
             parser.add_argument(name, nargs="?", type=str, default=parameter.default, help=text)
-    parser.add_argument("--format", choices=FORMATS, default="table", help="How results are written.")
-    parser.add_argument("--output", type=Path, default=None, help="Write results to this file instead of stdout.")
+    if "format" not in hints:
+        parser.add_argument("--format", choices=FORMATS, default="table", help="How results are written.")
+    if "output" not in hints:
+        parser.add_argument("--output", type=Path, default=None, help="Write results to this file instead of stdout.")
     return parser
 
 
@@ -312,6 +323,11 @@ def _one_sentence(message: str, parser: Any) -> str:
         known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
         nearest = difflib.get_close_matches(unknown[1], known, n=1)
         return f"there is no option {unknown[1]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
+    if "arguments are required: --" in text or re.match('Key "[a-z_]+" is required', text):
+        missing = re.search(r"required: (--[a-z-]+)|Key \"([a-z_]+)\"", text)
+        assert missing is not None
+        option = missing[1] or "--" + missing[2].replace("_", "-")
+        return f"{option} is missing: see {parser.prog} --help"
     if "arguments are required: " in text:
         return f"nothing to do: name at least one input ({parser.prog} INPUT...)"
     wrong = re.match(r'Parser key "(\w+)": Expected a (.*)\. Got value: (.*)', text)

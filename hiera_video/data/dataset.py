@@ -72,6 +72,12 @@ class Views:
                 clips[clip, crop] = cut[:, row]
         return clips.flatten(0, 1)
 
+    def clip(self, view: int) -> Tensor:
+        """uint8 [C, T, h, w]: view ``view`` alone, on the CPU."""
+        clip, crop = divmod(view, len(self.corners))
+        (y, x), (height, width) = self.corners[crop], self.size
+        return self.frames[:, self.rows[clip], y : y + height, x : x + width].cpu()
+
     def to(self, device: torch.device | str) -> Views:
         """The same with ``frames`` on ``device``."""
         return replace(self, frames=self.frames.to(device, non_blocking=True))

@@ -60,8 +60,8 @@ class Stretch:
 
     ``first`` is the number of the first, ``total`` the windows of the whole input. ``starts``, ``ends`` float64 [n]
     and ``times`` float64 [n, T], of each frame, are seconds after the input's first frame (0 for an image). ``plan``
-    says where the crops lie in the upright picture. ``padded``: the input is shorter than a window, and its last frame
-    is repeated.
+    says where the crops lie in the upright picture, ``crops`` what they are called. ``padded``: the input is shorter
+    than a window, and its last frame is repeated.
     """
 
     views: Views
@@ -71,6 +71,7 @@ class Stretch:
     ends: NDArray[np.float64]
     times: NDArray[np.float64]
     plan: CropPlan
+    crops: tuple[str, ...]
     padded: bool
 
     def __len__(self) -> int:
@@ -130,6 +131,7 @@ def walk(path: str, how: Walk, *, first: int = 0, reader: IsolatedReader | None 
                 ends=np.minimum(begins + span, video.duration),
                 times=times,
                 plan=plan,
+                crops=CROPS[how.crop],
                 padded=video.duration < span - ROUNDING_S,
             )
             number += len(shown)
@@ -141,7 +143,7 @@ def _still(picture: NDArray[np.uint8], how: Walk) -> Stretch:
     frames = plan.apply(picture, how.spec).transpose(0, 1).contiguous()
     times = np.zeros((len(plan.corners), how.spec.num_frames))
     views = Views(frames, rows, plan.corners, plan.size, times, 0.0)
-    return Stretch(views, 0, 1, none, none, times[:1], plan, padded=False)
+    return Stretch(views, 0, 1, none, none, times[:1], plan, CROPS[how.crop], padded=False)
 
 
 def read_ahead(

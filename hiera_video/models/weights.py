@@ -7,6 +7,7 @@ neither views nor labels) and ``README.md``, a model card.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from hiera_video.errors import OutputError, WeightsError
 from hiera_video.models.architecture import Architecture, MAEArchitecture
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.hiera import Hiera, HieraTrunk
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.layouts import FORMAT_VERSION, State
 from hiera_video.models.mae import HieraMAE
@@ -90,6 +91,15 @@ def load_state(model: nn.Module, state: State, *, source: str, fresh: tuple[str,
     if report:
         raise WeightsError(f"{source} does not fit this architecture: {'; '.join(report)}")
     model.load_state_dict(state, strict=not fresh)
+
+
+def weights_of(model: HieraTrunk) -> str:
+    """A short fingerprint of what a model computes: its architecture and every tensor, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((model.arch, model.position_resize)).encode(), digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def resize_tables(state: State, old: Architecture, new: Architecture, way: str) -> State:

@@ -25,6 +25,7 @@ from hiera_video.data.lists import VideoList, card_of, list_videos
 from hiera_video.data.sampling import segment_clips
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.weights import weights_of
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify import BUILT_IN, parse_views, pick_device, pick_precision
@@ -80,17 +81,13 @@ class _Job:
 
     def facts(self) -> dict[str, Any]:
         """What the scores of a video depend on: those of another run cannot be mixed with this one's."""
-        arch = repr((self.model.arch, self.model.position_resize)).encode()
-        weights, places = hashlib.blake2b(arch, digest_size=8), hashlib.blake2b(digest_size=8)
-        for name, tensor in self.model.state_dict().items():
-            weights.update(name.encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        places = hashlib.blake2b(digest_size=8)
         for part in (self.videos.starts, self.videos.ends, self.videos.offsets):
             places.update(part.tobytes())
         places.update(self.videos.buffer)
         return {
             "format": "hiera-video evaluate 1",
-            "weights": weights.hexdigest(),
+            "weights": weights_of(self.model),
             "list": places.hexdigest(),
             "views": self.views,
             "sampling": self.sampling,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hiera_video.spec import ClipSpec
     from hiera_video.tasks.classify import Prediction, VideoClassifier, classify
     from hiera_video.tasks.evaluate import evaluate
+    from hiera_video.tasks.extract import extract
+    from hiera_video.tasks.features import FeatureExtractor
     from hiera_video.tasks.finetune import finetune
     from hiera_video.tasks.own_videos import own_recipe
     from hiera_video.tasks.pretrain import pretrain
@@ -38,6 +40,7 @@ _HOMES = {
     "ClipLoader": "data.loader",
     "ClipSpec": "spec",
     "Evaluation": "training.recipe",
+    "FeatureExtractor": "tasks.features",
     "Finetuning": "training.recipe",
     "Hiera": "models.hiera",
     "HieraMAE": "models.mae",
@@ -50,6 +53,7 @@ _HOMES = {
     "classify": "tasks.classify",
     "create_model": "models.zoo",
     "evaluate": "tasks.evaluate",
+    "extract": "tasks.extract",
     "finetune": "tasks.finetune",
     "from_pretrained": "models.zoo",
     "list_models": "models.zoo",
@@ -72,6 +76,7 @@ __all__ = [
     "ClipLoader",
     "ClipSpec",
     "Evaluation",
+    "FeatureExtractor",
     "Finetuning",
     "Hiera",
     "HieraMAE",
@@ -84,6 +89,7 @@ __all__ = [
     "classify",
     "create_model",
     "evaluate",
+    "extract",
     "finetune",
     "from_pretrained",
     "list_models",

@@ -318,15 +318,13 @@ def _argument_help(function: Any, name: str) -> str:
 def _one_sentence(message: str, parser: Any) -> str:
     """The parser's message without its decoration, with the nearest option where one is unknown."""
     text = " ".join(message.split())
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        nearest = difflib.get_close_matches(unknown[1], known, n=1)
+        nearest = difflib.get_close_matches(unknown[1], options, n=1)
         return f"there is no option {unknown[1]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
-    if "arguments are required: --" in text or re.match('Key "[a-z_]+" is required', text):
-        missing = re.search(r"required: (--[a-z-]+)|Key \"([a-z_]+)\"", text)
-        assert missing is not None
-        option = missing[1] or "--" + missing[2].replace("_", "-")
+    missing = re.search(r"arguments are required: ([a-z_]+)", text)
+    if missing and (option := "--" + missing[1].replace("_", "-")) in options:
         return f"{option} is missing: see {parser.prog} --help"
     if "arguments are required: " in text:
         return f"nothing to do: name at least one input ({parser.prog} INPUT...)"

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from hiera_video.data.inputs import VIDEO_EXTENSIONS, find_inputs
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address
-from hiera_video.data.windows import CROPS, Crop, Stretch, read_ahead
-from hiera_video.errors import RequestError
+from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
+from hiera_video.errors import OutputError, RequestError
 from hiera_video.tasks.classify import BUILT_IN, Precision
 from hiera_video.tasks.feature_files import (
     DTYPES,
@@ -119,29 +119,40 @@ def extract(
         "files": files,
         "clip": how.spec.to_dict(),
     }
-    label = f"part-{share[0]}-of-{share[1]}"
     named = Inputs(inputs)
     open_folder(output, facts)
+    return Results(1, _run(extractor, named, how, output, facts, share, batch_size, num_workers, time_limit))
 
-    def run() -> Iterator[Extracted]:
-        with alone(output, label):
-            began = time.monotonic()
-            todo = Todo(named, *read_done(output, crop), share)
-            writer = Writer(output, facts, label)
-            writer.keep_failures([one for one in read_failures(output) if todo.is_done(one["input"])])
-            stretches = read_ahead(todo, how, num_workers=num_workers, time_limit=time_limit)
-            watch = _Watch(writer, todo, len(CROPS[crop]))
+
+def _run(
+    extractor: FeatureExtractor,
+    named: Inputs,
+    how: Walk,
+    output: Path,
+    facts: dict[str, Any],
+    share: tuple[int, int],
+    batch_size: int,
+    num_workers: int,
+    time_limit: float,
+) -> Iterator[Extracted]:
+    label = f"part-{share[0]}-of-{share[1]}"
+    with alone(output, label):
+        began = time.monotonic()
+        todo = Todo(named, *read_done(output, how.crop), share)
+        writer = Writer(output, facts, label)
+        writer.keep_failures([one for one in read_failures(output) if todo.is_done(one["input"])])
+        with _Watch(writer, todo, len(CROPS[how.crop])) as watch:
             try:
-                with watch:
-                    good = watch.failures_out(stretches)
-                    for one in extractor.stream(good, wanted, batch_size):
-                        watch.add(one)
-            finally:
-                if not isinstance(sys.exc_info()[1], OSError):  # of a full disk, say so once
-                    writer.flush()
-            yield watch.summary(time.monotonic() - began)
-
-    return Results(1, run())
+                stretches = read_ahead(todo, how, num_workers=num_workers, time_limit=time_limit) if len(todo) else ()
+                for one in extractor.stream(watch.failures_out(stretches), facts["features"], batch_size):
+                    watch.add(one)
+            except OutputError:  # a full disk: writing what is left would say so twice
+                raise
+            except BaseException:
+                writer.flush()
+                raise
+            writer.flush()
+        yield watch.summary(time.monotonic() - began)
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -273,7 +284,7 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def failures_out(self, stretches: Iterator[tuple[str, Stretch | str]]) -> Iterator[tuple[str, Stretch]]:
+    def failures_out(self, stretches: Iterable[tuple[str, Stretch | str]]) -> Iterator[tuple[str, Stretch]]:
         """Passes on what could be read."""
         reached: dict[str, int] = {}  # of inputs under way, their next window
         for name, stretch in stretches:

@@ -124,6 +124,8 @@ class Writer:
         self._bytes, self._since = 0, time.monotonic()
         self._failures: list[dict[str, Any]] = []
         self._new_failures = False
+        for left in [*folder.glob(f"windows/.{label}-*"), *folder.glob(f"maps/.{label}-*")]:
+            left.unlink()  # half a file of a run that was killed
         shards = [int(path.stem.rpartition("-")[2]) for path in (folder / "windows").glob(f"{label}-*.parquet")]
         self._number = max(shards, default=-1) + 1
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import av
 import hiera
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -379,6 +381,38 @@ def test_a_second_run_of_the_same_part_is_refused(clips: Path, tmp_path: Path) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RequestError, match="another run is writing part-1-of-1"):
             run([clips / "1.mp4"], tmp_path / "out")
+
+
+# --- ray --------------------------------------------------------------------------------------------------------------
+
+
+def test_on_ray_it_is_the_same_though_a_worker_is_killed(
+    clips: Path, whole: dict[tuple[str, int], NDArray[np.float32]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    words = [str(clips), "none.mp4", "--output", str(output), "--hop", "0.5", "--engine", "ray"]
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    killed = False
+    while process.poll() is None:
+        for one in psutil.Process(process.pid).children(recursive=True) if not killed else ():
+            with suppress(psutil.Error):
+                if "ray::" in one.name() and "FlatMap" in one.name():
+                    one.kill()
+                    killed = True
+                    break
+        time.sleep(0.02)
+    said, errors = process.communicate()
+    assert killed and process.returncode == 1, errors
+    assert "none.mp4 cannot be read" in errors and "1 failed" in said
+    assert_same(embeddings(output), whole)
+
+
+def test_without_ray_the_command_to_install_it_is_named(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refused([str(clips), "--output", str(tmp_path / "out"), "--engine", "ray"], capsys)
+    assert "pip install 'hiera-video[ray]'" in said and not (tmp_path / "out").exists()
 
 
 # --- bad requests -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import re
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from hiera_video.data.inputs import VIDEO_EXTENSIONS, find_inputs
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address
-from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
+from hiera_video.data.windows import CROPS, Crop, Stretch, read_ahead
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.tasks.classify import BUILT_IN, Precision
 from hiera_video.tasks.feature_files import (
@@ -34,10 +35,15 @@ from hiera_video.tasks.feature_files import (
     weights_of,
 )
 from hiera_video.tasks.features import FeatureExtractor, WindowFeatures, features_wanted
+from hiera_video.tasks.on_ray import import_ray, rows_on_ray
 from hiera_video.tasks.results import Results
 
 log = logging.getLogger("hiera_video")
 
+#: Told of an input that cannot be read: its name, how many of its windows could, and why.
+Failed: TypeAlias = Callable[[str, int, str], None]
+#: An engine: inputs in, rows out; the windows of one input in their order.
+Rows: TypeAlias = Callable[["Todo", Failed], Iterator[WindowFeatures]]
 #: Files that list inputs rather than being one.
 MANIFESTS = {".txt", ".csv"}
 #: Bad inputs that are named on the screen.
@@ -76,6 +82,8 @@ def extract(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     format: Literal["parquet", "safetensors", "npz"] | None = None,
     part: str = "1/1",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     batch_size: int = 8,
     num_workers: int = 2,
     time_limit: float = 60,
@@ -95,6 +103,8 @@ def extract(
         dtype: Numbers are written as float32, float16 or bfloat16 (safetensors alone).
         format: Default: parquet for embeddings, safetensors where maps are asked for (or npz).
         part: Of a job array, such as 3/16: a fixed share of the inputs, into the same folder as the others.
+        engine: local, or ray: tasks and actors of Ray Data, on one machine or many (needs hiera-video[ray]).
+        ray_address: Of a running cluster, such as auto. Default: Ray is started here.
         batch_size: Clips that go through the model at once.
         num_workers: Processes that decode ahead of the model.
         time_limit: Seconds that one request to a decoder may take.
@@ -102,6 +112,8 @@ def extract(
         precision: auto is bf16 on a GPU that has it, else fp32.
     """
     share = parse_part(part)
+    if engine == "ray":
+        import_ray()
     extractor = FeatureExtractor.from_pretrained(model or BUILT_IN, device=device, precision=precision)
     wanted = features_wanted(extractor.model, features)
     files = files_of(wanted, format, dtype)
@@ -121,30 +133,37 @@ def extract(
     }
     named = Inputs(inputs)
     open_folder(output, facts)
-    return Results(1, _run(extractor, named, how, output, facts, share, batch_size, num_workers, time_limit))
+    rows: Rows
+    if engine == "ray":
+        rows = partial(
+            rows_on_ray,
+            how=how,
+            wanted=wanted,
+            model=model or BUILT_IN,
+            address=ray_address,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            time_limit=time_limit,
+        )
+    else:
+        ahead = partial(read_ahead, how=how, num_workers=num_workers, time_limit=time_limit)
+        rows = partial(_rows_here, extractor, ahead, wanted, batch_size)
+    return Results(1, _run(named, output, crop, facts, share, rows))
 
 
 def _run(
-    extractor: FeatureExtractor,
-    named: Inputs,
-    how: Walk,
-    output: Path,
-    facts: dict[str, Any],
-    share: tuple[int, int],
-    batch_size: int,
-    num_workers: int,
-    time_limit: float,
+    named: Inputs, output: Path, crop: Crop, facts: dict[str, Any], share: tuple[int, int], rows: Rows
 ) -> Iterator[Extracted]:
     label = f"part-{share[0]}-of-{share[1]}"
     with alone(output, label):
         began = time.monotonic()
-        todo = Todo(named, *read_done(output, how.crop), share)
+        todo = Todo(named, *read_done(output, crop), share)
         writer = Writer(output, facts, label)
         writer.keep_failures([one for one in read_failures(output) if todo.is_done(one["input"])])
-        with _Watch(writer, todo, len(CROPS[how.crop])) as watch:
+        with _Watch(writer, todo, len(CROPS[crop])) as watch:
             try:
-                stretches = read_ahead(todo, how, num_workers=num_workers, time_limit=time_limit) if len(todo) else ()
-                for one in extractor.stream(watch.failures_out(stretches), facts["features"], batch_size):
+                for one in rows(todo, watch.failed) if len(todo) else ():
                     watch.add(one)
             except OutputError:  # a full disk: writing what is left would say so twice
                 raise
@@ -153,6 +172,30 @@ def _run(
                 raise
             writer.flush()
         yield watch.summary(time.monotonic() - began)
+
+
+def _rows_here(
+    extractor: FeatureExtractor,
+    ahead: Callable[[Todo], Iterator[tuple[str, Stretch | str]]],
+    wanted: list[str],
+    batch_size: int,
+    todo: Todo,
+    failed: Failed,
+) -> Iterator[WindowFeatures]:
+    """On this machine: workers decode ahead of the model."""
+
+    def readable() -> Iterator[tuple[str, Stretch]]:
+        reached: dict[str, int] = {}  # of inputs under way, their next window
+        for name, stretch in ahead(todo):
+            if isinstance(stretch, str):
+                failed(name, reached.pop(name, todo.first(name)), stretch)
+                continue
+            reached[name] = stretch.first + len(stretch)
+            if reached[name] == stretch.total:
+                del reached[name]
+            yield name, stretch
+
+    return extractor.stream(readable(), wanted, batch_size)
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -268,7 +311,7 @@ class Todo:
 
 
 class _Watch:
-    """Sees every stretch go in and every row come out: writes rows, tells failures, shows progress."""
+    """Writes rows as they come, tells failures, shows progress."""
 
     def __init__(self, writer: Writer, todo: Todo, num_crops: int) -> None:
         self._writer, self._todo, self._num_crops = writer, todo, num_crops
@@ -276,29 +319,13 @@ class _Watch:
         self._windows, self._failed = 0, 0
         self._bar = tqdm(total=len(todo), unit="input", file=sys.stderr, disable=None)
         for name, error in todo.bad:
-            self._fail(name, 0, error)
+            self._tell(name, 0, error)
 
     def __enter__(self) -> _Watch:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
-
-    def failures_out(self, stretches: Iterable[tuple[str, Stretch | str]]) -> Iterator[tuple[str, Stretch]]:
-        """Passes on what could be read."""
-        reached: dict[str, int] = {}  # of inputs under way, their next window
-        for name, stretch in stretches:
-            if isinstance(stretch, str):
-                self._fail(name, reached.pop(name, self._todo.first(name)), stretch)
-                self._bar.update()
-                continue
-            reached[name] = stretch.first + len(stretch)
-            yield name, stretch
-            if reached[name] == stretch.total:
-                if stretch.views.error is not None:
-                    self._fail(name, reached[name], stretch.views.error)
-                del reached[name]
-                self._bar.update()
 
     def add(self, one: WindowFeatures) -> None:
         """A row; the crops of a window are written together."""
@@ -307,9 +334,18 @@ class _Watch:
             self._writer.add(self._window)
             self._window = []
             self._windows += 1
+            if one.number == one.count - 1 and one.error is not None:
+                self.failed(one.input, one.count, one.error)
+            elif one.number == one.count - 1:
+                self._bar.update()
             self._bar.set_postfix(windows=self._windows, failed=self._failed, refresh=False)
 
-    def _fail(self, name: str, windows: int, error: str) -> None:
+    def failed(self, name: str, windows: int, error: str) -> None:
+        """An input of which nothing, or nothing after ``windows`` windows, could be read well."""
+        self._tell(name, windows, error)
+        self._bar.update()
+
+    def _tell(self, name: str, windows: int, error: str) -> None:
         self._failed += 1
         self._writer.fail(name, windows, error)
         if self._failed <= MAX_NAMED:

@@ -48,12 +48,13 @@ class WindowFeatures:
     embedding: NDArray[np.float32] | None
     maps: dict[str, NDArray[np.float32]]
     times: dict[str, NDArray[np.float64]]
-    views: Views = field(repr=False)
+    views: Views | None = field(repr=False)
     view: int
 
     @property
     def frames(self) -> NDArray[np.uint8]:
         """uint8 [T, H, W, 3]: the clip as the model sees it."""
+        assert self.views is not None  # left behind where rows come from another process
         frames: NDArray[np.uint8] = self.views.clip(self.view).permute(1, 2, 3, 0).numpy()
         return frames
 

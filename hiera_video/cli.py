@@ -31,6 +31,16 @@ JOBS = {
         "write features of videos and images, window by window",
         "hiera-video extract videos/ --output features --hop 1",
     ),
+    "probe": (
+        "hiera_video.tasks.probe:probe",
+        "measure how well extracted embeddings tell labels apart",
+        "hiera-video probe features --labels labels.csv",
+    ),
+    "search": (
+        "hiera_video.tasks.search:search",
+        "find the extracted windows that are most like a video or image",
+        "hiera-video search clip.mp4 --index features",
+    ),
     "models": (
         "hiera_video.tasks.models:models",
         "list models with their size, cost and published weights",
@@ -61,6 +71,8 @@ JOBS = {
 UNITS = {
     "classify": "file",
     "extract": None,
+    "probe": "method",
+    "search": "hit",
     "models": "model",
     "data check": None,
     "pretrain": None,
@@ -145,7 +157,7 @@ def _run(job: str, argv: list[str]) -> int:
 def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hiera_video").setLevel(level)
-    for name in ("httpx", "httpcore", "huggingface_hub"):
+    for name in ("faiss", "httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -376,7 +388,7 @@ def _table(record: Record) -> str:
     """A block of aligned lines for one record."""
     lines = []
     for row in record.rows():
-        if "rank" not in row:
+        if "label" not in row:
             return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
         if row["rank"] is not None:
             lines.append(f"  {row['score']:6.1%}  {row['label']}")

@@ -71,6 +71,8 @@ def test_options_of_classify_are_a_decision() -> None:
         "device",
         "precision",
         "picture",
+        "timeline",
+        "hop",
     ]
 
 

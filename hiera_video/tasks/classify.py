@@ -181,6 +181,8 @@ def classify(
     device: str = "auto",
     precision: Precision = "auto",
     picture: Path | None = None,
+    timeline: Path | None = None,
+    hop: float | None = None,
 ) -> Results[Prediction]:
     """Classify videos and images.
 
@@ -193,9 +195,15 @@ def classify(
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 on a GPU that has it, else fp32.
         picture: Write a PNG here: each input's frames with its best classes as bars.
+        timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
+        hop: Seconds from one window of a timeline to the next. Default: half a clip.
     """
     if views is not None:
         parse_views(views)
+    if timeline is None and hop is not None:
+        raise RequestError("hop is of a timeline: name its folder (--timeline)")
+    if timeline is not None and (views is not None or picture is not None):
+        raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
     if picture is not None:
         check_output(picture)
     if model is None:
@@ -205,6 +213,10 @@ def classify(
             KINETICS,
         )
     classifier = VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
+    if timeline is not None:
+        from hiera_video.tasks.timelines import timelines
+
+        return timelines(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size)
     results = classifier.stream(
         inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=picture is not None
     )

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from hiera_video.data.inputs import VIDEO_EXTENSIONS, find_inputs
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address
-from hiera_video.data.windows import CROPS, Crop, Stretch, read_ahead
-from hiera_video.errors import OutputError, RequestError
+from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
+from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.tasks.classify import BUILT_IN, Precision
 from hiera_video.tasks.feature_files import (
     DTYPES,
@@ -34,9 +34,11 @@ from hiera_video.tasks.feature_files import (
     read_failures,
     weights_of,
 )
+from hiera_video.tasks.feature_pictures import draw_colours
 from hiera_video.tasks.features import FeatureExtractor, WindowFeatures, features_wanted
-from hiera_video.tasks.on_ray import import_ray, rows_on_ray
+from hiera_video.tasks.on_ray import Cluster, import_ray, rows_on_ray
 from hiera_video.tasks.results import Results
+from hiera_video.visual.feature_colours import check_picture
 
 log = logging.getLogger("hiera_video")
 
@@ -46,6 +48,8 @@ Failed: TypeAlias = Callable[[str, int, str], None]
 Rows: TypeAlias = Callable[["Todo", Failed], Iterator[WindowFeatures]]
 #: Files that list inputs rather than being one.
 MANIFESTS = {".txt", ".csv"}
+#: The stage that is drawn where no maps were asked for.
+DRAWN = "stage3"
 #: Bad inputs that are named on the screen.
 MAX_NAMED = 10
 
@@ -89,6 +93,7 @@ def extract(
     time_limit: float = 60,
     device: str = "auto",
     precision: Precision = "auto",
+    picture: Path | None = None,
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
 
@@ -110,6 +115,7 @@ def extract(
         time_limit: Seconds that one request to a decoder may take.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 on a GPU that has it, else fp32.
+        picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
     """
     share = parse_part(part)
     if engine == "ray":
@@ -118,38 +124,39 @@ def extract(
     wanted = features_wanted(extractor.model, features)
     files = files_of(wanted, format, dtype)
     how = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
-    facts = {
+    if picture is not None:
+        check_picture(picture)
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "model": model or BUILT_IN,
         "weights": weights_of(extractor.model),
         "features": wanted,
-        "window": how.spec.span,
-        "hop": how.hop,
-        "crop": crop,
-        "dtype": dtype,
-        "precision": str(extractor.precision).removeprefix("torch."),
-        "files": files,
-        "clip": how.spec.to_dict(),
     }
+    facts |= {"window": how.spec.span, "hop": how.hop, "crop": crop, "dtype": dtype, "files": files}
+    facts |= {"precision": str(extractor.precision).removeprefix("torch."), "clip": how.spec.to_dict()}
     named = Inputs(inputs)
     open_folder(output, facts)
-    rows: Rows
+    ahead = partial(read_ahead, how=how, num_workers=num_workers, time_limit=time_limit)
+    rows: Rows = partial(_rows_here, extractor, ahead, wanted, batch_size)
     if engine == "ray":
-        rows = partial(
-            rows_on_ray,
-            how=how,
-            wanted=wanted,
-            model=model or BUILT_IN,
-            address=ray_address,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            time_limit=time_limit,
-        )
-    else:
-        ahead = partial(read_ahead, how=how, num_workers=num_workers, time_limit=time_limit)
-        rows = partial(_rows_here, extractor, ahead, wanted, batch_size)
-    return Results(1, _run(named, output, crop, facts, share, rows))
+        cluster = Cluster(model or BUILT_IN, ray_address, device, precision, batch_size, time_limit)
+        rows = partial(rows_on_ray, how=how, wanted=wanted, cluster=cluster)
+    found = _run(named, output, crop, facts, share, rows)
+    return Results(1, found if picture is None else _with_picture(found, extractor, named, how, wanted, picture))
+
+
+def _with_picture(
+    found: Iterator[Extracted], extractor: FeatureExtractor, named: Inputs, how: Walk, wanted: list[str], picture: Path
+) -> Iterator[Extracted]:
+    yield from found
+    stage = wanted[-1] if wanted != ["embedding"] else DRAWN
+    for name, error in named:
+        try:
+            if error is None:
+                draw_colours(extractor, name, how, stage, picture)
+                return
+        except UnreadableVideo:  # told already
+            continue
 
 
 def _run(

@@ -9,8 +9,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hiera_video.data.isolated import IsolatedReader
@@ -21,6 +20,20 @@ from hiera_video.tasks.features import FeatureExtractor, WindowFeatures
 
 #: Inputs that one task decodes: few, so that a lost one costs little.
 INPUTS_PER_TASK = 4
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What runs where: ``model`` by name, file or folder, which each node must find; ``address`` None: Ray is started
+    on this machine, and ended. The rest is as in :func:`hiera_video.extract`.
+    """
+
+    model: str
+    address: str | None
+    device: str
+    precision: Precision
+    batch_size: int
+    time_limit: float
 
 
 def import_ray() -> Any:
@@ -39,42 +52,36 @@ def rows_on_ray(
     *,
     how: Walk,
     wanted: list[str],
-    model: str,
-    address: str | None,
-    device: str,
-    precision: Precision,
-    batch_size: int,
-    time_limit: float,
+    cluster: Cluster,
 ) -> Iterator[WindowFeatures]:
     """The features of inputs, each named with its first window; the windows of one input come in their order.
 
-    ``failed`` is told of what cannot be read: its name, how many of its windows could, and why. Without ``address``
-    Ray is started on this machine, and ended.
+    ``failed`` is told of what cannot be read: its name, how many of its windows could, and why.
     """
     ray = import_ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
     here = not ray.is_initialized()
     if here:
         try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise RequestError(f"no Ray cluster answers at {address or 'this machine'} ({reason})") from error
+            raise RequestError(f"no Ray cluster answers at {cluster.address or 'this machine'} ({reason})") from error
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         # Absolute, since tasks may start in another folder.
         items = [{"name": name, "place": _absolute(name), "first": first} for name, first in todo]
-        num_gpus = int(ray.cluster_resources().get("GPU", 0)) if device in ("auto", "cuda") else 0
-        place = str(Path(model).absolute()) if Path(model).exists() else model
+        num_gpus = int(ray.cluster_resources().get("GPU", 0)) if cluster.device in ("auto", "cuda") else 0
+        model = _absolute(cluster.model)
         dataset = (
             ray.data.from_items(items, override_num_blocks=max(1, len(items) // INPUTS_PER_TASK))
-            .flat_map(_Decode(how, time_limit))
+            .flat_map(_Decode(how, cluster.time_limit))
             .map_batches(
                 _Model,
-                fn_constructor_args=(place, device, precision, wanted, batch_size),
-                batch_size=max(1, batch_size // how.at_once),
+                fn_constructor_args=(model, cluster.device, cluster.precision, wanted, cluster.batch_size),
+                batch_size=max(1, cluster.batch_size // how.at_once),
                 num_cpus=1,
                 num_gpus=1 if num_gpus else 0,
                 compute=ray.data.ActorPoolStrategy(size=max(1, num_gpus)),

@@ -200,12 +200,14 @@ class RemoteDecoder:
     def close(self) -> None:
         pass  # the next open closes it
 
-    def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], list[Image]]:
-        """Numbers of the frames shown and their images, in shared memory: copy them before the next call."""
+    def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], Image]:
+        """Numbers of the frames shown and their images uint8 [n, H, W, 3], in shared memory: copy them before the next
+        call.
+        """
         opening = ("open", self._name, self._options)
         shown, shape, facts = self._reader.ask(self._name, [opening, ("frames", self._name, wanted, short_side)])
         self.backend, self.error, self.time_error = facts["backend"], facts["error"], facts["time_error"]
-        return shown, list(self._reader.pixels(shape))
+        return shown, self._reader.pixels(shape)
 
 
 def keep_freed_memory() -> None:
@@ -276,7 +278,7 @@ class _Server:
         assert self._video is not None
         shown, images = self._video.read(*details)
         shape = (len(images), *images[0].shape)
-        np.stack(images, out=self._pixels(shape))
+        np.stack(list(images), out=self._pixels(shape))
         return shown, shape, self._facts(self._video)
 
     def _facts(self, video: Video) -> dict[str, Any]:

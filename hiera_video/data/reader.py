@@ -34,6 +34,8 @@ from hiera_video.errors import RequestError, UnreadableVideo
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11
 
+#: One picture for each frame: a list, or one array uint8 [n, H, W, 3].
+Images: TypeAlias = "list[Image] | Image"
 #: uint8 [n, H, W, 3] -> n pictures of another size.
 Prepare: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 #: Whole pictures that :meth:`Video.stream` holds at once before they are prepared.
@@ -50,7 +52,7 @@ class Decoder(Protocol):
     def error(self) -> str | None: ...
     @property
     def time_error(self) -> float: ...
-    def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], list[Image]]: ...
+    def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], Images]: ...
     def close(self) -> None: ...
 
 
@@ -174,13 +176,15 @@ class Video:
             for first in range(0, len(new), at_once):
                 part = new[first : first + at_once]
                 shown, pictures = self.read(np.array(part, dtype=np.int64))
-                block = np.stack(pictures)  # a copy: a decoder in another process reuses its memory
+                # A decoder in another process reuses its memory: what is kept is a copy, or what is made of it.
+                whole = isinstance(pictures, np.ndarray) and prepare is not None
+                block = np.asarray(pictures) if whole else np.stack(list(pictures))
                 made = block if prepare is None else prepare(block)
                 images.update(zip(part, zip(shown.tolist(), made, strict=True), strict=True))
             row = waiting.popleft().tolist()
             yield Frames(np.stack([images[i][1] for i in row]), self.times[[images[i][0] for i in row]])
 
-    def read(self, distinct: NDArray[np.int64], short_side: int | None = None) -> tuple[NDArray[np.int64], list[Image]]:
+    def read(self, distinct: NDArray[np.int64], short_side: int | None = None) -> tuple[NDArray[np.int64], Images]:
         """Frames of ascending distinct numbers as the decoder gives them: the numbers of those shown, and pictures."""
         if not len(distinct):
             return distinct, []

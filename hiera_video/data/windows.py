@@ -108,7 +108,7 @@ def walk(path: str, how: Walk, *, first: int = 0, reader: IsolatedReader | None 
             if not plans:
                 plans.append(how.plan((pictures.shape[1], pictures.shape[2])))
             fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
-            return fitted
+            return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
 
         number = first
         for frames in video.stream(rows(), prepare):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiera_video.data.inputs import VIDEO_EXTENSIONS, find_inputs
+from hiera_video.data.isolated import keep_freed_memory
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
@@ -164,6 +165,7 @@ def _run(
 ) -> Iterator[Extracted]:
     label = f"part-{share[0]}-of-{share[1]}"
     with alone(output, label):
+        keep_freed_memory()
         began = time.monotonic()
         todo = Todo(named, *read_done(output, crop), share)
         writer = Writer(output, facts, label)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,8 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.tasks.classify import BUILT_IN, Precision, autocast, pick_device, pick_precision
 
+#: Batches that the model works on at once.
+NUM_LANES = 2
 #: Seconds from one window of an image model to the next: it looks at single pictures.
 IMAGE_HOP_S = 1.0
 
@@ -143,34 +147,35 @@ class FeatureExtractor:
     def stream(
         self, stretches: Iterable[tuple[str, Stretch]], wanted: Sequence[str], batch_size: int
     ) -> Iterator[WindowFeatures]:
-        """The features of stretches of inputs, in their order; short ones go through the model together."""
-        waiting: list[tuple[str, Stretch]] = []
-        for name, stretch in stretches:
-            if waiting and waiting[0][1].plan.size != stretch.plan.size:
-                yield from self._compute(waiting, wanted, batch_size)
-                waiting = []
-            waiting.append((name, stretch))
-            if sum(len(one) * len(one.plan.corners) for _, one in waiting) >= batch_size:
-                yield from self._compute(waiting, wanted, batch_size)
-                waiting = []
-        yield from self._compute(waiting, wanted, batch_size)
+        """The features of stretches of inputs, in their order; short ones go through the model together.
+
+        Two batches are under way at once: while one is waited for, put together or written, the other computes.
+        """
+        threads = max(1, torch.get_num_threads() // NUM_LANES)
+        with ThreadPoolExecutor(NUM_LANES, initializer=torch.set_num_threads, initargs=(threads,)) as lanes:
+            running: deque[Future[list[WindowFeatures]]] = deque()
+            for batch in _batches(stretches, batch_size):
+                running.append(lanes.submit(self._compute, batch, wanted, batch_size))
+                if len(running) > NUM_LANES:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
 
     def _compute(
         self, stretches: list[tuple[str, Stretch]], wanted: Sequence[str], batch_size: int
-    ) -> Iterator[WindowFeatures]:
-        if not stretches:
-            return
+    ) -> list[WindowFeatures]:
         clips = torch.cat([one.to(self.device).views.clips for _, one in stretches])
         parts = [self.features(part, wanted) for part in clips.tensor_split(-(-len(clips) // batch_size))]
         found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in wanted}
         stages = [one for one in wanted if one != "embedding"]
+        answers: list[WindowFeatures] = []
         place = 0  # of the next view in the batch
         for name, stretch in stretches:
             boxes = stretch.plan.boxes
             for row in range(len(stretch)):
                 times = {one: steps(stretch.times[row], found[one].shape[1]) for one in stages}
                 for number, (crop, box) in enumerate(zip(stretch.crops, boxes, strict=True)):
-                    yield WindowFeatures(
+                    answer = WindowFeatures(
                         input=name,
                         number=stretch.first + row,
                         count=stretch.total,
@@ -187,7 +192,9 @@ class FeatureExtractor:
                         views=stretch.views,
                         view=row * len(boxes) + number,
                     )
+                    answers.append(answer)
                     place += 1
+        return answers
 
     @torch.inference_mode()
     def features(self, clips: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -203,6 +210,23 @@ class FeatureExtractor:
             f"stage{stage}": one.unsqueeze(1) if is_image else one for stage, one in zip(stages, maps, strict=True)
         }
         return {name: found[name].float() for name in wanted}
+
+
+def _batches(stretches: Iterable[tuple[str, Stretch]], batch_size: int) -> Iterator[list[tuple[str, Stretch]]]:
+    """Neighbours with crops of one size, until they have ``batch_size`` views together."""
+    waiting: list[tuple[str, Stretch]] = []
+    num_views = 0
+    for name, stretch in stretches:
+        if waiting and waiting[0][1].plan.size != stretch.plan.size:
+            yield waiting
+            waiting, num_views = [], 0
+        waiting.append((name, stretch))
+        num_views += len(stretch) * len(stretch.crops)
+        if num_views >= batch_size:
+            yield waiting
+            waiting, num_views = [], 0
+    if waiting:
+        yield waiting
 
 
 def features_wanted(model: Hiera, features: str) -> list[str]:

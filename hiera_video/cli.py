@@ -388,6 +388,8 @@ def _table(record: Record) -> str:
     """A block of aligned lines for one record."""
     lines = []
     for row in record.rows():
+        if "similarity" in row:
+            return f"{row['similarity']:7.4f}  {row['start']:8.2f} to {row['end']:8.2f} s  {row['input']}"
         if "label" not in row:
             return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
         if row["rank"] is not None:

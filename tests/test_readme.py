@@ -26,7 +26,7 @@ from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/training.md")
+PAGES = ("README.md", "docs/data.md", "docs/features.md", "docs/training.md")
 #: Commands that are not run here, by how they begin, and why.
 NOT_RUN = (
     ("pip install", ".ci/run installs and tests as the README says"),
@@ -78,6 +78,7 @@ def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "clip.mp4").symlink_to(ROOT / "docs" / "zoom_in.mp4")
+    (tmp_path / "list.txt").write_text("videos/clip.mp4\ndocs/zoom_in.mp4\n")
     for name in ("in", "out"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "clip.mp4").symlink_to(ROOT / "docs" / "zoom_in.mp4")

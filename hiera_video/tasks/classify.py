@@ -200,6 +200,7 @@ def classify(
     """
     if views is not None:
         parse_views(views)
+    picture, timeline = picture and Path(picture), timeline and Path(timeline)
     if timeline is None and hop is not None:
         raise RequestError("hop is of a timeline: name its folder (--timeline)")
     if timeline is not None and (views is not None or picture is not None):

@@ -118,6 +118,7 @@ def extract(
         precision: auto is bf16 on a GPU that has it, else fp32.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
     """
+    output, picture = Path(output), picture and Path(picture)
     share = parse_part(part)
     if engine == "ray":
         import_ray()

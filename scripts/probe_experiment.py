@@ -3,7 +3,7 @@
     python scripts/probe_experiment.py --videos D/test --models "hiera_nano_16x64.camera_motion,RUNS/mae" --output R
 
 ``videos`` has a folder for each class; clips of ``mae_experiment.py`` for instance, whose creatures and gaits the
-built-in model has never seen. Pixels are the clip as the model sees it, shrunk to 8 x 8 x 8 means of colour, in place of
+built-in model has never seen. Pixels are the clip as the model sees it, shrunk to 8 x 8 x 8 means of colour, for
 an embedding; all else is the same (5 folds, see ``hiera-video probe``).
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -61,5 +60,4 @@ def main(videos: Path, models: str, output: Path, k: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    np.seterr(all="raise")
     auto_cli(main, as_positional=False)

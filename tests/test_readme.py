@@ -103,7 +103,7 @@ def with_classes(in_a_copy: Path) -> Path:
 def test_the_readme_shows_commands() -> None:
     shown = commands("README.md")
     assert "hiera-video classify docs/zoom_in.mp4" in shown
-    for job in ("classify", "pretrain", "finetune", "evaluate"):
+    for job in ("classify", "pretrain", "finetune", "evaluate", "extract"):
         assert any(command.startswith(f"hiera-video {job} ") for command in shown), job
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,11 @@ from PIL import Image
 
 from hiera_video import FeatureExtractor, create_model, extract, save_pretrained
 from hiera_video.cli import main
+from hiera_video.data.decoders import PyAVDecoder
+from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.tasks.extract import Extracted, Inputs, parse_part
-from hiera_video.tasks.feature_files import read_embeddings, read_facts, read_failures
+from hiera_video.tasks.feature_files import alone, read_embeddings, read_facts, read_failures
 
 SMALL_SHARDS = [
     sys.executable,
@@ -332,6 +335,62 @@ def test_two_thousand_clips_killed_at_five_moments(tmp_path: Path) -> None:
     assert_same(embeddings(tmp_path / "out"), embeddings(tmp_path / "whole"))
 
 
+def peak_memory(words: list[str | Path]) -> int:
+    """Bytes that the processes of a command had in memory at most, added up."""
+    # Told by a small process that waits for the command: a peak at its very end is not missed.
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)"
+    code += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    peaks: dict[int, int] = {}
+    with psutil.Popen([sys.executable, "-c", code, *COMMAND, *map(str, words)], stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            for one in process.children(recursive=True):
+                with suppress(OSError, IndexError):  # it has just ended
+                    status = Path(f"/proc/{one.pid}/status").read_text()
+                    peaks[one.pid] = int(status.partition("VmHWM:")[2].split()[0])
+            time.sleep(0.05)
+        largest = int(process.stdout.read())
+    assert process.returncode == 0
+    return 1024 * (sum(peaks.values()) - max(peaks.values()) + largest)
+
+
+@pytest.mark.slow
+def test_two_hours_take_no_more_memory_than_two_minutes_and_each_frame_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.kron(
+        np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8), np.ones((16, 16, 1), "u1")
+    )
+    paths = {}
+    for minutes in (2, 120):
+        frames = (np.roll(picture, number, axis=1) for number in range(minutes * 60 * 10))
+        with av.open(str(tmp_path / f"{minutes}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
+            stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        paths[minutes] = tmp_path / f"{minutes}.mp4"
+    peaks = {
+        minutes: peak_memory([path, "--output", tmp_path / f"out{minutes}", "--hop", "1.5", "--num-workers", "1"])
+        for minutes, path in paths.items()
+    }
+    print({minutes: f"{peak >> 20} MiB" for minutes, peak in peaks.items()})
+    assert peaks[120] - peaks[2] < 150 * 2**20
+    assert len(embeddings(tmp_path / "out120")) == pytest.approx(120 * 60 / 1.5, abs=2)
+
+    asked: Counter[int] = Counter()
+    read = PyAVDecoder.read
+
+    def counting(self: PyAVDecoder, wanted: NDArray[np.int64], short_side: int | None) -> object:
+        asked.update(wanted.tolist())
+        return read(self, wanted, short_side)
+
+    monkeypatch.setattr(PyAVDecoder, "read", counting)
+    spec = create_model("hiera_nano_16x64").spec
+    assert sum(len(one) for one in walk(str(paths[120]), Walk(spec, hop=0.5))) > 14000
+    assert set(asked.values()) == {1} and len(asked) > 0.9 * 120 * 60 * 10
+
+
 def test_a_bad_file_loses_no_good_one(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video at all")
     (tmp_path / "cut.mp4").write_bytes((clips / "8.mp4").read_bytes()[:-1500])
@@ -374,13 +433,20 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
 
 
 def test_a_second_run_of_the_same_part_is_refused(clips: Path, tmp_path: Path) -> None:
-    import fcntl
-
+    code = "from pathlib import Path; from hiera_video.tasks.feature_files import alone\n"
+    code += "with alone(Path('out'), 'part-1-of-1'): print('mine', flush=True); input()"
     run([clips / "0.mp4"], tmp_path / "out")
-    with open(tmp_path / "out" / ".part-1-of-1.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    other = [sys.executable, "-c", code]
+    with subprocess.Popen(other, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"mine\n"
         with pytest.raises(RequestError, match="another run is writing part-1-of-1"):
             run([clips / "1.mp4"], tmp_path / "out")
+    with (
+        alone(tmp_path / "out", "part-1-of-1"),
+        pytest.raises(RequestError, match="another run is writing part-1-of-1"),
+    ):
+        run([clips / "1.mp4"], tmp_path / "out")
+    run([clips / "1.mp4"], tmp_path / "out")
 
 
 # --- ray --------------------------------------------------------------------------------------------------------------

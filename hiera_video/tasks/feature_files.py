@@ -33,6 +33,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 MAX_ROWS, MAX_BYTES, MAX_SECONDS = 4096, 256 * 2**20, 30.0
 
 
+#: Locks that this process holds: the system would give it them twice.
+_HELD: set[Path] = set()
+
+
 def key_of(name: str) -> int:
     """A number of 64 bits that stands for an input: millions of them are kept in memory."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
@@ -77,18 +81,27 @@ def read_facts(folder: Path) -> dict[str, Any]:
 @contextmanager
 def alone(folder: Path, label: str) -> Iterator[None]:
     """Refuses a second run that would write the same part at the same time: windows would be there twice."""
+    place = (folder / f".{label}.lock").absolute()
+    taken = RequestError(f"another run is writing {label} into {folder}: wait for it, or end it")
+    if place in _HELD:
+        raise taken
     try:
-        file = open(folder / f".{label}.lock", "w")  # noqa: SIM115
+        file = open(place, "w")  # noqa: SIM115
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"another run is writing {label} into {folder}: wait for it, or end it") from None
+            # Of this process alone: the workers of a run that was killed outlive it by seconds, and would keep a flock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise taken from None
         except OSError:  # a file system without locks
             pass
-        yield
+        _HELD.add(place)
+        try:
+            yield
+        finally:
+            _HELD.discard(place)
 
 
 def read_done(folder: Path, crop: str) -> tuple[NDArray[np.uint64], dict[int, int]]:

@@ -686,22 +686,6 @@ def test_a_published_size_is_built_and_counted_on_the_meta_device() -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(102, rel=0.02)  # multiply-adds; the paper says 102
 
 
-@pytest.mark.slow
-def test_the_model_compiles_into_one_graph_with_and_without_hidden_units() -> None:
-    model = build(replace(VIDEO, stages=(1, 1, 1, 1)))
-    clip, keep = clip_of(VIDEO), keep_of(model)
-
-    def from_ids(clip: Tensor, ids: Tensor) -> Tensor:
-        *_, last = model.stages(clip, ids)
-        return model.forward_head(last.tokens)
-
-    with torch.no_grad():
-        assert_near(torch.compile(model, fullgraph=True)(clip), model(clip))
-        ids = model.keep_ids(clip, keep)
-        assert ids is not None
-        assert_near(torch.compile(from_ids, fullgraph=True)(clip, ids), model(clip, keep))
-
-
 def test_blocks_are_modules_of_the_published_names() -> None:
     names = {name for name, _ in build(VIDEO).blocks[1].named_parameters()}
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "proj")

@@ -98,7 +98,8 @@ class HieraMAE(HieraTrunk):
 
         Masks may be tensors or numpy arrays. On the host, or drawn here, they cost no synchronisation with the
         device; each one that lies on the device is read once. Raises :class:`RequestError` for masks that do not
-        fit ``clip`` or each other.
+        fit ``clip`` or each other. Compiled, ``keep`` must show the number of units that ``mask_ratio`` says, or the
+        device raises, and ``decode`` breaks the graph.
         """
         if decode is not None and all_positions:
             raise RequestError("decode and all_positions cannot be asked for together")
@@ -204,6 +205,10 @@ class HieraMAE(HieraTrunk):
         if keep is None:
             mask = random_keep(*shape, self.arch.mask_ratio, generator=generator, device=clip.device)
             count = num_visible(shape[1], self.arch.mask_ratio)
+        elif torch.compiler.is_compiling() and decode is None:
+            # A graph has a fixed number of tokens: that of mask_ratio, which the device checks while it runs.
+            mask, count = torch.as_tensor(keep), num_visible(shape[1], self.arch.mask_ratio)
+            torch._assert_async((mask.sum(dim=1) == count).all(), f"compiled, keep must show {count} mask units a row")
         else:
             mask = torch.as_tensor(keep)
             count = count_of(mask, shape, "keep")

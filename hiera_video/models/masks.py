@@ -29,8 +29,11 @@ def random_keep(
     Drawn where ``generator`` lives (without one on ``device``), and never read back.
     """
     count = num_visible(num_mask_units, mask_ratio)
-    drawn_on = device if generator is None else generator.device
-    order = moved(torch.rand(batch, num_mask_units, generator=generator, device=drawn_on).argsort(dim=1), device)
+    if generator is None:  # torch.compile knows no generator, not even None
+        noise = torch.rand(batch, num_mask_units, device=device)
+    else:
+        noise = torch.rand(batch, num_mask_units, generator=generator, device=generator.device)
+    order = moved(noise.argsort(dim=1), device)
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :count], True)
 
 

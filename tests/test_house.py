@@ -14,7 +14,14 @@ from hiera_video.training import recipe as recipes
 
 PACKAGE = Path(hiera_video.__file__).parent
 #: From the floor up; a room may import rooms below it and itself.
-FLOORS = [{"errors"}, {"spec", "outputs", "resources"}, {"models", "data"}, {"visual", "training"}, {"tasks"}, {"cli"}]
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"spec", "outputs", "resources"},
+    {"models", "data"},
+    {"visual", "training", "hf"},
+    {"tasks"},
+    {"cli"},
+]
 
 
 def imports(path: Path) -> set[str]:

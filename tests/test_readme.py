@@ -26,7 +26,7 @@ from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/features.md", "docs/training.md")
+PAGES = ("README.md", "docs/data.md", "docs/features.md", "docs/training.md", "docs/transformers.md")
 #: Commands that are not run here, by how they begin, and why.
 NOT_RUN = (
     ("pip install", ".ci/run installs and tests as the README says"),

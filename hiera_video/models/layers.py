@@ -16,7 +16,23 @@ from torch import Tensor, nn
 from hiera_video.models.unroll import Size, pool
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "selu": nn.SELU, "silu": nn.SiLU}
+
+
+class TanhGELU(nn.GELU):
+    """GELU by its approximation with tanh."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+#: ``hidden_act`` by transformers' names.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": TanhGELU,
+    "relu": nn.ReLU,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+}
 
 
 class PatchEmbed(nn.Module):

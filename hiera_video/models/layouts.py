@@ -2,6 +2,7 @@
 
     ours, authors    patch_embed.proj, blocks.N.norm1, ..., head.projection       config: the constructor's names
     transformers     [hiera.]encoder.stages.S.layers.L.layernorm_before, ...      config: ``model_type: hiera``
+    hiera_video.hf   [hiera.]trunk. before our names, classifier for the head     config: ``model_type: hiera_video``
     timm             authors' names, but head.norm and head.fc                    config: ``architecture: hiera_*``
 
 An MAE file (any layout but timm's) also holds a decoder; its encoder is what a classifier takes.
@@ -54,6 +55,7 @@ TRANSFORMERS = (
     (r"^decoder\.decoder_block\.layers\.", "decoder_blocks."),
     (r"^decoder\.", ""),
 )
+TRANSFORMERS_OURS = ((r"^(?:hiera\.)?trunk\.", ""), (r"^classifier\.", "head.projection."))
 TIMM = ((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.projection."), (r"^pos_embed_abs$", "pos_embed"))
 
 
@@ -77,6 +79,8 @@ def convert(state: State) -> State:
     """
     if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
         return _renamed(_numbered(state), TRANSFORMERS)
+    if any(re.match(r"(hiera\.)?trunk\.", key) for key in state):
+        return _renamed(state, TRANSFORMERS_OURS)
     if any(key.startswith(("head.norm.", "head.fc.")) for key in state):
         if any(key == "pos_embed_win" or ".ls1." in key for key in state):
             raise WeightsError("timm's abswin variants of Hiera (window embeddings, layer scale) are not supported")
@@ -119,7 +123,7 @@ def describe(config: dict[str, Any], source: str) -> Facts:
     try:
         if "format_version" in config:
             return _ours(config)
-        if config.get("model_type") == "hiera":
+        if config.get("model_type") in ("hiera", "hiera_video"):
             return _transformers(config)
         if str(config.get("architecture", "")).startswith("hiera_"):
             return _timm(config)
@@ -169,13 +173,14 @@ def _authors(config: dict[str, Any]) -> Facts:
 
 
 def _transformers(config: dict[str, Any]) -> Facts:
-    # transformers leaves values out of config.json that equal its defaults.
-    heads = config.get("num_heads", [1, 2, 4, 8])
+    # transformers leaves values out of config.json that equal its defaults; only ours has video and the last fields.
+    heads = list(config.get("num_heads", (1, 2, 4, 8)))
     multiple = heads[1] / heads[0] if len(heads) > 1 else 2.0
     if heads != [int(heads[0] * multiple**stage) for stage in range(len(heads))]:
         raise ValueError(f"num_heads {heads} does not grow by one factor")
     stages = tuple(config.get("depths", (2, 3, 16, 3)))
     size = config.get("image_size", (224, 224))
+    separate = config.get("sep_pos_embed")
     arch = Architecture(
         input_size=(size, size) if isinstance(size, int) else tuple(size),
         in_chans=config.get("num_channels", 3),
@@ -194,9 +199,10 @@ def _transformers(config: dict[str, Any]) -> Facts:
         patch_padding=tuple(config.get("patch_padding", (3, 3))),
         mlp_ratio=config.get("mlp_ratio", 4.0),
         drop_path_rate=config.get("drop_path_rate", 0.0),
-        sep_pos_embed=False,
+        sep_pos_embed=not isinstance(size, int) and len(size) == 3 if separate is None else separate,
         hidden_act=config.get("hidden_act", "gelu"),
         layer_norm_eps=config.get("layer_norm_eps", 1e-6),
+        **{name: config[name] for name in ("head_dropout", "head_init_scale", "qkv_bias") if name in config},
     )
     if config.get("decoder_depth") is not None:
         arch = MAEArchitecture(
@@ -209,7 +215,14 @@ def _transformers(config: dict[str, Any]) -> Facts:
     named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
     labels = [named[index] for index in range(len(named))]
     numbered = all(name == f"LABEL_{index}" for index, name in enumerate(labels))
-    return Facts(arch=arch, labels=None if numbered else labels)
+    return Facts(
+        arch=arch,
+        spec=ClipSpec.from_dict(config["clip"]) if config.get("clip") else None,
+        labels=None if numbered else labels,
+        views=config.get("views"),
+        license=config.get("license"),
+        position_resize=config.get("position_resize", "plain") if config["model_type"] == "hiera_video" else None,
+    )
 
 
 def _timm(config: dict[str, Any]) -> Facts:

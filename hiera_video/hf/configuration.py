@@ -1,0 +1,165 @@
+"""The configuration: transformers' field names for Hiera, and the few facts of ours that they have no name for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from hiera_video.errors import RequestError
+from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.layouts import Facts, describe
+from hiera_video.models.unroll import Size
+
+#: What the fields that follow the dimensions are where they are not given; the image's are transformers' defaults.
+IMAGE_SHAPE = {
+    "patch_size": (7, 7),
+    "patch_stride": (4, 4),
+    "patch_padding": (3, 3),
+    "query_stride": (2, 2),
+    "masked_unit_size": (8, 8),
+}
+VIDEO_SHAPE = {
+    "patch_size": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "query_stride": (1, 2, 2),
+    "masked_unit_size": (1, 8, 8),
+}
+
+DECODER_FIELDS = ("decoder_hidden_size", "decoder_depth", "decoder_num_heads")
+
+
+class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Fields and defaults of transformers' ``HieraConfig``, for images and, with ``image_size`` (T, H, W), for video.
+
+    Sizes have one number per axis; those left out are the published ones of images or video. Beside transformers'
+    fields: ``sep_pos_embed`` (position tables of time and space apart; None: in video), ``qkv_bias``, ``head_dropout``,
+    ``head_init_scale``, ``position_resize`` (how ``interpolate_pos_encoding`` does it: "plain", as transformers, or
+    "window"), and what travels with our weights: ``clip`` (:class:`hiera_video.ClipSpec` as a dict), ``views``,
+    ``license``.
+    """
+
+    model_type = "hiera_video"
+
+    embed_dim: int = 96
+    image_size: int | list[int] | tuple[int, ...] = (224, 224)
+    patch_size: list[int] | tuple[int, ...] | None = None
+    patch_stride: list[int] | tuple[int, ...] | None = None
+    patch_padding: list[int] | tuple[int, ...] | None = None
+    mlp_ratio: float = 4.0
+    depths: list[int] | tuple[int, ...] = (2, 3, 16, 3)
+    num_heads: list[int] | tuple[int, ...] = (1, 2, 4, 8)
+    embed_dim_multiplier: float = 2.0
+    num_query_pool: int = 3
+    query_stride: list[int] | tuple[int, ...] | None = None
+    masked_unit_size: list[int] | tuple[int, ...] | None = None
+    masked_unit_attention: list[bool] | tuple[bool, ...] = (True, True, False, False)
+    drop_path_rate: float = 0.0
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_init: float = 1.0
+    layer_norm_eps: float = 1e-6
+    decoder_hidden_size: int | None = None
+    decoder_depth: int | None = None
+    decoder_num_heads: int | None = None
+    normalize_pixel_loss: bool | None = True
+    mask_ratio: float = 0.6
+    sep_pos_embed: bool | None = None
+    qkv_bias: bool = True
+    head_dropout: float = 0.0
+    head_init_scale: float = 0.001
+    position_resize: str = "plain"
+    clip: dict[str, Any] | None = None
+    views: str | None = None
+    license: str | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("model_type", None)  # a file of transformers' own may say "hiera"
+        size = self.image_size
+        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
+        for name, value in (VIDEO_SHAPE if len(self.image_size) == 3 else IMAGE_SHAPE).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.hidden_size = int(self.embed_dim * self.embed_dim_multiplier ** (len(self.depths) - 1))
+        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, 1 for images: what the video-classification pipeline asks for."""
+        return self.input_size[0] if len(self.input_size) == 3 else 1
+
+    @property
+    def input_size(self) -> Size:
+        """``image_size`` as our models have it."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def facts(self) -> Facts:
+        """The architecture (an MAE's where there are decoder fields) and all else that our models know.
+
+        Raises :class:`hiera_video.errors.WeightsError` for values that this model cannot have.
+        """
+        return describe({**self.to_dict(), "model_type": self.model_type}, "this HieraConfig")
+
+    def encoder(self, num_classes: int = 0) -> Architecture:
+        """The architecture without a decoder; ``num_query_pool`` is taken as it is."""
+        arch = self._architecture()
+        names = [field.name for field in dataclasses.fields(Architecture)]
+        return Architecture(**{name: getattr(arch, name) for name in names} | {"num_classes": num_classes})
+
+    def autoencoder(self) -> MAEArchitecture:
+        """The architecture with its decoder. Raises :class:`RequestError` where the decoder's fields are missing."""
+        if missing := [name for name in DECODER_FIELDS if getattr(self, name) is None]:
+            raise RequestError(f"pretraining needs {', '.join(missing)} in its HieraConfig")
+        arch = self._architecture()
+        assert isinstance(arch, MAEArchitecture)
+        return arch
+
+    def _architecture(self) -> Architecture:
+        arch = self.facts().arch
+        assert arch is not None
+        return arch
+
+
+def config_values(arch: Architecture, facts: Facts) -> dict[str, Any]:
+    """Arguments of :class:`HieraConfig` for a model of ``arch``; its own ``arch`` apart, ``facts`` say the rest."""
+    values: dict[str, Any] = {
+        "embed_dim": arch.embed_dim,
+        "image_size": arch.input_size,
+        "patch_size": arch.patch_kernel,
+        "patch_stride": arch.patch_stride,
+        "patch_padding": arch.patch_padding,
+        "mlp_ratio": arch.mlp_ratio,
+        "depths": arch.stages,
+        "num_heads": arch.heads,
+        "embed_dim_multiplier": arch.dim_mul,
+        "num_query_pool": arch.q_pool,
+        "query_stride": arch.q_stride,
+        "masked_unit_size": arch.mask_unit_size,
+        "masked_unit_attention": arch.mask_unit_attn,
+        "num_channels": arch.in_chans,
+        "clip": facts.spec.to_dict() if facts.spec else None,
+        "views": facts.views,
+        "license": facts.license,
+        "position_resize": facts.position_resize or "window",
+    }
+    same = ("drop_path_rate", "hidden_act", "layer_norm_eps", "sep_pos_embed", "qkv_bias")
+    values |= {name: getattr(arch, name) for name in (*same, "head_dropout", "head_init_scale")}
+    if isinstance(arch, MAEArchitecture):
+        decoder = (arch.decoder_embed_dim, arch.decoder_depth, arch.decoder_num_heads)
+        return values | dict(zip(DECODER_FIELDS, decoder, strict=True)) | {"mask_ratio": arch.mask_ratio}
+    labels = facts.labels or [f"LABEL_{index}" for index in range(arch.num_classes)]
+    return values | {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

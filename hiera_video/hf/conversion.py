@@ -1,0 +1,113 @@
+"""Models of transformers' form into ours and back, and into the layouts that others read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from hiera_video.errors import OutputError, RequestError
+from hiera_video.hf.configuration import HieraConfig
+from hiera_video.hf.models import (
+    HieraForImageClassification,
+    HieraForPreTraining,
+    HieraForVideoClassification,
+    HieraModel,
+    HieraPreTrainedModel,
+)
+from hiera_video.hf.processing import image_processor
+from hiera_video.hf.sources import values_of
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import State, convert
+from hiera_video.models.loading import default_spec
+from hiera_video.models.mae import HieraMAE
+from hiera_video.models.weights import load_state, save_pretrained
+from hiera_video.outputs import replacing
+
+Layout = Literal["ours", "authors", "hiera"]
+
+
+def from_native(model: Hiera | HieraMAE) -> HieraPreTrainedModel:
+    """Our model -> transformers' form of it, with weights of its own, in evaluation mode."""
+    config = HieraConfig(**values_of(model))
+    dims = len(model.arch.input_size)
+    kind: type[HieraPreTrainedModel] = HieraForVideoClassification if dims == 3 else HieraForImageClassification
+    if isinstance(model, HieraMAE):
+        kind = HieraForPreTraining
+    other = kind(config)
+    load_state(other, kind.named(dict(model.state_dict())), source="the model")
+    return other.eval()
+
+
+def to_native(model: HieraPreTrainedModel) -> Hiera | HieraMAE:
+    """A classifier or autoencoder of transformers' form -> our model, with weights of its own, in evaluation mode."""
+    config, facts = model.config, model.config.facts()
+    native: Hiera | HieraMAE
+    if isinstance(model, HieraForPreTraining):
+        native = HieraMAE(config.autoencoder(), facts.spec or default_spec(config.autoencoder()))
+    elif isinstance(model, HieraForImageClassification | HieraForVideoClassification):
+        arch = config.encoder(config.num_labels or 0)
+        native = Hiera(arch, facts.spec or default_spec(arch))
+        native.labels, native.views = facts.labels, facts.views or native.views
+    else:
+        raise RequestError(f"{type(model).__name__} has no head and no decoder: our models have one of them")
+    load_state(native, convert(dict(model.state_dict())), source="the model")
+    native.position_resize, native.license = config.position_resize, config.license
+    return native.eval()
+
+
+def save_as(model: HieraPreTrainedModel, path: str | Path, *, layout: Layout) -> Path:
+    """Writes ``model`` for other readers and returns ``path``.
+
+    "ours": a folder that :func:`hiera_video.from_pretrained` reads, as it reads the form of ``model.save_pretrained``.
+    "authors": a ``.pth`` file with their names under ``model_state``. "hiera": a folder that transformers reads without
+    this package, images alone, with the image processor. Raises :class:`RequestError` for a model that the layout
+    cannot hold, :class:`OutputError` where nothing can be written.
+    """
+    path = Path(path)
+    if layout == "ours":
+        return save_pretrained(to_native(model), path)
+    if layout == "authors":
+        with replacing(path) as temporary:
+            torch.save({"model_state": to_native(model).state_dict()}, temporary)
+        return path
+    if layout != "hiera":
+        raise RequestError(f"layout {layout!r} must be ours, authors or hiera")
+    other = _transformers_own(model)
+    try:
+        other.save_pretrained(path)
+        facts = model.config.facts()
+        image_processor(facts.spec or default_spec(model.config.encoder())).save_pretrained(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def _transformers_own(model: HieraPreTrainedModel) -> transformers.PreTrainedModel:
+    """The model of transformers' own class with these weights."""
+    config = model.config
+    kinds: dict[type[HieraPreTrainedModel], Any] = {
+        HieraForImageClassification: transformers.HieraForImageClassification,
+        HieraForPreTraining: transformers.HieraForPreTraining,
+        HieraModel: transformers.HieraModel,
+    }
+    kind = kinds.get(type(model))
+    ours_alone = replace(config.encoder(), qkv_bias=True) != config.encoder() or config.sep_pos_embed
+    if kind is None or len(config.input_size) != 2 or ours_alone:
+        raise RequestError(
+            f"transformers' hiera layout holds images alone: HieraModel, HieraForImageClassification and "
+            f"HieraForPreTraining, not this {type(model).__name__} of {len(config.input_size)} dimensions"
+        )
+    names = {field for field in transformers.HieraConfig().to_dict() if not field.startswith("_")}
+    left = {"model_type", "architectures", "transformers_version"}
+    values = {key: value for key, value in config.to_dict().items() if key in names - left}
+    with torch.device("meta"):
+        other = kind(transformers.HieraConfig(**values))
+    # Reading their names gives ours, so that reading the names themselves gives the way back.
+    theirs: dict[str, Any] = convert({name: name for name in other.state_dict()})
+    state: State = convert(dict(model.state_dict()))
+    other.load_state_dict({theirs[name]: value.detach().clone() for name, value in state.items()}, assign=True)
+    return other.eval()

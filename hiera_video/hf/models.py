@@ -1,0 +1,346 @@
+"""transformers' classes around the one model of this package: arguments, outputs and losses, and no block of their own.
+
+``pixel_values`` are ``[B, C, H, W]`` for images and ``[B, T, C, H, W]`` for video, float, normalised.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+
+from hiera_video.errors import RequestError, SizeError
+from hiera_video.hf.configuration import HieraConfig
+from hiera_video.hf.outputs import (
+    HieraForImageClassificationOutput,
+    HieraForPreTrainingOutput,
+    HieraForVideoClassificationOutput,
+    HieraModelOutput,
+    as_sequence,
+    watched,
+)
+from hiera_video.hf.sources import PLACES, read_foreign
+from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.layouts import State
+from hiera_video.models.mae import HieraMAE
+from hiera_video.models.masks import num_visible
+from hiera_video.models.unroll import reroll
+
+
+class HieraPreTrainedModel(PreTrainedModel):
+    """What all models share: where weights come from and how new ones start."""
+
+    config: HieraConfig
+    config_class = HieraConfig
+    base_model_prefix = "hiera"
+    main_input_name = "pixel_values"
+    input_modalities = ["video", "image"]  # noqa: RUF012  # transformers' own form
+    supports_gradient_checkpointing = True
+    #: The loss is the mean over the batch, whatever ``num_items_in_batch`` the Trainer knows.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own form
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, and of more forms: those that :func:`hiera_video.hf.sources.read_foreign` reads."""
+        name = pretrained_model_name_or_path
+        hub: dict[str, Any] = {key: kwargs[key] for key in PLACES if kwargs.get(key) is not None}
+        found = None if name is None else read_foreign(os.fspath(name), mae=cls is HieraForPreTraining, **hub)
+        if found is None:
+            return super().from_pretrained(name, *model_args, config=config, **kwargs)
+        state, values = found
+        rest = {key: value for key, value in kwargs.items() if key not in PLACES}
+        if not isinstance(config, HieraConfig):
+            aside = {key: rest.pop(key) for key in ("dtype", "torch_dtype") if key in rest}
+            config, rest = HieraConfig.from_dict(values, return_unused_kwargs=True, **rest)
+            rest |= aside
+        return super().from_pretrained(None, *model_args, config=config, state_dict=cls.named(state), **rest)
+
+    @classmethod
+    def named(cls, state: State) -> State:
+        """A state under our names -> under those of this class."""
+        inside = "trunk." if cls in (HieraModel, HieraBackbone) else "hiera.trunk."
+        return {_named(key, inside): value for key, value in state.items()}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As transformers starts its Hiera; not as ours, whose head starts near 0."""
+        std = self.config.initializer_range
+        if isinstance(module, HieraTrunk):
+            for parameter in module.parameters(recurse=False):  # position embeddings and the mask token
+                initialization.trunc_normal_(parameter, std=std)
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            initialization.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                initialization.constant_(module.bias, std)
+        elif isinstance(module, nn.LayerNorm):
+            initialization.constant_(module.bias, std)
+            initialization.constant_(module.weight, self.config.layer_norm_init)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        self.gradient_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, HieraTrunk):
+                module.set_grad_checkpointing(enable)
+
+    def _wants(self, *given: bool | None) -> list[bool]:
+        """``output_attentions``, ``output_hidden_states`` and ``return_dict``; what is not given says the config."""
+        asked = (self.config.output_attentions, self.config.output_hidden_states, self.config.return_dict)
+        return [bool(default if one is None else one) for one, default in zip(given, asked, strict=True)]
+
+    def _clip(self, pixel_values: Tensor | None, interpolate: bool | None) -> Tensor:
+        """``pixel_values`` as our models take them: video ``[B, C, T, H, W]``."""
+        if pixel_values is None:
+            raise RequestError("You have to specify pixel_values")
+        trained = self.config.input_size
+        if pixel_values.ndim != len(trained) + 2:
+            axes = {2: "[batch, channels, height, width]", 3: "[batch, frames, channels, height, width]"}
+            raise RequestError(
+                f"pixel_values of this model are {axes.get(len(trained), '[batch, channels, length]')}, "
+                f"not of shape {list(pixel_values.shape)}"
+            )
+        clip = pixel_values.transpose(1, 2) if len(trained) == 3 else pixel_values
+        size = tuple(clip.shape[2:])
+        if size != trained and not interpolate:
+            found, wanted = ("x".join(map(str, one)) for one in (size, trained))
+            raise SizeError(f"pixel_values are {found}, the model's {wanted}; pass interpolate_pos_encoding=True")
+        return clip
+
+
+class HieraModel(HieraPreTrainedModel):
+    """Encoder and, with ``add_pooling_layer``, the normalised mean of its tokens; ``is_mae`` hides mask units."""
+
+    def __init__(self, config: HieraConfig, add_pooling_layer: bool = True, is_mae: bool = False) -> None:
+        super().__init__(config)
+        self.is_mae, self.gradient_checkpointing = is_mae, False
+        spec = config.facts().spec
+        self.trunk: HieraTrunk
+        if add_pooling_layer:
+            self.trunk = Hiera(config.encoder(), spec)
+        elif is_mae and config.decoder_depth is not None:
+            self.trunk = HieraMAE(config.autoencoder(), spec)
+        else:
+            self.trunk = HieraTrunk(config.encoder(), spec)
+        self.trunk.position_resize = config.position_resize
+        self.num_features = self.trunk.num_features
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.patch_embed
+
+    def masking(self, clip: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``keep`` bool ``[B, num_mask_units]`` and the rank of each unit's noise: the lowest are visible.
+
+        Without ``noise`` (float, of the same shape) it is drawn from torch's global generator, as transformers does.
+        """
+        number = self.trunk.num_mask_units(tuple(clip.shape[2:]))
+        if noise is None:
+            noise = torch.rand(len(clip), number, device=clip.device)
+        ids_restore = noise.argsort(dim=1).argsort(dim=1).to(clip.device)
+        return ids_restore < num_visible(number, self.config.mask_ratio), ids_restore
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HieraModelOutput | tuple[Any, ...]:
+        """``noise`` ``[B, num_mask_units]`` decides, in MAE mode, which units are visible. ``kwargs`` are ignored."""
+        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        clip = self._clip(pixel_values, interpolate_pos_encoding)
+        keep, ids_restore = self.masking(clip, noise) if self.is_mae else (None, None)
+        with watched(self.trunk, enabled=attentions or hidden) as walk:
+            *_, last = self.trunk.stages(clip, self.trunk.keep_ids(clip, keep))
+        trunk = self.trunk
+        pooled = trunk.forward_head(last.tokens, pre_logits=True) if isinstance(trunk, Hiera) else None
+        output = HieraModelOutput(
+            last_hidden_state=as_sequence(last.tokens),
+            pooler_output=pooled,
+            bool_masked_pos=keep,
+            ids_restore=ids_restore,
+            hidden_states=walk.hidden_states() if hidden else None,
+            attentions=walk.attentions() if attentions else None,
+            reshaped_hidden_states=walk.maps(tuple(clip.shape[2:]), by_unit=self.is_mae) if hidden else None,
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class HieraForPreTraining(HieraPreTrainedModel):
+    """The masked autoencoder; the configuration needs the decoder's fields."""
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__(config)
+        config.autoencoder()
+        self.hiera = HieraModel(config, add_pooling_layer=False, is_mae=True)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        noise: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HieraForPreTrainingOutput | tuple[Any, ...]:
+        """As in :class:`HieraModel`; the loss is over the hidden positions, normalised per patch if so configured."""
+        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        clip = self._clip(pixel_values, interpolate_pos_encoding)
+        size, trunk = tuple(clip.shape[2:]), self.hiera.trunk
+        assert isinstance(trunk, HieraMAE)
+        keep, ids_restore = self.hiera.masking(clip, noise)
+        with watched(trunk, enabled=attentions or hidden) as walk:
+            out = trunk(clip, keep, all_positions=True)
+        grid = trunk.final_grid(size)
+        seen = keep[:, :, None, None].expand(-1, -1, math.prod(grid) // keep.shape[1], 1)
+        visible = reroll(seen, grid, trunk.arch.final_strides).flatten(1)
+        loss = out.loss
+        if not self.config.normalize_pixel_loss:
+            loss = (out.prediction.float() - trunk.target(clip).float())[~visible].square().mean()
+        output = HieraForPreTrainingOutput(
+            loss=loss,
+            logits=out.prediction,
+            bool_masked_pos=visible,
+            ids_restore=ids_restore,
+            hidden_states=walk.hidden_states() if hidden else None,
+            attentions=walk.attentions() if attentions else None,
+            reshaped_hidden_states=walk.maps(size, by_unit=True) if hidden else None,
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class _Classifier(HieraPreTrainedModel):
+    """Encoder, pooling and a linear layer."""
+
+    _output: type[HieraForImageClassificationOutput]
+    _dims: int
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__(config)
+        if len(config.input_size) != self._dims:
+            raise RequestError(
+                f"{type(self).__name__} needs an image_size of {self._dims} numbers in its HieraConfig, "
+                f"not {config.input_size}"
+            )
+        self.num_labels = config.num_labels or 0
+        self.hiera = HieraModel(config)
+        features = self.hiera.num_features
+        self.classifier = nn.Linear(features, self.num_labels) if self.num_labels else nn.Identity()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HieraForImageClassificationOutput | tuple[Any, ...]:
+        """Logits; with ``labels`` the loss that ``config.problem_type`` names, or labels and ``num_labels`` decide:
+        regression (``num_labels`` 1), single-label (int64 ``[B]``), multi-label (float ``[B, num_labels]``).
+        """
+        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        found = self.hiera(
+            pixel_values,
+            output_attentions=attentions,
+            output_hidden_states=hidden,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+        )
+        dropout: Any = self.hiera.trunk.head  # without classes a head is its dropout alone
+        logits = self.classifier(dropout(found.pooler_output))
+        output = self._output(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+            reshaped_hidden_states=found.reshaped_hidden_states,
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class HieraForImageClassification(_Classifier):
+    """The classifier of images."""
+
+    _output = HieraForImageClassificationOutput
+    _dims = 2
+
+
+class HieraForVideoClassification(_Classifier):
+    """The classifier of clips."""
+
+    _output = HieraForVideoClassificationOutput
+    _dims = 3
+
+
+class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
+    """Maps of the stages in ``config.out_features``, each normalised: ``[B, C, (T,) H, W]``.
+
+    They are :class:`HieraModel`'s ``reshaped_hidden_states``. Those of transformers' own backbone are not: it never
+    unrolls its tokens, so that mask units and pooling windows are made of the wrong ones.
+    """
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        arch = config.encoder()
+        self.num_features = [arch.embed_dim, *arch.dims]
+        self.trunk = HieraTrunk(arch, config.facts().spec)
+        self.trunk.position_resize = config.position_resize
+        wanted = zip(self.out_features, self.channels, strict=True)
+        self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(channels) for stage, channels in wanted})
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.patch_embed
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput | tuple[Any, ...]:
+        """``feature_maps`` as above; ``hidden_states`` and ``attentions`` as in :class:`HieraModelOutput`."""
+        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        clip = self._clip(pixel_values, interpolate_pos_encoding)
+        with watched(self.trunk, enabled=True) as walk:
+            for _ in self.trunk.stages(clip):
+                pass
+        maps = dict(zip(self.stage_names, walk.maps(tuple(clip.shape[2:]), by_unit=False), strict=True))
+        output = BackboneOutput(
+            feature_maps=tuple(
+                self.hidden_states_norms[stage](maps[stage]).movedim(-1, 1).contiguous() for stage in self.out_features
+            ),
+            hidden_states=walk.hidden_states() if hidden else None,
+            attentions=walk.attentions() if attentions else None,
+        )
+        return output if as_dict else output.to_tuple()
+
+
+def _named(key: str, inside: str) -> str:
+    if key.startswith("head.projection."):
+        return key.replace("head.projection.", "classifier.")
+    return key if key.startswith("hidden_states_norms.") else inside + key

@@ -1,0 +1,142 @@
+"""What the models return, under transformers' names, and how a walk through our trunk is turned into it.
+
+transformers keeps unrolled tokens as ``[B, T * M, C]``, the places within a mask unit slowest; ours are
+``[B, M, T, C]``. Nothing is computed a second time but attention, which the fused kernels do not give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import ModelOutput
+
+from hiera_video.models.architecture import Architecture
+from hiera_video.models.hiera import HieraTrunk
+from hiera_video.models.unroll import Size, reroll, unit_size, units
+
+
+@dataclass
+class HieraModelOutput(ModelOutput):
+    """``last_hidden_state`` ``[B, N, C]``, unrolled (row-major where every stage change pools); ``pooler_output``
+    ``[B, C]``, its normalised mean.
+
+    With ``output_hidden_states``, of the embedding and of each stage: ``hidden_states`` ``[B, N, C]``, unrolled;
+    ``reshaped_hidden_states``, maps ``[B, (T,) H, W, C]``, or of the visible mask units ``[B, K, (t,) h, w, C]``. With
+    ``output_attentions``, of each stage's last block: ``attentions`` ``[B, heads, windows, queries, keys]``. In MAE
+    mode ``bool_masked_pos`` (bool ``[B, num_mask_units]``, True: visible) and ``ids_restore`` (int64, the rank of each
+    unit's noise).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    bool_masked_pos: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HieraForPreTrainingOutput(ModelOutput):
+    """``loss`` of the hidden positions; ``logits`` ``[B, N, patch]``, the pixels predicted at every position of the
+    decoder's grid, row-major; ``bool_masked_pos`` bool ``[B, N]`` over the same positions, True where visible. The
+    rest as in :class:`HieraModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    bool_masked_pos: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HieraForImageClassificationOutput(ImageClassifierOutput):
+    """``loss`` where labels are given, ``logits`` ``[B, num_labels]``; the rest as in :class:`HieraModelOutput`."""
+
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HieraForVideoClassificationOutput(HieraForImageClassificationOutput):
+    """The same for clips."""
+
+
+@dataclass
+class Walk:
+    """What blocks were given and gave during one walk, while it was watched: unrolled ``[B, M, T, C]``."""
+
+    trunk: HieraTrunk
+    embedding: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def hidden_states(self) -> tuple[Tensor, ...]:
+        """The embedding and each stage, ``[B, N, C]``."""
+        return tuple(as_sequence(tokens) for tokens in (*self.embedding, *self.outputs))
+
+    def maps(self, size: Size, *, by_unit: bool) -> tuple[Tensor, ...]:
+        """The embedding and each stage of an input of ``size``: ``[B, *grid, C]``, or ``[B, K, *unit, C]``."""
+        places = stage_places(self.trunk.arch, size)
+        together = zip((*self.embedding, *self.outputs), (places[0], *places), strict=True)
+        return tuple(as_map(tokens, *place, by_unit=by_unit) for tokens, place in together)
+
+    def attentions(self) -> tuple[Tensor, ...]:
+        """Of each stage's last block, ``[B, heads, windows, queries, keys]`` after the softmax."""
+        found = []
+        for tokens, block in zip(self.inputs, last_blocks(self.trunk), strict=True):
+            weights = block.attn.weights(block.norm1(tokens)).transpose(1, 2)
+            if not block.attn.local:
+                for axis in (-1, -2):
+                    split = weights.unflatten(axis, (tokens.shape[1], -1))
+                    weights = split.transpose(axis, axis - 1).flatten(axis - 1, axis)
+            found.append(weights)
+        return tuple(found)
+
+
+@contextmanager
+def watched(trunk: HieraTrunk, *, enabled: bool) -> Iterator[Walk]:
+    """Looks on while ``trunk`` walks its stages; where not ``enabled`` nothing is kept."""
+    walk = Walk(trunk)
+    with ExitStack() as hooks:
+        if enabled:
+            first = trunk.blocks[0].register_forward_pre_hook(lambda _, args: walk.embedding.append(args[0]))
+            hooks.callback(first.remove)
+            for block in last_blocks(trunk):
+                before = block.register_forward_pre_hook(lambda _, args: walk.inputs.append(args[0]))
+                after = block.register_forward_hook(lambda _, args, output: walk.outputs.append(output))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+        yield walk
+
+
+def last_blocks(trunk: HieraTrunk) -> list[Any]:
+    """The last block of each stage."""
+    stages = trunk.arch.stages
+    return [trunk.blocks[sum(stages[: stage + 1]) - 1] for stage in range(len(stages))]
+
+
+def stage_places(arch: Architecture, size: Size) -> list[tuple[Size, tuple[Size, ...]]]:
+    """Of each stage the grid of tokens, for an input of ``size`` pixels, and the strides not pooled yet."""
+    grid, pools = arch.token_grid(size), [min(stage, arch.q_pool) for stage in range(len(arch.stages))]
+    return [(units(grid, arch.strides[:pooled]), arch.strides[pooled:]) for pooled in pools]
+
+
+def as_sequence(tokens: Tensor) -> Tensor:
+    """Ours ``[B, M, T, C]`` -> transformers' ``[B, T * M, C]``."""
+    return tokens.transpose(1, 2).flatten(1, 2)
+
+
+def as_map(tokens: Tensor, grid: Size, strides: tuple[Size, ...], *, by_unit: bool) -> Tensor:
+    """Unrolled ``[B, M, T, C]`` -> ``[B, *grid, C]``; with ``by_unit`` each mask unit alone, ``[B, M, *unit, C]``."""
+    if not by_unit:
+        return reroll(tokens, grid, strides)
+    unit = unit_size(strides, len(grid))
+    return reroll(tokens.flatten(0, 1).unsqueeze(1), unit, strides).unflatten(0, tokens.shape[:2])

@@ -1,20 +1,22 @@
-"""Ours beside the reference package (hiera-transformer, extra ``test``): clips per second of one forward, or with
-``--task mae`` of one whole training step of the MAE (forward, backward, AdamW) and the memory that the step needs.
+"""Ours beside the peers (hiera-transformer; for images also timm and transformers; all in extra ``test``): how long a
+forward, a fine-tuning step or an MAE's step takes (forward, backward, AdamW), in which memory, and how near the floor.
 
-Both run in this process, with the same weights, on the same input and mask, in pairs whose order alternates, so that
-what else the machine does hits both alike; the ratio is the median over the pairs. What they compute is compared
-first. Memory is measured in a process for each, since a process's peak is never forgotten. Run from a checkout:
+All run in this process, with the same weights, on the same input and mask, in rounds whose order alternates, so that
+what else the machine does hits all alike; ratios are medians over the rounds. What they compute is compared first.
+Memory is measured in a process for each, since a process's peak is never forgotten. The floor is the time that the
+FLOPs of our model take at the rate of a large matrix product, measured between the rounds. Run from a checkout:
 
-    python scripts/benchmark_model.py --model hiera_base_16x224 --batch-size 2 --pairs 20 --json benchmark.json
-    python scripts/benchmark_model.py --task mae --model hiera_base_16x224 --batch-size 1 --pairs 5
+    python scripts/benchmark_model.py --model hiera_base_16x224 --batch-size 2 --compile ours --json base.json
+    python scripts/benchmark_model.py --task mae --model hiera_base_16x224 --batch-size 1 --rounds 5
+    python scripts/benchmark_model.py --frames 8 16 32 --size 112 224 320 --batch-size 1 --json cost.json
+    python scripts/benchmark_model.py --show base.json cost.json --picture cost.png    # a table and a picture of files
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import itertools
 import json
-import math
 import os
 import platform
 import statistics
@@ -23,52 +25,165 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import convert
 from hiera_video.models.mae import HieraMAE, random_keep
-from hiera_video.models.unroll import units
-from hiera_video.models.zoo import MAE_ARCHITECTURES, create_model
+from hiera_video.models.zoo import ARCHITECTURES, MAE_ARCHITECTURES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TITLES = {"peer": "hiera-transformer", "ours": "hiera_video"}
+#: Largest relative difference of outputs and losses, and of gradients.
+TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 0.1), "fp16": (2e-2, 0.1)}
+PEERS = ("reference", "timm", "transformers")
+OURS_ALONE = {"hidden_act", "layer_norm_eps", "qkv_bias", "mask_ratio"}  # fields that the reference does not have
 MIB = 2**20
 
 
-def reference_model(name: str) -> nn.Module:
-    """The reference's model of this name, random weights, giving logits in evaluation too (it applies a softmax)."""
+@dataclass(frozen=True)
+class Case:
+    """What is measured; ``size`` (frames, height, width) or (height, width); ``device`` as torch names it."""
+
+    task: str
+    model: str
+    size: tuple[int, ...]
+    batch_size: int
+    precision: str
+    device: str
+
+    @property
+    def arch(self) -> Architecture:
+        arch = MAE_ARCHITECTURES[f"mae_{self.model}"] if self.task == "mae" else ARCHITECTURES[self.model]
+        return replace(arch, input_size=self.size)
+
+
+# ---- the contenders
+
+
+def build(case: Case, who: str) -> nn.Module:
+    """The model of one package, with its own random weights, on the case's device."""
+    arch, image = case.arch, len(case.size) == 2
+    model: nn.Module
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports a module path of timm that timm has deprecated
-        import hiera
-    if not hasattr(hiera, name):
-        raise SystemExit(f"hiera-transformer has no {name}")
-    model: nn.Module = getattr(hiera, name)(pretrained=False)
-    if not name.startswith("mae_"):
-        model.head.act_func = nn.Identity()  # type: ignore[union-attr]
-    return model
+        warnings.simplefilter("ignore")  # the reference imports a module path of timm that timm has deprecated
+        if who == "ours":
+            model = HieraMAE(arch) if isinstance(arch, MAEArchitecture) else Hiera(arch)
+        elif who == "reference":
+            from hiera import Hiera as Reference
+            from hiera.hiera_mae import MaskedAutoencoderHiera
+
+            unknown = OURS_ALONE | ({"num_classes", "head_init_scale"} if case.task == "mae" else set())
+            fields = {name: value for name, value in vars(arch).items() if name not in unknown}
+            model = MaskedAutoencoderHiera(**fields) if case.task == "mae" else Reference(**fields)
+            if case.task != "mae":
+                model.head.act_func = nn.Identity()  # type: ignore[union-attr]  # else a softmax, in evaluation
+        elif who == "timm" and image and case.task != "mae":
+            import timm
+
+            model = timm.create_model(case.model, num_classes=arch.num_classes, img_size=case.size)
+        elif who == "transformers" and image and case.task != "mae":
+            import transformers
+
+            config = transformers.HieraConfig(
+                image_size=list(case.size),
+                embed_dim=arch.embed_dim,
+                depths=list(arch.stages),
+                num_heads=list(arch.heads),
+            )
+            config.num_labels = arch.num_classes
+            model = transformers.HieraForImageClassification(config)
+        else:
+            raise ImportError(who)
+    return model.to(case.device)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+class Contender:
+    """One package's model, eager or compiled, its optimizer and the batch, which depends on the case alone."""
+
+    def __init__(self, case: Case, name: str) -> None:
+        self.case = case
+        torch.manual_seed(0)
+        self.model = build(case, name.removesuffix(" compiled"))
+        self.training = case.task != "inference"
+        self.model.train(self.training)
+        dtype = PRECISIONS[case.precision]
+        clip = torch.randn(case.batch_size, 3, *case.size, generator=torch.Generator().manual_seed(0))
+        self.clip = clip.to(case.device)
+        if not self.training:
+            self.model.to(dtype)
+            self.clip = self.clip.to(dtype)
+        self.labels = torch.arange(case.batch_size, device=case.device) % case.arch.num_classes
+        if isinstance(case.arch, MAEArchitecture):
+            num_units = HieraMAE.num_mask_units(ours_on_meta(case))  # type: ignore[arg-type]
+            generator = torch.Generator().manual_seed(1)
+            self.keep = random_keep(case.batch_size, num_units, case.arch.mask_ratio, generator=generator)
+            self.keep = self.keep.to(case.device)
+        self.run: Any = torch.compile(self.model) if name.endswith(" compiled") else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4) if self.training else None
+
+    def output(self) -> Tensor:
+        """Logits, or the loss of a training task."""
+        precision = self.case.precision
+        lower = self.training and precision != "fp32"
+        with torch.autocast(self.clip.device.type, PRECISIONS[precision], enabled=lower):
+            if self.case.task == "mae":
+                if isinstance(self.model, HieraMAE):
+                    return self.run(self.clip, self.keep).loss
+                return self.run(self.clip, mask=self.keep)[0]
+            logits = self.run(self.clip)
+            logits = logits if isinstance(logits, Tensor) else logits.logits
+        return nn.functional.cross_entropy(logits.float(), self.labels) if self.training else logits
+
+    def step(self) -> None:
+        """What is timed."""
+        if self.optimizer is None:
+            with torch.inference_mode():
+                self.output()
+            return
+        self.output().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
-def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+def ours_on_meta(case: Case) -> nn.Module:
+    return build(replace(case, device="meta"), "ours")
+
+
+def flops(case: Case) -> int:
+    """FLOPs of our step by torch's counter: products of matrices, attention, convolutions; the optimizer aside."""
+    model = ours_on_meta(case).train(case.task != "inference")
+    clip = torch.empty(case.batch_size, 3, *case.size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        if isinstance(model, HieraMAE):
+            keep = random_keep(case.batch_size, model.num_mask_units(), model.arch.mask_ratio)
+            model(clip, np.asarray(keep)).loss.backward()
+        else:
+            out = model(clip).sum()
+            if case.task == "finetune":
+                out.backward()
+    return counter.get_total_flops()
+
+
+# ---- measuring
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
     """Wall time of one call, the device's queue included."""
-    if device.type == "cuda":
+    cuda = device.startswith("cuda")
+    if cuda:
         torch.cuda.synchronize(device)
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
+    if cuda:
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
@@ -79,134 +194,133 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median, "quartile_low": low, "quartile_high": high}
 
 
-def alternate(
-    calls: dict[str, Callable[[], Tensor]], *, pairs: int, batch_size: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Clips per second of the two ``calls``, in pairs whose order alternates, and their ratio."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for pair in range(pairs):
-        for name in calls if pair % 2 == 0 else reversed(calls):
-            times[name].append(seconds(calls[name], device))
-    return {
-        "peer_clips_per_second": spread([batch_size / t for t in times["peer"]]),
-        "ours_clips_per_second": spread([batch_size / t for t in times["ours"]]),
-        "ratio": spread([p / o for p, o in zip(times["peer"], times["ours"], strict=True)]),
-    }
+def agree(case: Case, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
+    """Gives all of them our weights, and the largest relative differences of what they compute.
+
+    Ends the program where one exceeds its tolerance: there would be nothing to compare. It is also the warm-up.
+    """
+    ours = contenders["ours"]
+    weights = ours.model.state_dict()
+    for contender in contenders.values():
+        with torch.no_grad():
+            for name, tensor in convert(contender.model.state_dict()).items():
+                tensor.copy_(weights[name])
+    tolerances = dict(zip(("output", "gradient"), TOLERANCES[case.precision], strict=True))
+    found: dict[str, dict[str, float]] = {}
+    with torch.set_grad_enabled(ours.training):
+        expected = {name: contender.output() for name, contender in contenders.items()}
+    for name, contender in contenders.items():
+        got, wanted = expected[name].detach().float(), expected["ours"].detach().float()
+        found[name] = {"output": float((got - wanted).abs().max() / wanted.abs().max())}
+        if ours.training:
+            expected[name].backward()
+            found[name]["gradient"] = gradient_difference(contender.model, ours.model)
+        for what, difference in found[name].items():
+            if not difference <= tolerances[what]:
+                sys.exit(f"{case.model}, {name}: {what} is {difference:.1e} away, more than {tolerances[what]:.0e}")
+    for contender in contenders.values():
+        contender.model.zero_grad()
+    return found
 
 
-def agreed(what: str, difference: float, tolerance: float) -> float:
-    """``difference``, or the end of the program where it exceeds ``tolerance``."""
-    if not difference <= tolerance:
-        raise SystemExit(f"{what} differ by {difference:.1e}, more than {tolerance:.0e}: nothing to compare")
-    return difference
+def gradient_difference(other: nn.Module, ours: nn.Module) -> float:
+    """Norm of the difference relative to that of our gradient: the largest over the parameters."""
+    theirs = convert({name: p.grad for name, p in other.named_parameters() if p.grad is not None})
+    wanted = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    assert theirs.keys() == wanted.keys()
+    return max(float((theirs[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted)
 
 
-@torch.inference_mode()
-def inference(model: str, *, batch_size: int, pairs: int, device: torch.device, precision: str) -> dict[str, Any]:
-    """One forward of the classifier: everything measured, as it goes into the JSON file."""
-    torch.manual_seed(0)
-    dtype = PRECISIONS[precision]
-    peer, ours = reference_model(model).eval(), create_model(model).eval()
-    ours.load_state_dict(peer.state_dict(), strict=True)
-    peer.to(device, dtype)
-    ours.to(device, dtype)
-    clip = torch.randn(batch_size, 3, *ours.arch.input_size, device=device, dtype=dtype)
-
-    expected, got = peer(clip).float(), ours(clip).float()  # also the warm-up
-    difference = float((got - expected).abs().max() / expected.abs().max())
-    calls = {"peer": lambda: peer(clip), "ours": lambda: ours(clip)}
-    return {
-        "max_relative_difference": agreed(f"{model}: outputs", difference, 1e-5 if precision == "fp32" else 2e-2),
-        **alternate(calls, pairs=pairs, batch_size=batch_size, device=device),
-    }
-
-
-class Training:
-    """An MAE of either package, its optimizer and one batch, the same for both."""
-
-    def __init__(self, side: str, model: str, batch_size: int, device: torch.device) -> None:
-        arch = MAE_ARCHITECTURES[f"mae_{model}"]
-        torch.manual_seed(0)
-        self.clip = torch.randn(batch_size, 3, *arch.input_size).to(device)
-        num_units = math.prod(units(arch.token_grid(arch.input_size), arch.strides))
-        self.keep = random_keep(batch_size, num_units, arch.mask_ratio).to(device)
-        build = create_model if side == "ours" else reference_model
-        self.model: nn.Module = build(f"mae_{model}").to(device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-
-    def loss(self) -> Tensor:
-        if isinstance(self.model, HieraMAE):
-            return self.model(self.clip, self.keep).loss
-        return self.model(self.clip, mask=self.keep)[0]
-
-    def step(self) -> Tensor:
-        """Forward, backward, AdamW, zero_grad: the loss."""
-        loss = self.loss()
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss
-
-
-def mae(model: str, *, batch_size: int, pairs: int, device: torch.device) -> dict[str, Any]:
-    """One training step of the MAE: everything measured, as it goes into the JSON file."""
+def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> dict[str, Any]:
+    """Everything of one case, as it goes into the JSON file."""
     # Before models are made here: on Linux a child's peak starts from that of the process that started it.
-    memory = {side: memory_in_child(side, model, batch_size, device) for side in TITLES}
-    peer, ours = (Training(side, model, batch_size, device) for side in TITLES)
-    ours.model.load_state_dict(peer.model.state_dict(), strict=True)
-    expected, got = peer.loss(), ours.loss()
-    expected.backward()
-    got.backward()
-    loss = (got - expected).abs().item() / expected.item()
-    gradients = gradient_difference(ours.model, peer.model)
-    for side in (peer, ours):
-        side.optimizer.zero_grad()
-        side.step()  # the warm-up
-    return {
-        "loss_relative_difference": agreed(f"mae_{model}: losses", loss, 1e-5),
-        "gradient_relative_difference": agreed(f"mae_{model}: gradients", gradients, 1e-4),
-        **alternate({"peer": peer.step, "ours": ours.step}, pairs=pairs, batch_size=batch_size, device=device),
-        **{f"{side}_memory": figures for side, figures in memory.items()},
-        "memory_ratio": {key: memory["ours"][key] / memory["peer"][key] for key in ("step", "peak")},
-    }
+    memories = {name: memory_in_child(case, name) for name in names} if with_memory else {}
+    contenders = {name: Contender(case, name) for name in names}
+    differences = agree(case, contenders)
+    for contender in contenders.values():
+        contender.step()
+    side = 8192 if case.device.startswith("cuda") else 2048
+    matrix = torch.randn(side, side, device=case.device).to(PRECISIONS[case.precision])
+    times: dict[str, list[float]] = {name: [] for name in (*names, "product")}
+    calls: dict[str, Callable[[], object]] = {name: contender.step for name, contender in contenders.items()}
+    calls["product"] = lambda: matrix @ matrix
+    calls["product"]()
+    for number in range(rounds):
+        for name in calls if number % 2 == 0 else reversed(calls):
+            times[name].append(seconds(calls[name], case.device))
+    work, ceiling = flops(case), 2 * side**3 / statistics.median(times["product"])
+    rows = {}
+    for name in names:
+        median = statistics.median(times[name])
+        rows[name] = {
+            "seconds": spread(times[name]),
+            "clips_per_second": case.batch_size / median,
+            "flops_per_second": work / median,
+            "times_floor": median / (work / ceiling),
+            "differences": differences[name],
+            "memory": memories.get(name),
+            "speed_over": {
+                peer: spread([p / o for p, o in zip(times[peer], times[name], strict=True)])
+                for peer in names
+                if peer in PEERS
+            },
+        }
+    facts = {"case": asdict(case), "rounds": rounds, "flops": work, "ceiling_flops_per_second": ceiling}
+    if case.device.startswith("cuda"):
+        facts["ours_synchronises"] = synchronises(contenders["ours"])
+    return facts | {"machine": machine(case.device), "rows": rows}
 
 
-def gradient_difference(ours: nn.Module, peer: nn.Module) -> float:
-    """Norm of the difference relative to the norm of the reference's gradient: the largest over the parameters."""
-    theirs = dict(peer.named_parameters())
-    largest = 0.0
-    for name, parameter in ours.named_parameters():
-        got, expected = parameter.grad, theirs[name].grad
-        assert got is not None and expected is not None, name
-        largest = max(largest, float((got - expected).norm() / expected.norm()))
-    return largest
+def synchronises(contender: Contender) -> str | None:
+    """The call in a forward and backward on CUDA that waits for the device, if there is one."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        # As the training loop has it, the mask is on the host.
+        if contender.case.task == "mae":
+            contender.model(contender.clip, contender.keep.cpu().numpy()).loss.backward()
+        else:
+            contender.output()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
 
 
-def memory_in_child(side: str, model: str, batch_size: int, device: torch.device) -> dict[str, float]:
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu
+    return {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def memory_in_child(case: Case, name: str) -> dict[str, float]:
     """:func:`memory` in a process of its own."""
-    options = f"--task mae --model {model} --batch-size {batch_size} --device {device} --memory-of {side}"
     # glibc then gives freed tensors back at once: what is resident is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    command = [sys.executable, __file__, *options.split()]
+    command = [sys.executable, __file__, "--memory-of", name, json.dumps(asdict(case))]
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     figures: dict[str, float] = json.loads(child.stdout)
     return figures
 
 
-def memory(side: str, model: str, batch_size: int, device: torch.device) -> dict[str, float]:
+def memory(case: Case, name: str) -> dict[str, float]:
     """MiB: ``peak`` of this process (CUDA: of its tensors), and ``step``, what a step takes of it beyond the model, the
     optimizer's state and the batch.
     """
-    training = Training(side, model, batch_size, device)
-    training.step()  # makes the optimizer's state; libraries load their parts
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        training.step()
-        peak = torch.cuda.max_memory_allocated(device)
+    contender = Contender(case, name)
+    contender.step()  # makes the optimizer's state; libraries load their parts
+    if case.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(case.device)
+        before = torch.cuda.memory_allocated(case.device)
+        contender.step()
+        peak = torch.cuda.max_memory_allocated(case.device)
     else:
         before = psutil.Process().memory_info().rss
-        training.step()
+        contender.step()
         peak = peak_resident()
     return {"step": (peak - before) / MIB, "peak": peak / MIB}
 
@@ -221,53 +335,129 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def report(result: dict[str, Any]) -> None:
-    """The result in words."""
-    on = result["machine"]
-    print(
-        f"{result['task']} of {result['model']}, {result['precision']}, batch {result['batch_size']}, "
-        f"{result['pairs']} pairs: medians [quartiles]"
+# ---- showing
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table, a row for each contender of each case."""
+    header = (
+        "task, model, input, precision, batch",
+        "",
+        "clips/s",
+        "GFLOP/s",
+        "times floor",
+        "MiB a step",
+        "speed over",
     )
-    print(f"{on['device']}, {on['threads']} CPU threads, torch {on['torch']}")
-    differences = {key: value for key, value in result.items() if key.endswith("relative_difference")}
-    print(", ".join(f"{key.replace('_', ' ')} {value:.1e}" for key, value in differences.items()))
-    rows = [(title, f"{side}_clips_per_second", " clips/s") for side, title in TITLES.items()]
-    for title, key, unit in [*rows, ("ratio", "ratio", "")]:
-        figures = result[key]
-        low, high = figures["quartile_low"], figures["quartile_high"]
-        print(f"{title:18} {figures['median']:7.3f}{unit} [{low:.3f}, {high:.3f}]")
-    if result["task"] == "mae":
-        for side, title in TITLES.items():
-            figures = result[f"{side}_memory"]
-            print(f"{title:18} {figures['step']:7.0f} MiB for a step, {figures['peak']:.0f} MiB at the peak")
-        figures = result["memory_ratio"]
-        print(f"{'memory ratio':18} {figures['step']:7.3f} for a step, {figures['peak']:.3f} at the peak")
+    lines = [f"| {' | '.join(header)} |", "|" + "-|" * len(header)]
+    for result in results:
+        case = result["case"]
+        size = "x".join(map(str, case["size"]))
+        what = f"{case['task']}, {case['model']}, {size}, {case['precision']}, {case['batch_size']}"
+        for name, row in result["rows"].items():
+            ratios = {peer: ratio["median"] for peer, ratio in row["speed_over"].items() if peer != name}
+            over = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in ratios.items())
+            used = f"{row['memory']['step']:.0f}" if row["memory"] else ""
+            figures = f"{row['clips_per_second']:.3g} | {row['flops_per_second'] / 1e9:.0f} | {row['times_floor']:.2f}"
+            lines.append(f"| {what} | {name} | {figures} | {used} | {over} |")
+            what = ""
+    return "\n".join(lines)
+
+
+def report(result: dict[str, Any]) -> None:
+    """What is measured of one case, in words."""
+    on = result["machine"]
+    ceiling = result["ceiling_flops_per_second"] / 1e9
+    print(f"{on['device']}, {on['threads']} CPU threads, torch {on['torch']}; {result['rounds']} rounds, medians")
+    print(f"a step is {result['flops'] / 1e9:.1f} GFLOP; a large matrix product does {ceiling:.0f} GFLOP/s")
+    print(table([result]))
+    for name, row in result["rows"].items():
+        quartiles = f"{row['seconds']['quartile_low']:.3f} to {row['seconds']['quartile_high']:.3f} s a step"
+        differences = ", ".join(f"{what} {value:.1e}" for what, value in row["differences"].items())
+        peak = f"; {row['memory']['peak']:.0f} MiB at the peak" if row["memory"] else ""
+        print(f"{name}: quartiles {quartiles}; relative to ours: {differences}{peak}")
+    if result.get("ours_synchronises"):
+        print(f"a step of ours waits for the device: {result['ours_synchronises']}")
+
+
+def picture(results: list[dict[str, Any]], path: Path) -> None:
+    """Seconds a clip against frames and against resolution, both axes logarithmic; dashed, the floor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    videos = [result for result in results if len(result["case"]["size"]) == 3]
+    for axis, plot, label in ((0, axes[0], "frames"), (1, axes[1], "height and width, pixels")):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for result in videos:
+            case = result["case"]
+            usual = ARCHITECTURES[case["model"]].input_size
+            if any(case["size"][other] != usual[other] for other in range(3) if (other == 0) != (axis == 0)):
+                continue
+            floor = result["flops"] / result["ceiling_flops_per_second"]
+            points = {name: row["seconds"]["median"] for name, row in result["rows"].items()} | {"floor": floor}
+            for name, value in points.items():
+                key = f"{case['model']}, {name}"
+                lines.setdefault(key, []).append((case["size"][axis], value / case["batch_size"]))
+        for name, line in lines.items():
+            x, y = zip(*sorted(line), strict=True)
+            plot.plot(x, y, linestyle="--" if name.endswith("floor") else "-", marker="o", markersize=3, label=name)
+        ticks = sorted({x for line in lines.values() for x, _ in line})
+        plot.set(xscale="log", yscale="log", xlabel=label, xticks=ticks, xticklabels=ticks)
+        plot.minorticks_off()
+        plot.grid(alpha=0.3)
+    axes[0].set_ylabel(f"seconds a clip ({videos[0]['case']['task']})" if videos else "")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def contenders_of(task: str, image: bool, peers: list[str], compiled: str) -> list[str]:
+    """Names in the order of the rows."""
+    possible = PEERS if image and task != "mae" else PEERS[:1]
+    names = ["ours", *(peer for peer in possible if peer in peers)]
+    return names + [f"{name} compiled" for name in names if compiled == "all" or (compiled, name) == ("ours", "ours")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("inference", "mae"), default="inference")
-    parser.add_argument("--model", default="hiera_base_16x224", help="a classifier's name that both packages know")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
-    parser.add_argument("--memory-of", choices=TITLES, help=argparse.SUPPRESS)  # what memory_in_child asks for
-    options = parser.parse_args()
-    if options.task == "mae" and options.precision != "fp32":
-        parser.error("--task mae is measured in fp32")
-    if options.memory_of:
-        print(json.dumps(memory(options.memory_of, options.model, options.batch_size, options.device)))
+    if sys.argv[1:2] == ["--memory-of"]:  # what memory_in_child asks for
+        fields = json.loads(sys.argv[3])
+        print(json.dumps(memory(Case(**fields | {"size": tuple(fields["size"])}), sys.argv[2])))
         return
-    settings = {"batch_size": options.batch_size, "pairs": options.pairs, "device": options.device}
-    forward = functools.partial(inference, precision=options.precision)
-    measured = (mae if options.task == "mae" else forward)(options.model, **settings)
-    said = {key: getattr(options, key) for key in ("task", "model", "batch_size", "pairs", "precision")}
-    result = said | measured | {"machine": machine(options.device)}
-    report(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("inference", "mae", "finetune"), default="inference")
+    known = sorted(ARCHITECTURES)
+    parser.add_argument("--model", nargs="+", choices=known, default=["hiera_base_16x224"], metavar="NAME")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[2])
+    parser.add_argument("--frames", type=int, nargs="+", help="of a video; default: the model's own")
+    parser.add_argument("--size", type=int, nargs="+", help="height and width, pixels; default: the model's own")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
+    parser.add_argument("--compile", choices=("none", "ours", "all"), default="none", help="what also runs compiled")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--no-memory", action="store_true", help="do not start processes to measure memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="measure nothing, show these files")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="cost against frames and resolution, of videos")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    if options.show:
+        results = [result for file in options.show for result in json.loads(file.read_text())]
+        print(table(results))
+    else:
+        axes = (options.model, options.precision, options.batch_size, options.frames or [None], options.size or [None])
+        for model, precision, batch_size, frames, side in itertools.product(*axes):
+            size = ARCHITECTURES[model].input_size
+            time_axis = size[:-2] if frames is None else (frames,) * (len(size) - 2)
+            size = time_axis + (size[-2:] if side is None else (side, side))
+            case = Case(options.task, model, size, batch_size, precision, options.device)
+            names = contenders_of(options.task, len(size) == 2, options.peers, options.compile)
+            results.append(measure(case, names, options.rounds, with_memory=not options.no_memory))
+            report(results[-1])
+            if options.json:  # after each case: a long list may be stopped
+                options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if options.picture:
+        picture(results, options.picture)
 
 
 if __name__ == "__main__":

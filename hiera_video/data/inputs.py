@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.shards import is_member
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address, local_file
 from hiera_video.errors import UnreadableVideo
 
@@ -29,7 +30,7 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
     """
     found: list[tuple[str, str | None]] = []
     for name in inputs:
-        if is_address(name) or os.path.isfile(name):
+        if is_address(name) or is_member(name) or os.path.isfile(name):
             found.append((name, None))
         elif os.path.isdir(name):
             files = sorted(_walk(name))

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from hiera_video import resources
 from hiera_video.data import annotations as formats
 from hiera_video.data.annotations import Entries, plain, wrong
-from hiera_video.data.sources import is_address
-from hiera_video.errors import RequestError
+from hiera_video.data.shards import below_address, is_member
+from hiera_video.data.sources import is_address, local_file
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.resources import TORCHVISION, Card, load_card
 
 log = logging.getLogger("hiera_video")
@@ -114,12 +115,14 @@ def list_videos(
     """The videos of a dataset, whether the files are there or not.
 
     ``source``: a card's name or YAML file; a folder with one folder per class (or with train, val, test of such); or
-    an annotation file (.csv, .txt, .tsv; .json of SSv2). ``root``: where the dataset lies, or what a file's paths are
-    relative to; by default the folder of the file. ``classes``: their order, by default the card's, the format's own,
+    an annotation file (.csv, .txt, .tsv; .json of SSv2), also by its http(s) address; or a folder of tar shards with an
+    index.csv. ``root``: where the dataset lies, or what a file's paths are relative to; by default the folder of the
+    file. ``classes``: their order, by default the card's, the format's own,
     or the sorted labels. ``images``: class folders hold pictures, not videos (a card or an annotation file says so by
     itself). Logs a warning where a card's published number differs. Raises :class:`RequestError`.
     """
-    card, place = card_of(source), os.fspath(root or Path(source).parent)
+    source = _shard_index(os.fspath(source), split) or source
+    card, place = card_of(source), os.fspath(root or os.path.dirname(source) or ".")
     if card is not None:
         if root is None and not resources.is_path(source):
             raise RequestError(f"where is {card.name}? Name its folder as root")
@@ -129,6 +132,8 @@ def list_videos(
         entries = _class_folders(os.fspath(source), split, images=images)
     elif os.path.isfile(source):
         entries = _read_file(source, split, place)
+    elif is_address(os.fspath(source)):
+        entries = _fetch_file(os.fspath(source), split, place)
     else:
         nearest = difflib.get_close_matches(os.fspath(source), resources.names("datasets"), n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"cards: {', '.join(resources.names('datasets'))}"
@@ -136,11 +141,12 @@ def list_videos(
     if not entries.paths:
         what = "picture" if images else "video (pictures need images)"
         raise RequestError(f"{entries.file} lists no {what} of the split {split}")
+    if not classes and is_member(entries.paths[0]):
+        classes = _shard_classes(os.fspath(source))
     labels, names = _numbered(entries, list(classes) if classes else entries.classes)
+    join = below_address if is_address(entries.folder) else os.path.join
     # ":/" first: to take a quarter of a million paths apart as addresses would cost a second.
-    paths = (
-        path if ":/" in path and is_address(path) else os.path.join(entries.folder, path) for path in entries.paths
-    )
+    paths = (path if ":/" in path and is_address(path) else join(entries.folder, path) for path in entries.paths)
     return VideoList.make(paths, labels, names, starts=entries.starts or None, ends=entries.ends or None)
 
 
@@ -204,6 +210,43 @@ def _read_file(file: str | os.PathLike[str], split: str, folder: str) -> Entries
     if len(columns) > 1 and set(columns) & set(formats.PATH_COLUMNS):
         return formats.read_table(path, folder)
     return formats.read_list(path, folder)
+
+
+def _fetch_file(address: str, split: str, folder: str) -> Entries:
+    """:func:`_read_file` of a file at an address. It is asked for once."""
+    try:
+        with local_file(address) as file:
+            try:
+                entries = _read_file(file, split, folder)
+            except RequestError as error:
+                raise RequestError(str(error).replace(file, address)) from None
+    except UnreadableVideo as error:
+        raise RequestError(str(error)) from error
+    entries.file = address
+    return entries
+
+
+def _shard_index(source: str, split: str) -> str | None:
+    """The index of a folder of shards, or of the split's folder below it."""
+    for folder in (source, os.path.join(source, split)):
+        index = os.path.join(folder, "index.csv")
+        if os.path.isfile(index) and any(name.endswith(".tar") for name in os.listdir(folder)):
+            return index
+    return None
+
+
+def _shard_classes(index: str) -> list[str] | None:
+    """The order of the classes of shards: the lines of classes.txt beside their index, where there is one."""
+    place = f"{os.path.dirname(index)}/classes.txt"
+    try:
+        with local_file(place) as file:
+            text = Path(file).read_text(encoding="utf-8", errors="surrogateescape")
+            return [name for name in text.split("\n") if name]
+    except UnreadableVideo as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "code", None) in (404, 410):
+            return None
+        raise RequestError(str(error)) from error
 
 
 def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
@@ -310,6 +353,8 @@ def _class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
             entries.classes = sorted(formats.subfolders(os.path.join(folder, "train")))
         return entries
     if not found:
+        if any(name.endswith(".tar") for name in os.listdir(folder)):
+            raise RequestError(f"{folder} has shards but no index.csv: `scripts/make_shards.py index` makes it")
         raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
     return formats.read_folders(folder, images=images)
 

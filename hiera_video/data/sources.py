@@ -1,4 +1,4 @@
-"""Where a video's bytes come from: a file, an address, memory, or a folder of pictures."""
+"""Where a video's bytes come from: a file, an address, a place in a shard, memory, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from http.client import HTTPException
 from typing import BinaryIO, TypeAlias
 from urllib.parse import urlsplit
 
+from hiera_video.data.shards import local_copy, parse_member
 from hiera_video.errors import UnreadableVideo
 
 #: A path or http(s) address, the bytes of a file, or an open binary file that can seek.
@@ -37,17 +38,25 @@ def is_address(path: str) -> bool:
 
 
 def extension(path: str) -> str:
-    """In lower case, with its dot; of an address, that of its path."""
-    return os.path.splitext(urlsplit(path).path if is_address(path) else path)[1].lower()
+    """In lower case, with its dot; of an address, that of its path; of a file in a shard, that of its name."""
+    member = parse_member(path)
+    name = member.name if member is not None else urlsplit(path).path if is_address(path) else path
+    return os.path.splitext(name)[1].lower()
 
 
 @contextmanager
 def local_file(path: str) -> Iterator[str]:
-    """The absolute path of a file that is there and not empty; an http(s) address is downloaded for as long.
+    """The absolute path of a file that is there and not empty; an http(s) address is downloaded for as long, and a file
+    in a shard copied.
 
     Downloaded, not handed to FFmpeg: times, frames and a second decoder each read the file, and the network once.
     Raises :class:`UnreadableVideo`, one sentence.
     """
+    member = parse_member(path)
+    if member is not None:
+        with local_copy(member) as copy:
+            yield copy
+        return
     if is_address(path):
         with tempfile.TemporaryDirectory(prefix="hiera_video_") as folder:
             target = os.path.join(folder, os.path.basename(urlsplit(path).path) or "download")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hiera_video.data.isolated import IsolatedReader
 from hiera_video.data.lists import VideoList, card_of, list_videos
+from hiera_video.data.shards import parse_member
 from hiera_video.data.sources import is_address
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.outputs import check_output
@@ -251,7 +252,11 @@ def _still_holds(checked: Checked, decode: str) -> bool:
 
 
 def _size(path: str) -> int | None:
+    """Bytes; of a file in a shard, those that are there: a shard that was cut off may have been copied again since."""
+    member = parse_member(path)
     try:
+        if member is not None:
+            return max(0, min(member.end, os.stat(member.shard).st_size) - member.offset)
         return os.stat(path).st_size
     except OSError:
         return None

@@ -128,7 +128,7 @@ class Contender:
             self.keep = random_keep(case.batch_size, num_units, case.arch.mask_ratio, generator=generator)
             self.keep = self.keep.to(case.device)
         self.run: Any = torch.compile(self.model) if name.endswith(" compiled") else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4) if self.training else None
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True) if self.training else None
 
     def output(self) -> Tensor:
         """Logits, or the loss of a training task."""

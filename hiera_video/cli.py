@@ -46,6 +46,16 @@ JOBS = {
         "list models with their size, cost and published weights",
         "hiera-video models '*16x224'",
     ),
+    "export": (
+        "hiera_video.tasks.export:export",
+        "write a model as an ONNX file, or for torch.export",
+        "hiera-video export hiera_nano_16x64.camera_motion --output camera_motion.onnx",
+    ),
+    "serve": (
+        "hiera_video.tasks.serve:serve",
+        "open a page in the browser for videos that are dropped on it",
+        "hiera-video serve --model hiera_nano_16x64.camera_motion",
+    ),
     "data check": (
         "hiera_video.tasks.check:check",
         "count the videos of a dataset that are missing, broken or too short",
@@ -74,6 +84,8 @@ UNITS = {
     "probe": "method",
     "search": "hit",
     "models": "model",
+    "export": None,
+    "serve": None,
     "data check": None,
     "pretrain": None,
     "finetune": None,
@@ -157,7 +169,7 @@ def _run(job: str, argv: list[str]) -> int:
 def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hiera_video").setLevel(level)
-    for name in ("faiss", "httpx", "httpcore", "huggingface_hub"):
+    for name in ("faiss", "httpx", "httpcore", "huggingface_hub", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -307,6 +319,9 @@ def _parser(job: str, function: Any, example: str) -> Any:
         if parameter.kind is parameter.KEYWORD_ONLY:
             option, needed = "--" + name.replace("_", "-"), parameter.default is parameter.empty
             default = None if needed else parameter.default
+            if hints[name] is bool:
+                parser.add_argument(option, action="store_true", help=text)
+                continue
             parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
         elif get_origin(hints[name]) is list:
             parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
@@ -352,10 +367,13 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
+    from hiera_video.outputs import as_text
+
     code, unit, collected = 0, UNITS[job], []
+    endless = getattr(records, "endless", False)
     writer: csv.DictWriter[str] | None = None
     try:
-        for record in tqdm(records, unit=unit or "", disable=None if unit else True, file=sys.stderr):
+        for record in tqdm(records, unit=unit or "", disable=None if unit and not endless else True, file=sys.stderr):
             if record.error is not None:
                 code = 1
             if style == "json":
@@ -370,10 +388,11 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
                     writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
                     writer.writeheader()
                 writer.writerows(rows)
+                stream.flush()
             else:
-                print(_table(record), file=stream, flush=True)
+                print(as_text(record.rows()), file=stream, flush=True)
     except KeyboardInterrupt:
-        code = 130
+        code = code if endless else 130  # there is no other end
     if style == "json":
         print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
     elif collected:
@@ -382,33 +401,6 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
         writer.writerows(collected)
     stream.flush()
     return code
-
-
-def _table(record: Record) -> str:
-    """A block of aligned lines for one record."""
-    lines = []
-    for row in record.rows():
-        if "similarity" in row:
-            return f"{row['similarity']:7.4f}  {row['start']:8.2f} to {row['end']:8.2f} s  {row['input']}"
-        if "label" not in row:
-            return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
-        if row["rank"] is not None:
-            lines.append(f"  {row['score']:6.1%}  {row['label']}")
-    duration = row["duration"]
-    head = row["input"] + (f"  ({duration:.2f} s)" if duration else "")
-    error = [f"  error: {row['error']}"] if row["error"] else []
-    return "\n".join([head, *lines, *error])
-
-
-def _cell(key: str, value: Any) -> str:
-    units = {"params_m": " M", "gflop": " GFLOP"}
-    if key in units:
-        return f"{value:8.2f}{units[key]}"
-    if isinstance(value, int):
-        return f"{value} {key}".ljust(16)
-    if isinstance(value, float) or value is None:
-        return f"{key} {'-' if value is None else f'{value:.4g}'}".ljust(16)
-    return str(value).ljust({"name": 24, "class": 40}.get(key, 10))
 
 
 def _fail(message: str) -> int:

@@ -80,6 +80,7 @@ def test_options_of_classify_are_a_decision() -> None:
         "picture",
         "timeline",
         "hop",
+        "live",
     ]
 
 

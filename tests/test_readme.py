@@ -26,13 +26,15 @@ from hiera_video.models.weights import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/features.md", "docs/training.md", "docs/transformers.md")
+PAGES = ("README.md", "docs/data.md", "docs/export.md", "docs/features.md", "docs/training.md", "docs/transformers.md")
 #: Commands that are not run here, by how they begin, and why.
 NOT_RUN = (
     ("pip install", ".ci/run installs and tests as the README says"),
     ("pytest", ".ci/run installs and tests as the README says"),
     ("hiera-video classify videos/ --model hiera_base", "test_a_kinetics_model_is_fetched_and_answers runs it"),
     ("hiera-video data check kinetics400", "needs Kinetics; tests/test_check.py runs it on a small one"),
+    ("hiera-video classify 0", "needs a camera; tests/test_live.py runs it on a stream"),
+    ("hiera-video serve", "does not end; tests/test_serve.py opens it"),
     ("sbatch", "needs a Slurm cluster"),
     ("scripts/launch_ssh.sh", "needs machines that ssh reaches"),
 )

@@ -61,7 +61,7 @@ class PyAVDecoder:
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
         self._size: tuple[int, int] | None = None
-        self._convert = _converter()
+        self._convert = converter()
         self._reason = "no frame comes out of the decoder"
         # Opening again is the one way back to the beginning that every format knows; these know another.
         self._container: Any = container
@@ -245,18 +245,25 @@ class PyAVDecoder:
         self.error = f"frames {where} cannot be decoded ({self._reason})."
 
     def _image(self, frame: Any, short_side: int | None) -> Image:
-        """A view of the converted frame's own memory: rows may be padded, nothing is copied unless it is turned."""
         # A stream may change its size on the way; all frames of a video come in the size of the first.
         self._size = self._size or (frame.width, frame.height)
-        width, height = _shrunk(self._size, short_side)
-        plane: Any = self._convert(frame, width=width, height=height, format="rgb24").planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
-        image: Image = rows[:, : 3 * width].reshape(height, width, 3)
-        turns = round(frame.rotation / 90) % 4
-        return np.rot90(image, turns) if turns else image
+        return rgb(frame, _shrunk(self._size, short_side), self._convert)
 
 
-def _converter() -> Any:
+def rgb(frame: Any, size: tuple[int, int], convert: Any) -> Image:
+    """An ``av.VideoFrame`` upright, of ``size`` (width, height) before it is turned; ``convert``: :func:`converter`'s.
+
+    A view of the converted frame's own memory: rows may be padded, nothing is copied.
+    """
+    width, height = size
+    plane: Any = convert(frame, width=width, height=height, format="rgb24").planes[0]
+    rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
+    image: Image = rows[:, : 3 * width].reshape(height, width, 3)
+    turns = round(frame.rotation / 90) % 4
+    return np.rot90(image, turns) if turns else image
+
+
+def converter() -> Any:
     """One for all frames of a video, and in this thread: to set one up, or its threads, takes longer than a picture."""
     from av.video.reformatter import VideoReformatter
 

@@ -263,6 +263,8 @@ class Hiera(HieraTrunk):
         self.labels: list[str] | None = None
         self.views = "5x3" if len(arch.input_size) == 3 else "1x1"
         self.license: str | None = None
+        #: Whether weights were loaded that had no head for these classes, so that it starts untrained.
+        self.new_head = False
 
     def _scale_head(self) -> None:
         with torch.no_grad():

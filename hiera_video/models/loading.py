@@ -121,6 +121,7 @@ def assemble(
     model.labels = labels if labels and len(labels) == target.num_classes else None
     views = None if _is_inflated(trained, target) else facts.views
     model.views, model.license = views or model.views, facts.license
+    model.new_head = bool(fresh)
     return model.eval()
 
 

@@ -183,11 +183,12 @@ def classify(
     picture: Path | None = None,
     timeline: Path | None = None,
     hop: float | None = None,
+    live: bool = False,
 ) -> Results[Prediction]:
-    """Classify videos and images.
+    """Classify videos and images, or a camera or stream while it comes.
 
     Args:
-        inputs: Video files, image files, folders (searched to their depths), globs and http(s) addresses.
+        inputs: Files, folders (to their depths), globs, http(s) addresses; or one camera's number or stream (rtsp://).
         model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
         top_k: How many classes to name.
         views: Clips x crops that scores are averaged over, such as 5x3. Default: the model's own.
@@ -196,12 +197,18 @@ def classify(
         precision: auto is bf16 on a GPU that has it, else fp32.
         picture: Write a PNG here: each input's frames with its best classes as bars.
         timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
-        hop: Seconds from one window of a timeline to the next. Default: half a clip.
+        hop: Seconds from one window of a timeline to the next (default: half a clip), or of a stream (default: 0.5).
+        live: Read an http(s) address as a live stream; other schemes and cameras are always live.
     """
+    from hiera_video.tasks.live import is_live, live_answers
+
     if views is not None:
         parse_views(views)
     picture, timeline = picture and Path(picture), timeline and Path(timeline)
-    if timeline is None and hop is not None:
+    live = live or any(map(is_live, inputs))
+    if live and (views, picture, timeline) != (None, None, None):
+        raise RequestError("a live stream has neither views nor a picture or timeline: leave them out")
+    if timeline is None and hop is not None and not live:
         raise RequestError("hop is of a timeline: name its folder (--timeline)")
     if timeline is not None and (views is not None or picture is not None):
         raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
@@ -214,6 +221,8 @@ def classify(
             KINETICS,
         )
     classifier = VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
+    if live:
+        return live_answers(classifier, inputs, hop=hop, top_k=top_k)
     if timeline is not None:
         from hiera_video.tasks.timelines import timelines
 

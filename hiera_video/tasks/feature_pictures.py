@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.isolated import IsolatedReader
 from hiera_video.data.windows import Walk, walk
 from hiera_video.tasks.features import FeatureExtractor, WindowFeatures
 from hiera_video.visual.feature_colours import Colours, fit_colours, write_colours
@@ -17,12 +18,14 @@ from hiera_video.visual.feature_colours import Colours, fit_colours, write_colou
 FITTED = 16
 
 
-def draw_colours(extractor: FeatureExtractor, path: str, how: Walk, stage: str, picture: Path) -> None:
+def draw_colours(
+    extractor: FeatureExtractor, path: str, how: Walk, stage: str, picture: Path, reader: IsolatedReader | None = None
+) -> None:
     """Writes ``picture`` (.mp4 or .png) of the file ``path``; of several crops the first.
 
     Raises :class:`UnreadableVideo`, :class:`OutputError`, :class:`RequestError`.
     """
-    stretches = ((path, one) for one in walk(path, how))
+    stretches = ((path, one) for one in walk(path, how, reader=reader))
     windows = (one for one in extractor.stream(stretches, [stage], how.at_once) if one.crop in ("center", "none"))
     first = list(islice(windows, FITTED))
     colours = fit_colours(np.stack([one.maps[stage] for one in first]))

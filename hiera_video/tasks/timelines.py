@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.inputs import find_inputs
-from hiera_video.data.windows import Walk, walk
+from hiera_video.data.windows import Stretch, Walk, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.outputs import replacing
 from hiera_video.tasks.classify import Prediction, Score, VideoClassifier
@@ -50,7 +50,7 @@ def timelines(
             target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
             if error is None:
                 try:
-                    yield _one(classifier, name, how, target, top_k)
+                    yield timeline(classifier, name, walk(name, how), target, top_k=top_k, batch_size=batch_size)
                     continue
                 except UnreadableVideo as problem:
                     error = str(problem)
@@ -59,18 +59,24 @@ def timelines(
     return Results(len(files), answers())
 
 
-def _one(classifier: VideoClassifier, name: str, how: Walk, target: Path, top_k: int) -> Prediction:
+def timeline(
+    classifier: VideoClassifier, name: str, stretches: Iterable[Stretch], target: Path, *, top_k: int, batch_size: int
+) -> Prediction:
+    """The mean over an input's windows; writes ``target`` with ``.csv`` and ``.png`` after it.
+
+    Raises :class:`UnreadableVideo`, :class:`OutputError`.
+    """
     scores: list[NDArray[np.float32]] = []
     times: list[NDArray[np.float64]] = []
     thumbnails: list[tuple[float, NDArray[np.uint8]]] = []
-    for stretch in walk(name, how):
+    for stretch in stretches:
         shown = np.linspace(0, stretch.total - 1, min(NUM_THUMBNAILS, stretch.total)).round()
         for row in range(len(stretch)):
             if stretch.first + row in shown:
                 clip = stretch.views.clip(row)
                 middle = clip.shape[1] // 2
                 thumbnails.append((float(stretch.times[row, middle]), clip[:, middle].permute(1, 2, 0).numpy()))
-        scores.append(classifier.scores(stretch.views.clips, how.at_once).numpy())
+        scores.append(classifier.scores(stretch.views.clips, batch_size).numpy())
         times.append(np.stack([stretch.starts, stretch.ends], axis=1))
     spans, values = np.concatenate(times), np.concatenate(scores)
     labels = classifier.labels

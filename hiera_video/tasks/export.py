@@ -1,0 +1,193 @@
+"""Models as files that run elsewhere: an ONNX graph, or a program of ``torch.export``; each is checked, then written.
+
+The graph takes ``clip``, normalised float32 ``[B, C, T, H, W]`` (images ``[B, C, H, W]``) of one size and any batch B,
+and gives ``logits`` ``[B, num_classes]``. How to make clips, and what the classes are called, travels inside: the
+``config.json`` of our folder is an entry of that name in ONNX's metadata and among torch.export's extra files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hiera_video.errors import OutputError, RequestError
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.unroll import Size
+from hiera_video.models.weights import config_of
+from hiera_video.models.zoo import from_pretrained
+from hiera_video.outputs import check_output
+from hiera_video.tasks.results import Results
+
+log = logging.getLogger("hiera_video")
+
+Format = Literal["onnx", "torch-export"]
+#: What a format's files are called, so that no program takes one for the other.
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+#: The entry, in both formats, with what ``config.json`` of our folder says.
+CONFIG = "config.json"
+#: Largest max|a - b| / max|b| between what is written and the model.
+TOLERANCE = 1e-3
+#: Batch sizes at which that is measured: the one that compilers like to specialise on, and another.
+BATCHES = (1, 3)
+#: Bytes of weights above which they lie in a file of their own: protobuf, and so an ONNX file, ends at 2 GiB.
+LARGE = 1_900_000_000
+
+#: A written file as a function: clips to logits.
+Runner: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written: its ``input`` (B: any batch), and its ``difference`` from the model, checked before.
+
+    ``difference`` is max|a - b| / max|b| of the logits of random clips.
+    """
+
+    output: str
+    format: str
+    input: str
+    megabytes: float
+    difference: float
+    error: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but ``error``."""
+        return {key: value for key, value in vars(self).items() if key != "error"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+
+def export(
+    model: str,
+    *,
+    output: Path,
+    format: Format = "onnx",
+    size: int | None = None,
+    num_frames: int | None = None,
+) -> Results[Exported]:
+    """Write a classifier as a file that runs without this package, checked against the model.
+
+    Args:
+        model: A name (see `hiera-video models`), a file, a folder or a hub id.
+        output: The file to write: NAME.onnx or, of torch-export, NAME.pt2.
+        format: onnx, or torch-export, which torch.export.load reads.
+        size: Height and width of the clips in pixels. Default: the model's own.
+        num_frames: Frames of a clip. Default: the model's own.
+    """
+    output = Path(output)
+    _check_request(output, format)
+    found = from_pretrained(model)
+    if found.new_head:
+        raise RequestError(
+            f"{model} is a masked autoencoder, or the encoder of one, and has no logits to export: "
+            f"fine-tune it first (hiera-video finetune --model {model} --train VIDEOS)"
+        )
+    asked = _input_size(found.arch.input_size, size, num_frames)
+    if asked != found.arch.input_size:
+        found = from_pretrained(model, input_size=asked)
+    return Results(1, iter([export_model(found, output, format)]))
+
+
+def export_model(model: Hiera, output: Path, format: Format = "onnx") -> Exported:
+    """Writes ``model``, which goes to the CPU and into evaluation mode, once the file gives the model's own logits.
+
+    Weights above 2 GB come to lie beside an ONNX file, in ``NAME.onnx.data``: the two belong together. Raises
+    :class:`OutputError` where it cannot be written, or differs by more than ``TOLERANCE``; nothing is written then.
+    """
+    _check_request(output, format)
+    model = model.cpu().float().eval().requires_grad_(False)
+    size = (model.arch.in_chans, *model.arch.input_size)
+    log.info("exporting and checking: this takes from seconds to minutes")
+    program = torch.export.export(
+        model, (torch.zeros(2, *size),), dynamic_shapes={"clip": {0: torch.export.Dim("batch", min=1)}}, strict=False
+    )
+    for node in program.graph.nodes:  # source lines, with the paths of this machine
+        node.meta.pop("stack_trace", None)
+    config = json.dumps(config_of(model), ensure_ascii=False)
+    write = _write_onnx if format == "onnx" else _write_torch
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            draft = Path(folder) / output.name
+            difference = _difference(model, write(program, draft, config))
+            if not difference <= TOLERANCE:
+                raise OutputError(
+                    f"{output} was not written: its logits differ from the model's by {difference:.2g} of the largest, "
+                    f"and {TOLERANCE:g} is allowed"
+                )
+            megabytes = sum(file.stat().st_size for file in draft.parent.iterdir()) / 1e6
+            for file in sorted(draft.parent.iterdir(), key=lambda file: file == draft):  # weights first
+                file.replace(output.parent / file.name)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
+    return Exported(str(output), format, "x".join(map(str, ("B", *size))), round(megabytes, 1), difference)
+
+
+def _check_request(output: Path, format: str) -> None:
+    """Raises, before any work, where the format is unknown or lacks a package, or the file cannot be written."""
+    if format not in SUFFIXES:
+        raise RequestError(f"format is {format!r}, but can be {' or '.join(SUFFIXES)}")
+    if output.suffix != SUFFIXES[format]:
+        raise RequestError(f"{output} must end in {SUFFIXES[format]}, as files of format {format} do")
+    check_output(output)
+    try:
+        for package in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
+            importlib.import_module(package)
+    except ImportError as error:
+        raise RequestError(f'format onnx needs {error.name}: pip install "hiera-video[export]"') from error
+
+
+def _input_size(own: Size, size: int | None, num_frames: int | None) -> Size:
+    space = own[-2:] if size is None else (size, size)
+    if len(own) == 3:
+        return (own[0] if num_frames is None else num_frames, *space)
+    if num_frames is not None:
+        raise RequestError("num_frames is of video models, and this one takes pictures: leave it out")
+    return space
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, config: str) -> Runner:
+    import onnxruntime
+
+    # 20 is the first with GELU as one operator.
+    names: dict[str, Any] = {"input_names": ["clip"], "output_names": ["logits"]}
+    made: Any = torch.onnx.export(program, opset_version=20, dynamo=True, verbose=False, **names)
+    for node in made.model.graph:
+        node.metadata_props.clear()
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        value.shape = type(value.shape)(["batch", *value.shape[1:]])
+    made.model.metadata_props[CONFIG] = config
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    made.save(path, external_data=weights > LARGE)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda clips: torch.from_numpy(session.run(["logits"], {"clip": clips.numpy()})[0])
+
+
+def _write_torch(program: torch.export.ExportedProgram, path: Path, config: str) -> Runner:
+    torch.export.save(program, path, extra_files={CONFIG: config})
+    return torch.export.load(path).module()
+
+
+@torch.inference_mode()
+def _difference(model: Hiera, run: Runner) -> float:
+    """The largest max|a - b| / max|b| of the logits, over random clips in batches of ``BATCHES``."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for batch in BATCHES:
+        shape = (batch, model.arch.in_chans, *model.arch.input_size)
+        clips = model.spec.normalize(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+        expected = model(clips)
+        found.append((run(clips) - expected).abs().max() / expected.abs().max())
+    return torch.stack(found).max().item()  # Python's max would pass over a NaN

@@ -1,6 +1,6 @@
-"""The API reference as a folder of HTML pages, from the docstrings of the public names (extra ``dev``).
+"""The API reference as HTML pages, from the docstrings of the public names: ``python scripts/build_docs.py site``.
 
-    python scripts/build_docs.py site
+It needs the extra ``dev``.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def main() -> None:
 
 def read_clip(path: str, spec: dict[str, Any]) -> list[Image.Image]:
     """The frames of the centre clip, upright. Frames that cannot be decoded are replaced by those before."""
-    with av.open(path, metadata_errors="ignore") as container:
+    # Titles may be in any encoding, which PyAV lets pass by itself from 19 on.
+    lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    with av.open(path, **lenient) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise ValueError(f"{path} has no video stream")

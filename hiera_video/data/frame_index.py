@@ -32,7 +32,9 @@ class Media:
 
         if not isinstance(self.place, str):
             self.place.seek(0)
-        return av.open(self.place, metadata_errors="ignore")  # titles may be in any encoding
+        # Titles may be in any encoding, which PyAV lets pass by itself from 19 on.
+        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        return av.open(self.place, **lenient)
 
 
 @dataclass(frozen=True)

@@ -383,6 +383,7 @@ def report(result: dict[str, Any]) -> None:
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """Seconds a clip against frames and against resolution, both axes logarithmic; dashed, the floor."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -404,6 +405,8 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
             plot.plot(x, y, linestyle="--" if name.endswith("floor") else "-", marker="o", markersize=3, label=name)
         ticks = sorted({x for line in lines.values() for x, _ in line})
         plot.set(xscale="log", yscale="log", xlabel=label, xticks=ticks, xticklabels=ticks)
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         plot.minorticks_off()
         plot.grid(alpha=0.3)
     axes[0].set_ylabel(f"seconds a clip ({videos[0]['case']['task']})" if videos else "")

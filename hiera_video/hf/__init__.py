@@ -5,6 +5,9 @@ Importing this module registers the classes with transformers' Auto classes unde
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 try:
     import transformers
     import transformers.backbone_utils  # not in old ones
@@ -43,6 +46,10 @@ __all__ = [
 
 
 def _register() -> None:
+    datasets = importlib.util.find_spec("datasets")
+    if datasets is not None and datasets.origin is None:
+        # A folder without code, as ours of dataset cards in a checkout, which the Trainer would take for the package.
+        sys.modules["datasets"] = None  # type: ignore[assignment]
     # exist_ok: transformers compares names, and has a HieraConfig itself; its own class stays what it was.
     transformers.AutoConfig.register(HieraConfig.model_type, HieraConfig, exist_ok=True)
     transformers.AutoVideoProcessor.register(HieraConfig, HieraVideoProcessor, exist_ok=True)

@@ -49,6 +49,7 @@ def test_every_peer_of_an_image_model_has_our_weights_and_gradients(
     assert 0.02 < rows["ours"]["speed_over"]["reference"]["median"] < 50
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_for_each(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "result.json"
     run(script, monkeypatch, f"--task mae --model hiera_tiny_224 --size 64 --batch-size 1 --rounds 1 --json {file}")

@@ -446,7 +446,7 @@ def test_an_unknown_way_to_resize_is_refused() -> None:
         ),
         ({"q_pool": 4}, "q_pool 4 must be from 0 to 3, the number of stage changes"),
         ({"mask_unit_attn": (True,)}, "mask_unit_attn needs 4 entries, one per stage"),
-        ({"hidden_act": "gellu"}, "hidden_act 'gellu' must be one of gelu, relu, selu, silu"),
+        ({"hidden_act": "gellu"}, "hidden_act 'gellu' must be one of gelu, gelu_new, relu, selu, silu"),
         ({"num_heads": 3}, "stage 1 has 8 channels, which 3 attention heads do not divide"),
     ],
 )

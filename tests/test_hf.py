@@ -552,3 +552,31 @@ def test_without_transformers_the_package_works_and_this_part_says_what_to_insta
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == 'hiera_video.hf needs transformers, 5.11 or newer: pip install "hiera-video[transformers]"\n'
+
+
+def test_shapes_are_those_that_transformers_own_tests_of_hiera_expect() -> None:
+    """Model, backbone with and without ``out_indices``, grey pictures, attentions, numbers of outputs."""
+    small: dict[str, Any] = {"embed_dim": 8, "image_size": [64, 64], "mlp_ratio": 1.0, "depths": [1] * 4}
+    small |= {"num_heads": [1] * 4, "decoder_hidden_size": 2, "decoder_depth": 1, "decoder_num_heads": 1}
+    config = hf.HieraConfig(**small)
+    assert hf.HieraModel(config).eval()(pixels(3, 3, 64, 64)).last_hidden_state.shape == (3, 4, 64)
+    for indices in (config.out_indices, None):
+        config.out_indices = indices
+        backbone = hf.HieraBackbone(config).eval()
+        maps = backbone(pixels(3, 3, 64, 64)).feature_maps
+        assert len(maps) == len(backbone.channels) == 1 and maps[0].shape == (3, backbone.channels[-1], 2, 2)
+    for channels in (3, 1):
+        config = hf.HieraConfig(**small, num_channels=channels)
+        logits = hf.HieraForPreTraining(config).eval()(pixels(3, channels, 64, 64)).logits
+        assert logits.shape == (3, 4, channels * 32**2)
+    for kind in (hf.HieraModel, hf.HieraBackbone, hf.HieraForImageClassification, hf.HieraForPreTraining):
+        config = hf.HieraConfig(**small)
+        visible = int(4 * (1 - config.mask_ratio)) if kind is hf.HieraForPreTraining else 4
+        model = kind(config).eval()
+        seen = model(pixels(3, 3, 64, 64), output_attentions=True)
+        assert len(seen.attentions) == 4 and seen.attentions[0].shape[-4:] == (1, visible, 64, 64)
+        both = model(pixels(3, 3, 64, 64), output_attentions=True, output_hidden_states=True)
+        assert len(both) == len(seen) + (1 if kind is hf.HieraBackbone else 2)
+        assert len(both.hidden_states) == 5 and both.hidden_states[0].shape[-2:] == (64 * visible, 8)
+        if kind is not hf.HieraBackbone:
+            assert both.reshaped_hidden_states[0].view(3, -1, 8).shape[1] == 64 * visible

@@ -367,7 +367,7 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
-    from hiera_video.outputs import as_text
+    from hiera_video.tasks.results import as_text
 
     code, unit, collected = 0, UNITS[job], []
     endless = getattr(records, "endless", False)

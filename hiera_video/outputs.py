@@ -1,14 +1,17 @@
-"""Outputs: files that appear whole or not at all, and results as lines to read."""
+"""Outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from hiera_video.errors import HieraVideoError, OutputError
+from hiera_video.errors import HieraVideoError, OutputError, RequestError
+
+#: Locks that this process holds: the system would give it them twice.
+_HELD: set[Path] = set()
 
 
 @contextmanager
@@ -29,6 +32,47 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(folder: Path, label: str) -> Iterator[None]:
+    """Refuses a second run that would write ``label`` into the same folder at the same time.
+
+    Raises :class:`RequestError`, :class:`OutputError`.
+    """
+    import fcntl  # not on Windows
+
+    place = (folder / f".{label}.lock").absolute()
+    taken = RequestError(f"another run is writing {label} into {folder}: wait for it, or end it")
+    if place in _HELD:
+        raise taken
+    try:
+        file = open(place, "w")  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            # Of this process alone: the workers of a run that was killed outlive it by seconds, and would keep a flock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise taken from None
+        except OSError:  # a file system without locks
+            pass
+        _HELD.add(place)
+        try:
+            yield
+        finally:
+            _HELD.discard(place)
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """A table, its header first. Raises :class:`OutputError`."""
+    # Names of files, and labels, may hold bytes that are no UTF-8.
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def check_output(path: Path) -> None:
     """Raises :class:`OutputError` now, before any work, where ``path`` cannot be written."""
     folder = path.parent
@@ -38,32 +82,3 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path} cannot be written: no permission in {folder}")
-
-
-def as_text(rows: list[dict[str, Any]]) -> str:
-    """One result as a block of aligned lines: its flat rows, as every record of a job has them."""
-    lines = []
-    for row in rows:
-        if "similarity" in row:
-            return f"{row['similarity']:7.4f}  {row['start']:8.2f} to {row['end']:8.2f} s  {row['input']}"
-        if "label" not in row:
-            return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
-        if row["rank"] is not None:
-            lines.append(f"  {row['score']:6.1%}  {row['label']}")
-    if lines and "latency" in row:
-        return f"{row['end']:8.2f} s  {1000 * row['latency']:5.0f} ms late" + "".join(lines)
-    duration = row.get("duration")
-    head = row["input"] + (f"  ({duration:.2f} s)" if duration else "")
-    error = [f"  error: {row['error']}"] if row["error"] else []
-    return "\n".join([head, *lines, *error])
-
-
-def _cell(key: str, value: Any) -> str:
-    units = {"params_m": " M", "gflop": " GFLOP"}
-    if key in units:
-        return f"{value:8.2f}{units[key]}"
-    if isinstance(value, int):
-        return f"{value} {key}".ljust(16)
-    if isinstance(value, float) or value is None:
-        return f"{key} {'-' if value is None else f'{value:.4g}'}".ljust(16)
-    return str(value).ljust({"name": 24, "class": 40}.get(key, 10))

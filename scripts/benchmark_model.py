@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -39,6 +40,7 @@ from hiera_video.models.architecture import Architecture, MAEArchitecture
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import convert
 from hiera_video.models.mae import HieraMAE, random_keep
+from hiera_video.models.unroll import units
 from hiera_video.models.zoo import ARCHITECTURES, MAE_ARCHITECTURES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,7 +104,7 @@ def build(case: Case, who: str) -> nn.Module:
             config.num_labels = arch.num_classes
             model = transformers.HieraForImageClassification(config)
         else:
-            raise ImportError(who)
+            raise ValueError(f"{who} has no {case.model} for the task {case.task}")
     return model.to(case.device)
 
 
@@ -123,7 +125,7 @@ class Contender:
             self.clip = self.clip.to(dtype)
         self.labels = torch.arange(case.batch_size, device=case.device) % case.arch.num_classes
         if isinstance(case.arch, MAEArchitecture):
-            num_units = HieraMAE.num_mask_units(ours_on_meta(case))  # type: ignore[arg-type]
+            num_units = math.prod(units(case.arch.token_grid(case.size), case.arch.strides))
             generator = torch.Generator().manual_seed(1)
             self.keep = random_keep(case.batch_size, num_units, case.arch.mask_ratio, generator=generator)
             self.keep = self.keep.to(case.device)
@@ -154,13 +156,9 @@ class Contender:
         self.optimizer.zero_grad()
 
 
-def ours_on_meta(case: Case) -> nn.Module:
-    return build(replace(case, device="meta"), "ours")
-
-
 def flops(case: Case) -> int:
     """FLOPs of our step by torch's counter: products of matrices, attention, convolutions; the optimizer aside."""
-    model = ours_on_meta(case).train(case.task != "inference")
+    model = build(replace(case, device="meta"), "ours").train(case.task != "inference")
     clip = torch.empty(case.batch_size, 3, *case.size, device="meta")
     with FlopCounterMode(display=False) as counter:
         if isinstance(model, HieraMAE):

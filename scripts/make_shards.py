@@ -18,7 +18,6 @@ shards. ``index`` makes the index of shards that others made, with the labels in
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -28,7 +27,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
@@ -56,8 +55,7 @@ from hiera_video.data.shards import (
 )
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address, local_file
 from hiera_video.errors import HieraVideoError, OutputError, RequestError, UnreadableVideo
-from hiera_video.outputs import replacing
-from hiera_video.tasks.feature_files import alone
+from hiera_video.outputs import alone, replacing, write_csv
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -324,14 +322,6 @@ def finish(output: Path, videos: VideoList, shards: list[Shard]) -> int:
     for name, value in report.items():
         print(f"{name:22} {len(value) if isinstance(value, dict) else value}")
     return 1 if left_out else 0
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def index(folder: Path) -> int:

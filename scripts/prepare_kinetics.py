@@ -19,14 +19,13 @@ one of val or test before one of train. Exit code 1: a video is missing or canno
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,10 +36,9 @@ from tqdm import tqdm
 
 from hiera_video.data.lists import VideoList, list_videos
 from hiera_video.errors import HieraVideoError, OutputError, RequestError
-from hiera_video.outputs import check_output, replacing
+from hiera_video.outputs import alone, check_output, replacing, write_csv
 from hiera_video.resources import Split, load_card
-from hiera_video.tasks.check import LEVELS, Checked, Decode, check, read_report
-from hiera_video.tasks.feature_files import alone
+from hiera_video.tasks.check import LEVELS, Checked, Decode, check_videos, read_report
 
 #: What ``data check`` finds -> the kind in the lists; from bad to worse.
 KINDS = {None: "", "short": "too short", "damaged": "partly broken", "unreadable": "broken", "missing": "missing"}
@@ -138,7 +136,7 @@ def prepare(options: Options) -> list[Counts]:
         forget_changed(options.report)
         for split in lists:
             print(f"{split}: {len(lists[split])} videos are listed", file=sys.stderr)
-            check_files(options, options.dataset, split)
+            check_files(options, lists[split])
             lists[split] = with_replacements(lists[split], options)
         checked = read_report(options.report)
         paths = dict.fromkeys(videos.path(index) for videos in lists.values() for index in range(len(videos)))
@@ -178,12 +176,11 @@ def size_of(path: str) -> int | None:
         return None
 
 
-def check_files(options: Options, source: str, split: str) -> None:
+def check_files(options: Options, videos: VideoList) -> None:
     """Checks what is not in the report yet."""
-    counts = check(
-        source,
-        root=options.root,
-        split=split,
+    counts = check_videos(
+        videos,
+        card=load_card(options.dataset),
         decode=options.decode,
         num_workers=options.num_workers,
         time_limit=options.time_limit,
@@ -205,10 +202,7 @@ def with_replacements(videos: VideoList, options: Options) -> VideoList:
     spare = {path: spares[os.path.basename(path)] for path in bad if os.path.basename(path) in spares}
     if not spare:
         return videos
-    table = options.output / ".replacements.csv"
-    write_csv(table, ("path", "label"), [(path, "any") for path in spare.values()])
-    check_files(options, os.fspath(table), "train")
-    table.unlink()
+    check_files(options, VideoList.make(spare.values(), [-1] * len(spare), []))
     checked, worse = read_report(options.report), list(KINDS).index
     better = {old: new for old, new in spare.items() if worse(checked[new].problem) < worse(checked[old].problem)}
     return VideoList.make([better.get(path, path) for path in paths], videos.labels, videos.classes)
@@ -303,12 +297,12 @@ def write(rows: dict[str, list[Row]], lists: dict[str, VideoList], options: Opti
     for split, some in rows.items():
         # A row may be without a label only where it may have several.
         header = ("path", "label" if any(row.label for row in some) else "labels")
-        write_csv(options.output / f"{split}.csv", header, [(row.path, row.label) for row in some if row.usable])
+        write_csv(options.output / f"{split}.csv", [header, *((row.path, row.label) for row in some if row.usable)])
         counts.append(Counts.of(split, some, lists[split].classes, card.splits[split]))
     faults = [row for some in rows.values() for row in some if row.kind]
     for name, usable in (("left_out.csv", False), ("kept_with_faults.csv", True)):
         lines = [[getattr(row, column) for column in COLUMNS] for row in faults if row.usable == usable]
-        write_csv(options.output / name, COLUMNS, lines)
+        write_csv(options.output / name, [COLUMNS, *lines])
     facts = {
         "dataset": card.name,
         "root": os.fspath(options.root),
@@ -319,17 +313,6 @@ def write(rows: dict[str, list[Row]], lists: dict[str, VideoList], options: Opti
     with replacing(options.output / "report.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return counts
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    # Names of files may hold bytes that are no UTF-8.
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

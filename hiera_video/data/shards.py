@@ -10,7 +10,6 @@ divided among processes and gone on with as a list of files is.
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
@@ -30,7 +29,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 from urllib.request import Request, urlopen
 
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.outputs import replacing
+from hiera_video.outputs import write_csv
 
 FETCH_TIMEOUT_S = 30
 #: A server that stumbles is asked again after these seconds: a file that fails once is not read again in its run.
@@ -236,16 +235,11 @@ def write_index(file: Path, rows: Sequence[Row]) -> None:
     """A table as ``list_videos`` reads it. Raises :class:`OutputError`."""
     labels = "labels" if any(row.several for row in rows) else "label"
     segments = any(row.start > 0 or row.end < float("inf") for row in rows)
-    # Labels may hold bytes that are no UTF-8.
-    with (
-        replacing(file) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-    ):
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["path", labels, *(("start", "end") if segments else ())])
-        for row in rows:
-            span = (repr(row.start), repr(row.end) if row.end < float("inf") else "") if segments else ()
-            table.writerow([row.path, ";".join(row.labels), *span])
+    lines = [["path", labels, *(("start", "end") if segments else ())]]
+    for row in rows:
+        span = (repr(row.start), repr(row.end) if row.end < float("inf") else "") if segments else ()
+        lines.append([row.path, ";".join(row.labels), *span])
+    write_csv(file, lines)
 
 
 def rows_of(shard: Path, extensions: Sequence[str]) -> Iterator[Row]:

@@ -7,6 +7,8 @@ State-dict keys are those of the published checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +18,10 @@ from torch import Tensor, nn
 from hiera_video.models.unroll import Size, pool
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-class TanhGELU(nn.GELU):
-    """GELU by its approximation with tanh."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
-
-
 #: ``hidden_act`` by transformers' names.
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_new": TanhGELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
     "relu": nn.ReLU,
     "selu": nn.SELU,
     "silu": nn.SiLU,

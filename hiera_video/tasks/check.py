@@ -24,6 +24,7 @@ from hiera_video.data.shards import parse_member
 from hiera_video.data.sources import is_address
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.outputs import check_output
+from hiera_video.resources import Card
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.results import Results
 
@@ -131,16 +132,24 @@ def check(
         time_limit: Seconds after which a decoder is given up.
         report: A .jsonl file that gets a line for each checked file; a second run goes on where it ends.
     """
-    num_workers = num_workers if num_workers is not None else os.cpu_count() or 1
-    if decode not in LEVELS:
-        raise RequestError(f"decode is {decode!r}, but can be one of {', '.join(LEVELS)}")
-    if num_workers < 1:
-        raise RequestError(f"num_workers is {num_workers}, but is at least 1")
-    if not time_limit > 0:
-        raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0")
-    videos = list_videos(source, root=root, split=split, fold=fold)
-    card = card_of(source)
-    span = ClipSpec().span if card is None else card.sampling.span
+    task = _task(decode, time_limit, num_workers, card_of(source))
+    return _checked(list_videos(source, root=root, split=split, fold=fold), task, report)
+
+
+def check_videos(
+    videos: VideoList,
+    *,
+    card: Card | None = None,
+    decode: Decode = "ends",
+    num_workers: int | None = None,
+    time_limit: float = 60.0,
+    report: Path | None = None,
+) -> Results[ClassCount]:
+    """:func:`check` of a list that is there; a clip is as long as ``card`` says. Raises :class:`RequestError`."""
+    return _checked(videos, _task(decode, time_limit, num_workers, card), report)
+
+
+def _checked(videos: VideoList, task: _Task, report: Path | None) -> Results[ClassCount]:
     known: dict[str, Checked] = {}
     if report is not None:
         check_output(report)
@@ -148,8 +157,7 @@ def check(
     files: dict[str, int] = {}  # path -> the first of its entries
     for index in range(len(videos)):
         files.setdefault(videos.path(index), index)
-    found = {path: known[path] for path in files if path in known and _still_holds(known[path], decode)}
-    task = _Task(decode, time_limit, span, num_workers)
+    found = {path: known[path] for path in files if path in known and _still_holds(known[path], task.decode)}
     counts = _counts(videos, files, found, task, report)
     unlabelled = videos.labels.ndim == 1 and bool((videos.labels < 0).any())
     return Results(len(videos.classes) + unlabelled + 1, counts)
@@ -161,6 +169,18 @@ class _Task:
     time_limit: float
     span: float
     num_workers: int
+
+
+def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | None) -> _Task:
+    """Raises :class:`RequestError`."""
+    num_workers = num_workers if num_workers is not None else os.cpu_count() or 1
+    if decode not in LEVELS:
+        raise RequestError(f"decode is {decode!r}, but can be one of {', '.join(LEVELS)}")
+    if num_workers < 1:
+        raise RequestError(f"num_workers is {num_workers}, but is at least 1")
+    if not time_limit > 0:
+        raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0")
+    return _Task(decode, time_limit, ClipSpec().span if card is None else card.sampling.span, num_workers)
 
 
 def _counts(

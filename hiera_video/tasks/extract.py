@@ -23,12 +23,12 @@ from hiera_video.data.isolated import keep_freed_memory
 from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
+from hiera_video.outputs import alone
 from hiera_video.tasks.classify import BUILT_IN, Precision
 from hiera_video.tasks.feature_files import (
     DTYPES,
     FORMAT,
     Writer,
-    alone,
     key_of,
     open_folder,
     read_done,

@@ -8,12 +8,10 @@ failures/*.parquet   what could not be read
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +29,6 @@ FORMAT = "hiera-video features 1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: A shard is written when it has so many rows, bytes of features, or seconds of work.
 MAX_ROWS, MAX_BYTES, MAX_SECONDS = 4096, 256 * 2**20, 30.0
-
-
-#: Locks that this process holds: the system would give it them twice.
-_HELD: set[Path] = set()
 
 
 def key_of(name: str) -> int:
@@ -76,32 +70,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(f"{folder} holds no features: name the output folder of hiera-video extract") from None
     return dict(facts)
-
-
-@contextmanager
-def alone(folder: Path, label: str) -> Iterator[None]:
-    """Refuses a second run that would write the same part at the same time: windows would be there twice."""
-    place = (folder / f".{label}.lock").absolute()
-    taken = RequestError(f"another run is writing {label} into {folder}: wait for it, or end it")
-    if place in _HELD:
-        raise taken
-    try:
-        file = open(place, "w")  # noqa: SIM115
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    with file:
-        try:
-            # Of this process alone: the workers of a run that was killed outlive it by seconds, and would keep a flock.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise taken from None
-        except OSError:  # a file system without locks
-            pass
-        _HELD.add(place)
-        try:
-            yield
-        finally:
-            _HELD.discard(place)
 
 
 def read_done(folder: Path, crop: str) -> tuple[NDArray[np.uint64], dict[int, int]]:

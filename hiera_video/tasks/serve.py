@@ -63,8 +63,8 @@ NUM_WINDOWS, NUM_DRAWN = 200, 4
 STAGE = "stage3"
 #: Files that the page keeps for its visitors are removed after so many seconds, looked for every minute.
 KEPT_S, LOOK_EVERY_S = 1800, 60
-#: gradio neither asks for its newest version nor counts visits; a proxy is not asked for this machine's own addresses.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+#: gradio asks for its own page when it starts: a proxy is not to be asked for this machine's addresses.
+OWN_ADDRESSES = "127.0.0.1,localhost"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,11 @@ def _serve(
 
 def import_gradio(folder: str) -> Any:
     """gradio, keeping its files in ``folder``. Raises :class:`RequestError`, with the remedy, where it is missing."""
-    os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})  # read when it is imported, and later
+    # Read when it is imported, and later; it neither asks for its newest version nor counts visits.
+    os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder})
+    for name in ("NO_PROXY", "no_proxy"):
+        if OWN_ADDRESSES not in os.environ.get(name, ""):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), OWN_ADDRESSES]))
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
@@ -282,7 +286,7 @@ class Desk:
             if loaded.mae is not None:
                 self._check(deadline)
                 progress(0.5, desc=PARTS["reconstruction"])
-                _draw_reconstruction(loaded.mae, path, reader, picture)
+                _draw_reconstruction(loaded.mae, middle, picture)
                 yield "reconstruction", _pixels(picture)
 
     def _best(self, classifier: VideoClassifier, clips: torch.Tensor) -> list[Score]:
@@ -309,9 +313,9 @@ def _has_decoder(name: str) -> bool:
 
 
 @torch.inference_mode()
-def _draw_reconstruction(mae: HieraMAE, path: str, reader: IsolatedReader | None, picture: Path) -> None:
-    spec, device = mae.spec, mae.mask_token.device
-    clips = load_views(path, spec, 1, 1, reader=reader).clips
+def _draw_reconstruction(mae: HieraMAE, shown: torch.Tensor, picture: Path) -> None:
+    """``shown`` uint8 [C, T, h, w]: the clip to hide parts of."""
+    spec, device, clips = mae.spec, mae.mask_token.device, shown.unsqueeze(0)
     clip = model_input(spec.normalize(clips.to(device)), spec)
     generator = torch.Generator().manual_seed(0)  # the same question every time
     keep = random_keep(1, mae.num_mask_units(tuple(clip.shape[2:])), mae.arch.mask_ratio, generator=generator)

@@ -53,4 +53,4 @@ def _cell(key: str, value: Any) -> str:
         return f"{value} {key}".ljust(16)
     if isinstance(value, float) or value is None:
         return f"{key} {'-' if value is None else f'{value:.4g}'}".ljust(16)
-    return str(value).ljust({"name": 24, "class": 40}.get(key, 10))
+    return str(value).ljust({"name": 26, "class": 40}.get(key, 10))

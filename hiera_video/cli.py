@@ -22,27 +22,27 @@ from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
 #: job, of one word or two -> (function, one line of help, example). The module is imported only when its job is chosen.
 JOBS = {
     "classify": (
-        "hiera_video.tasks.classify:classify",
+        "hiera_video.tasks.classify.job:classify",
         "name what happens in videos and images",
         "hiera-video classify clip.mp4 --picture clip.png",
     ),
     "extract": (
-        "hiera_video.tasks.extract:extract",
+        "hiera_video.tasks.features.job:extract",
         "write features of videos and images, window by window",
         "hiera-video extract videos/ --output features --hop 1",
     ),
     "probe": (
-        "hiera_video.tasks.probe:probe",
+        "hiera_video.tasks.features.probe:probe",
         "measure how well extracted embeddings tell labels apart",
         "hiera-video probe features --labels labels.csv",
     ),
     "search": (
-        "hiera_video.tasks.search:search",
+        "hiera_video.tasks.features.search:search",
         "find the extracted windows that are most like a video or image",
         "hiera-video search clip.mp4 --index features",
     ),
     "models": (
-        "hiera_video.tasks.models:models",
+        "hiera_video.tasks.list_models:models",
         "list models with their size, cost and published weights",
         "hiera-video models '*16x224'",
     ),
@@ -52,27 +52,27 @@ JOBS = {
         "hiera-video export hiera_nano_16x64.camera_motion --output camera_motion.onnx",
     ),
     "serve": (
-        "hiera_video.tasks.serve:serve",
+        "hiera_video.tasks.classify.page:serve",
         "open a page in the browser for videos that are dropped on it",
         "hiera-video serve --model hiera_nano_16x64.camera_motion",
     ),
     "data check": (
-        "hiera_video.tasks.check:check",
+        "hiera_video.tasks.data.check:check",
         "count the videos of a dataset that are missing, broken or too short",
         "hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
     "pretrain": (
-        "hiera_video.tasks.pretrain:pretrain",
+        "hiera_video.tasks.train.pretrain:pretrain",
         "pre-train a masked autoencoder on videos without labels",
         "hiera-video pretrain --config mae_k400_base --data.root /data/k400",
     ),
     "finetune": (
-        "hiera_video.tasks.finetune:finetune",
+        "hiera_video.tasks.train.finetune:finetune",
         "teach a model your own classes, or those of a recipe",
         "hiera-video finetune --train videos/train --val videos/val --output runs/mine",
     ),
     "evaluate": (
-        "hiera_video.tasks.evaluate:evaluate",
+        "hiera_video.tasks.evaluate.job:evaluate",
         "measure a model on labelled videos: top-1, top-5, each class",
         "hiera-video evaluate --val videos/val --model runs/mine --output runs/mine/val",
     ),
@@ -181,7 +181,7 @@ def _function(job: str) -> Any:
 def _written(records: Callable[[], Iterable[Record]], style: str, output: Path | TextIO, job: str) -> int:
     """Writes what a job gives, to a file once it is whole, and says what went wrong. Returns the exit code."""
     from hiera_video.errors import HieraVideoError
-    from hiera_video.outputs import check_output, replacing
+    from hiera_video.files import check_output, replacing
 
     try:
         if not isinstance(output, Path):
@@ -228,24 +228,24 @@ def _run_recipe(job: str, argv: list[str]) -> int:
 
 
 def _recipe(job: str, config: str | None, changes: dict[str, str]) -> Any:
-    from hiera_video import resources
+    from hiera_video import files
     from hiera_video.errors import RequestError
     from hiera_video.training import recipe as recipes
 
     if config is None and job == "finetune":
-        from hiera_video.tasks.own_videos import own_recipe
+        from hiera_video.tasks.train.own_videos import own_recipe
 
         return own_recipe(changes)
     if config is None and job == "pretrain":
-        names = [name for name in resources.names("configs") if name.startswith("mae_")]
+        names = [name for name in files.names("configs") if name.startswith("mae_")]
         raise RequestError(f"pretrain needs a recipe: --config with a YAML file, or one of {', '.join(names)}")
     return recipes.load_recipe(getattr(recipes, RECIPES[job][0]), config, changes)
 
 
 def _recipe_words(job: str, argv: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Fields by dotted name, and :data:`OPTIONS`, with the words given for them. Raises ``RequestError``."""
+    from hiera_video import fields
     from hiera_video.errors import RequestError
-    from hiera_video.training import fields
     from hiera_video.training import recipe as recipes
 
     known = fields.fields_of(getattr(recipes, RECIPES[job][0]))
@@ -279,7 +279,7 @@ def _recipe_words(job: str, argv: list[str]) -> tuple[dict[str, str], dict[str, 
 def _recipe_help(job: str) -> str:
     from dataclasses import MISSING
 
-    from hiera_video.training import fields
+    from hiera_video import fields
     from hiera_video.training import recipe as recipes
 
     kind = getattr(recipes, RECIPES[job][0])
@@ -367,7 +367,7 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
-    from hiera_video.tasks.results import as_text
+    from hiera_video.tasks.records import as_text
 
     code, unit, collected = 0, UNITS[job], []
     endless = getattr(records, "endless", False)

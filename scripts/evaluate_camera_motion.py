@@ -27,12 +27,12 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from tqdm import tqdm
 
-from hiera_video.data.camera_motion import LABELS, MIN_TEXTURE, make_video, texture
+from hiera_video.data.camera_motion.batches import pictures
+from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, make_video, texture
 from hiera_video.data.dataset import load_views
-from hiera_video.data.motion_batches import pictures
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
-from hiera_video.tasks.classify import BUILT_IN, VideoClassifier, parse_views
+from hiera_video.tasks.classify.job import BUILT_IN, VideoClassifier, parse_views
 
 
 def real_pictures(folder: Path, per_video: int) -> list[Tensor]:

@@ -30,10 +30,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from hiera_video.data.camera_motion import draw_motion, draw_patches, fitting_texels, noise, render, write_h264
+from hiera_video.data.camera_motion.generator import (
+    draw_motion,
+    draw_patches,
+    fitting_texels,
+    noise,
+    render,
+    write_h264,
+)
+from hiera_video.data.camera_motion.textures import procedural_picture
 from hiera_video.data.dataset import load_views
-from hiera_video.data.lists import list_videos
-from hiera_video.data.pictures import procedural_picture
+from hiera_video.data.lists.video_list import list_videos
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.zoo import mae_from_pretrained
 

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.camera_motion import LABELS, draw_motion, draw_patches, fitting_texels, render, write_h264
-from hiera_video.data.pictures import photographs
+from hiera_video.data.camera_motion.generator import (
+    LABELS,
+    draw_motion,
+    draw_patches,
+    fitting_texels,
+    render,
+    write_h264,
+)
+from hiera_video.data.camera_motion.textures import photographs
 
 SIZE, FPS, SECONDS = (240, 320), 30, 4
 DOCS = Path(__file__).parents[1] / "docs"

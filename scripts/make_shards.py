@@ -38,12 +38,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hiera_video.data.inputs import VIDEO_EXTENSIONS, is_image
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.data.lists import VideoList, list_videos
-from hiera_video.data.reader import open_video
-from hiera_video.data.recode import X264, recode
-from hiera_video.data.shards import (
+from hiera_video.data.lists.video_list import VideoList, list_videos
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.files import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    extension,
+    is_address,
+    is_image,
+    local_file,
+)
+from hiera_video.data.reading.reader import open_video
+from hiera_video.data.reading.recode import X264, recode
+from hiera_video.data.reading.shards import (
     Row,
     add_file,
     is_member,
@@ -53,9 +60,8 @@ from hiera_video.data.shards import (
     rows_of,
     write_index,
 )
-from hiera_video.data.sources import IMAGE_EXTENSIONS, extension, is_address, local_file
 from hiera_video.errors import HieraVideoError, OutputError, RequestError, UnreadableVideo
-from hiera_video.outputs import alone, replacing, write_csv
+from hiera_video.files import alone, replacing, write_csv
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 

@@ -34,11 +34,11 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.data.lists import VideoList, list_videos
+from hiera_video.data.lists.cards import Split, load_card
+from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.errors import HieraVideoError, OutputError, RequestError
-from hiera_video.outputs import alone, check_output, replacing, write_csv
-from hiera_video.resources import Split, load_card
-from hiera_video.tasks.check import LEVELS, Checked, Decode, check_videos, read_report
+from hiera_video.files import alone, check_output, replacing, write_csv
+from hiera_video.tasks.data.check import LEVELS, Checked, Decode, check_videos, read_report
 
 #: What ``data check`` finds -> the kind in the lists; from bad to worse.
 KINDS = {None: "", "short": "too short", "damaged": "partly broken", "unreadable": "broken", "missing": "missing"}

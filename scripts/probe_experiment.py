@@ -19,8 +19,8 @@ from jsonargparse import auto_cli
 from torch.nn.functional import adaptive_avg_pool3d
 
 from hiera_video import FeatureExtractor, extract
-from hiera_video.tasks.feature_files import read_embeddings
-from hiera_video.tasks.probe import probe
+from hiera_video.tasks.features.feature_table import read_embeddings
+from hiera_video.tasks.features.probe import probe
 
 #: (T, H, W) of what a clip is shrunk to.
 PIXELS = (8, 8, 8)

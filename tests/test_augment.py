@@ -15,10 +15,7 @@ from PIL import Image
 from timm.data import auto_augment as timm_augment
 
 from hiera_video.data.augment import (
-    FINETUNE,
     OPERATIONS,
-    PRETRAIN,
-    Augment,
     crop_box,
     crop_resize,
     draw_crop,
@@ -28,7 +25,7 @@ from hiera_video.data.augment import (
     short_side_needed,
 )
 from hiera_video.data.on_device import mix, on_device, soft_targets
-from hiera_video.spec import IMAGE_SPEC, ClipSpec
+from hiera_video.spec import FINETUNE, IMAGE_SPEC, PRETRAIN, Augment, ClipSpec
 
 SMALL = ClipSpec(num_frames=4, size=(32, 32))
 rng = np.random.default_rng

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from assets import H264
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_loader.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmarks" / "loader.py"
 CONTESTANTS = ["ours", "pytorchvideo-pyav", "decode-per-view", "floor"]
 
 

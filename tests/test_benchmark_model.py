@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_model.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmarks" / "model.py"
 WEIGHTS = 4 * 54_900_000 / 2**20  # MiB, of mae_hiera_tiny_224 at 64 pixels: gradients alone take as much
 pytest.importorskip("hiera")
 

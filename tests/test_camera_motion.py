@@ -13,8 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.cli import main
-from hiera_video.data import motion_batches
-from hiera_video.data.camera_motion import (
+from hiera_video.data.camera_motion import batches as motion_batches
+from hiera_video.data.camera_motion.batches import (
+    MotionBatches,
+    MotionLoader,
+    Sample,
+    pictures,
+    rendered_clip,
+    symmetric,
+)
+from hiera_video.data.camera_motion.generator import (
     LABELS,
     MIN_TEXTURE,
     draw_motion,
@@ -25,10 +33,9 @@ from hiera_video.data.camera_motion import (
     screen,
     texture,
 )
-from hiera_video.data.motion_batches import MotionBatches, MotionLoader, Sample, pictures, rendered_clip, symmetric
+from hiera_video.data.camera_motion.textures import procedural_picture
 from hiera_video.data.on_device import on_device
-from hiera_video.data.pictures import procedural_picture
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec

@@ -16,8 +16,8 @@ import pytest
 from assets import FRONT_INDEX, H264, HEVC, LONG_MKV, cut_off
 
 from hiera_video.cli import main
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.tasks.check import ClassCount, check, check_file
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.tasks.data.check import ClassCount, check, check_file
 
 FIELDS = ["path", "class", "problem", "reason", "duration", "frames", "height", "width", "size", "decode"]
 
@@ -130,7 +130,7 @@ def test_a_killed_run_is_resumed_behind_its_half_line(dataset: Path, tmp_path: P
     for number in range(8):
         (dataset / f"{number}.mp4").symlink_to(dataset / "fine.mp4")
     code = (
-        "import time, sys; from hiera_video.data.isolated import IsolatedReader as R; real = R.open; "
+        "import time, sys; from hiera_video.data.reading.child_process import IsolatedReader as R; real = R.open; "
         "R.open = lambda *a, **k: (time.sleep(0.3), real(*a, **k))[1]; "
         "from hiera_video.cli import main; main(sys.argv[1:])"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from hiera_video import VideoClassifier, classify
 from hiera_video.data.dataset import load_views
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
-from hiera_video.tasks.classify import BUILT_IN, parse_views
+from hiera_video.tasks.classify.job import BUILT_IN, parse_views
 
 
 @pytest.fixture(scope="module")

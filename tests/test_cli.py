@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from hiera_video.cli import JOBS, main
+from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.hiera import Architecture, Hiera
-from hiera_video.models.weights import save_pretrained
 from hiera_video.training.recipe import Evaluation, Finetuning, load_recipe
 
 SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
@@ -325,7 +325,7 @@ def test_evaluate_needs_no_config_and_finetune_makes_its_own(
     recipe = load_recipe(Finetuning, "finetune_k400_base")
     own = ModuleType("own_videos")
     own.own_recipe = lambda changes: seen.append(changes) or recipe  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hiera_video.tasks.own_videos", own)
+    monkeypatch.setitem(sys.modules, "hiera_video.tasks.train.own_videos", own)
     run(capsys, "finetune", "--train", "videos/train", "--loss.mixup", "0.2")
     assert seen == [{"data.train": "videos/train", "loss.mixup": "0.2"}] and asked[1] is recipe
 

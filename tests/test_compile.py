@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.checkpoints.formats import IMAGE_FORM
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.layouts import IMAGE_FORM
 from hiera_video.models.mae import HieraMAE, random_keep
 
 BLOCKS: dict[str, Any] = {"embed_dim": 16, "stages": (1, 1, 1, 1)}

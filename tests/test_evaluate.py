@@ -20,17 +20,15 @@ from assets import Asset
 from PIL import Image
 from torch import Tensor, nn
 
-from hiera_video.data.lists import VideoList
+from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.sampling import segment_clips
 from hiera_video.errors import OutputError, RequestError
-from hiera_video.models.weights import save_pretrained
+from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks import evaluate as module
-from hiera_video.tasks import scoring
-from hiera_video.tasks.classify import VideoClassifier
-from hiera_video.tasks.evaluate import evaluate
-from hiera_video.tasks.scoring import (
+from hiera_video.tasks.classify import pipeline as scoring
+from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.pipeline import (
     ClassScore,
     Scores,
     class_scores,
@@ -40,6 +38,8 @@ from hiera_video.tasks.scoring import (
     metrics,
     score_videos,
 )
+from hiera_video.tasks.evaluate import job as module
+from hiera_video.tasks.evaluate.job import evaluate
 from hiera_video.training.recipe import EvaluateData, EvaluateModel, EvaluateRun, Evaluation
 
 NUM_VIDEOS = 7
@@ -531,7 +531,7 @@ import json, logging, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_evaluate import recipe
-from hiera_video.tasks.evaluate import evaluate
+from hiera_video.tasks.evaluate.job import evaluate
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 wanted = recipe(Path({source!r}), Path({model!r}), output={output!r}, device="auto")
 print("RECORDS", json.dumps([one.to_dict() for one in evaluate(wanted)]))

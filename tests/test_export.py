@@ -18,12 +18,12 @@ from test_cli import run
 from torch import Tensor
 
 from hiera_video.data.dataset import load_views
+from hiera_video.models.checkpoints.io import config_of
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.weights import config_of
 from hiera_video.models.zoo import create_model, from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import export as exporting
-from hiera_video.tasks.classify import VideoClassifier
+from hiera_video.tasks.classify.job import VideoClassifier
 from hiera_video.tasks.export import SUFFIXES, export, export_model
 
 ROOT = Path(__file__).parents[1]

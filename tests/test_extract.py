@@ -28,12 +28,12 @@ from PIL import Image
 
 from hiera_video import FeatureExtractor, create_model, extract, save_pretrained
 from hiera_video.cli import main
-from hiera_video.data.decoders import PyAVDecoder
+from hiera_video.data.reading.decoders import PyAVDecoder
 from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import OutputError, RequestError
-from hiera_video.outputs import alone
-from hiera_video.tasks.extract import Extracted, Inputs, parse_part
-from hiera_video.tasks.feature_files import read_embeddings, read_facts, read_failures
+from hiera_video.files import alone
+from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, read_failures
+from hiera_video.tasks.features.job import Extracted, Inputs, parse_part
 
 SMALL_SHARDS = [
     sys.executable,
@@ -45,7 +45,7 @@ SMALL_SHARDS = [
 SMALL_DISK = """
 import resource
 from hiera_video import cli
-from hiera_video.tasks.feature_files import Writer
+from hiera_video.tasks.features.feature_table import Writer
 flush, limits = Writer.flush, resource.getrlimit(resource.RLIMIT_FSIZE)
 def limited(self):
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
@@ -434,7 +434,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
 
 
 def test_a_second_run_of_the_same_part_is_refused(clips: Path, tmp_path: Path) -> None:
-    code = "from pathlib import Path; from hiera_video.outputs import alone\n"
+    code = "from pathlib import Path; from hiera_video.files import alone\n"
     code += "with alone(Path('out'), 'part-1-of-1'): print('mine', flush=True); input()"
     run([clips / "0.mp4"], tmp_path / "out")
     other = [sys.executable, "-c", code]

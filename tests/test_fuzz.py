@@ -12,8 +12,8 @@ import psutil
 import pytest
 from assets import AV1, AVI, H264, HEVC, LONG_MKV, ODD_SIZE, TRANSPORT, VP9
 
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.reader import open_video
 from hiera_video.data.sampling import keyed_rng, train_clips
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import ClipSpec

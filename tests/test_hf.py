@@ -194,7 +194,7 @@ def test_an_encoder_in_mae_mode_is_theirs() -> None:
     config = {**SMALL, "mask_ratio": 0.5, "num_query_pool": 2}
     theirs = randomized(transformers.HieraModel(transformers.HieraConfig(**config), is_mae=True))
     ours = hf.HieraModel(hf.HieraConfig(**config), is_mae=True).eval()
-    ours.load_state_dict(hf.HieraModel.named(hiera_video.models.layouts.convert(theirs.state_dict())))
+    ours.load_state_dict(hf.HieraModel.named(hiera_video.models.checkpoints.formats.convert(theirs.state_dict())))
     asked = {"noise": pixels(2, 4), "output_attentions": True, "output_hidden_states": True}
     assert largest_difference(*(model(pixels(2, 3, 64, 64), **asked) for model in (ours, theirs))) < TOLERANCE
 
@@ -249,7 +249,7 @@ def test_new_weights_start_as_theirs() -> None:
     config = {**SMALL, **DECODER, "initializer_range": 0.05, "layer_norm_init": 0.7, "image_size": (128, 128)}
     theirs = transformers.HieraForPreTraining(transformers.HieraConfig(**config))
     ours = hf.HieraForPreTraining(hf.HieraConfig(**config))
-    expected = hf.HieraForPreTraining.named(hiera_video.models.layouts.convert(theirs.state_dict()))
+    expected = hf.HieraForPreTraining.named(hiera_video.models.checkpoints.formats.convert(theirs.state_dict()))
     for name, value in ours.state_dict().items():
         if value.ndim == 1:
             assert torch.equal(value, expected[name]), name

@@ -16,7 +16,7 @@ PACKAGE = Path(hiera_video.__file__).parent
 #: From the floor up; a room may import rooms below it and itself.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"spec", "outputs", "resources"},
+    {"spec", "files", "fields"},
     {"models", "data"},
     {"visual", "training", "hf"},
     {"tasks"},

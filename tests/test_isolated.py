@@ -16,9 +16,9 @@ import psutil
 import pytest
 from assets import H264, VP9, damage_packet, numbers_in
 
-from hiera_video.data import isolated
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading import child_process as isolated
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 
 
@@ -97,7 +97,7 @@ def test_a_child_that_is_killed_is_replaced_and_nothing_is_lost(h264: Path, own:
 
 CRASH = """
 import os, signal
-from hiera_video.data import isolated
+from hiera_video.data.reading import child_process as isolated
 open_video = isolated.open_video
 def opens(path, **options):
     name = os.path.basename(path)
@@ -155,7 +155,7 @@ def test_a_file_that_wants_more_memory_than_there_is_is_named(ill: Path) -> None
 
 def test_the_child_ends_with_its_parent(h264: Path) -> None:
     code = (
-        "from hiera_video.data.isolated import IsolatedReader; import os, sys\n"
+        "from hiera_video.data.reading.child_process import IsolatedReader; import os, sys\n"
         f"reader = IsolatedReader(); reader.open({str(h264)!r}); print(reader._child.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hiera_video import resources
-from hiera_video.data.lists import VideoList, list_videos
+from hiera_video import files
+from hiera_video.data.lists.cards import load_card
+from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.errors import RequestError
-from hiera_video.resources import load_card
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 #: Two classes whose folders swap when brackets are left out, and one with a quote; sorted as they are numbered.
@@ -493,7 +493,7 @@ def test_the_generated_camera_motions_keep_the_models_order(tmp_path: Path) -> N
 
 
 def test_every_card_says_what_a_dataset_is() -> None:
-    cards = {name: load_card(name) for name in resources.names("datasets")}
+    cards = {name: load_card(name) for name in files.names("datasets")}
     assert {name: (card.num_classes, card.sampling.rule, card.sampling.flip) for name, card in cards.items()} == {
         "camera_motion": (9, "dense", False),
         "hmdb51": (51, "dense", True),
@@ -508,7 +508,7 @@ def test_every_card_says_what_a_dataset_is() -> None:
 
 
 def test_the_camera_motion_card_has_the_generators_classes() -> None:
-    from hiera_video.data.camera_motion import LABELS
+    from hiera_video.data.camera_motion.generator import LABELS
 
     assert load_card("camera_motion").classes == list(LABELS)
 
@@ -573,24 +573,24 @@ def test_a_wrong_card_is_one_sentence(old: str, new: str, sentence: str, tmp_pat
 
 
 def test_cards_and_recipes_are_found_by_name_and_paths_are_taken_as_they_are(tmp_path: Path) -> None:
-    assert resources.find("datasets", "ucf101").name == "ucf101.yaml"
-    assert resources.find("configs", "camera_motion").parent.name == "configs"
-    assert resources.find("datasets", write(tmp_path / "x.yaml")) == tmp_path / "x.yaml"
+    assert files.find("datasets", "ucf101").name == "ucf101.yaml"
+    assert files.find("configs", "camera_motion").parent.name == "configs"
+    assert files.find("datasets", write(tmp_path / "x.yaml")) == tmp_path / "x.yaml"
     with pytest.raises(RequestError, match=r"there is no dataset card 'kinetics40'; did you mean kinetics400\?"):
-        resources.find("datasets", "kinetics40")
+        files.find("datasets", "kinetics40")
     with pytest.raises(
         RequestError, match=r"there is no file nowhere/x.yaml; a recipe can be named too: camera_motion"
     ):
-        resources.find("configs", "nowhere/x.yaml")
+        files.find("configs", "nowhere/x.yaml")
 
 
 def test_an_installed_package_reads_the_cards_inside_it_not_a_neighbour_called_datasets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "PACKAGE", tmp_path / "hiera_video")
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "hiera_video")
     write(tmp_path / "datasets/other.yaml")
     write(tmp_path / "hiera_video/datasets/mine.yaml")
-    assert resources.names("datasets") == ["mine"]
+    assert files.names("datasets") == ["mine"]
     write(tmp_path / "pyproject.toml")
     write(tmp_path / "datasets/mine.yaml")
-    assert resources.find("datasets", "mine") == tmp_path / "datasets/mine.yaml"
+    assert files.find("datasets", "mine") == tmp_path / "datasets/mine.yaml"

@@ -17,14 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from hiera_video.data import dataset as dataset_module
-from hiera_video.data.augment import FINETUNE, PRETRAIN, Augment
 from hiera_video.data.dataset import ClipDataset, load_views
-from hiera_video.data.lists import VideoList
+from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.loader import test_views as views_for_test
 from hiera_video.data.sampling import keyed_rng, segment_clips
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.spec import ClipSpec
+from hiera_video.spec import FINETUNE, PRETRAIN, Augment, ClipSpec
 
 SPEC = ClipSpec(num_frames=4, frame_stride=4, size=(32, 32), resize=40)
 #: The whole picture, unturned: frames can be told by their numbers.

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture, classifier_form, mae_form
+from hiera_video.models.checkpoints.formats import IMAGE_FORM
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.layouts import IMAGE_FORM
 from hiera_video.models.mae import HieraMAE, MAEArchitecture, random_keep
 
 with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training_sets import write_colours
 
-from hiera_video.tasks.own_videos import own_recipe
+from hiera_video.tasks.train.own_videos import own_recipe
 from hiera_video.training.optimization import plan_run
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from assets import FRONT_INDEX, H264, HEVC
 
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.data.lists import list_videos
+from hiera_video.data.lists.video_list import list_videos
+from hiera_video.data.reading.child_process import IsolatedReader
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_kinetics.py"
 spec = importlib.util.spec_from_file_location("prepare_kinetics", SCRIPT)
@@ -218,7 +218,8 @@ def test_killed_and_started_again_it_writes_the_same_bytes(kinetics: Path, made:
     """Opening is slowed down, so that the kill comes in the middle; the half line is made here."""
     again, report = tmp_path / "again", tmp_path / "again" / "check.jsonl"
     code = (
-        "import runpy, sys, time; from hiera_video.data.isolated import IsolatedReader as R; real = R.open; "
+        "import runpy, sys, time; from hiera_video.data.reading.child_process import IsolatedReader as R; "
+        "real = R.open; "
         "R.open = lambda *a, **k: (time.sleep(0.2), real(*a, **k))[1]; "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )

@@ -22,12 +22,12 @@ from PIL import Image
 
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks import probe as probing
-from hiera_video.tasks import search as searching
-from hiera_video.tasks.extract import extract
-from hiera_video.tasks.feature_files import read_embeddings
-from hiera_video.tasks.probe import by_neighbours, cross_validation, labelled, labels_of, probe, read_labels
-from hiera_video.tasks.search import Hit, best_hits, nearest, nearest_by_numpy, search, unit
+from hiera_video.tasks.features import probe as probing
+from hiera_video.tasks.features import search as searching
+from hiera_video.tasks.features.feature_table import read_embeddings
+from hiera_video.tasks.features.job import extract
+from hiera_video.tasks.features.probe import by_neighbours, cross_validation, labelled, labels_of, probe, read_labels
+from hiera_video.tasks.features.search import Hit, best_hits, nearest, nearest_by_numpy, search, unit
 
 FACTS = {
     "format": "hiera-video features 1",

@@ -20,7 +20,7 @@ from pytorchvideo.data.encoded_video import EncodedVideo
 from pytorchvideo.data.labeled_video_paths import LabeledVideoPaths
 
 from hiera_video.data.pytorchvideo import from_clip_sampler, from_labeled_paths
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 

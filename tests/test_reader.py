@@ -38,8 +38,8 @@ from assets import (
 )
 from PIL import Image
 
-from hiera_video.data import decoders, sources
-from hiera_video.data.reader import Frames, open_video
+from hiera_video.data.reading import decoders, sources
+from hiera_video.data.reading.reader import Frames, open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 
 
@@ -268,7 +268,8 @@ def test_an_address_that_fails_or_is_too_large_says_so(
 
 
 def test_importing_the_reader_loads_no_decoder() -> None:
-    code = "import sys, hiera_video.data.reader; print([m for m in ('av', 'decord', 'torch') if m in sys.modules])"
+    code = "import sys, hiera_video.data.reading.reader; "
+    code += "print([m for m in ('av', 'decord', 'torch') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n"
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hiera_video import resources
-from hiera_video.data.augment import FINETUNE, PRETRAIN
+from hiera_video import files
 from hiera_video.errors import RequestError
 from hiera_video.models.zoo import list_models
+from hiera_video.spec import FINETUNE, PRETRAIN
 from hiera_video.training.recipe import (
     KINDS,
     Data,
@@ -316,17 +316,17 @@ PUBLISHED = (
     + ["mae_ssv2_large", "finetune_ssv2_large", "finetune_ssv2_large_32", "finetune_ucf101_base"]
     + ["finetune_hmdb51_base", "evaluate_k400", "evaluate_ssv2", "evaluate_in1k"]
 )
-OURS = [name for name in resources.names("configs") if name.startswith(("camera_motion", "creatures"))]
+OURS = [name for name in files.names("configs") if name.startswith(("camera_motion", "creatures"))]
 
 
 def shipped(name: str) -> tuple[Path, Pretraining | Finetuning | Evaluation]:
-    file = resources.find("configs", name)
+    file = files.find("configs", name)
     job = yaml.safe_load(file.read_text()).get("job", "finetune")
     return file, load_recipe(KINDS[job], name)  # type: ignore[type-var]
 
 
 def test_there_is_a_recipe_for_every_published_result() -> None:
-    assert sorted(resources.names("configs")) == sorted(PUBLISHED + OURS)
+    assert sorted(files.names("configs")) == sorted(PUBLISHED + OURS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED + OURS)

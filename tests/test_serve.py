@@ -24,11 +24,11 @@ import pytest
 from PIL import Image
 from test_cli import run
 
-from hiera_video.data.camera_motion import LABELS
+from hiera_video.data.camera_motion.generator import LABELS
 from hiera_video.errors import RequestError, UnknownModel
-from hiera_video.tasks import serve
-from hiera_video.tasks.classify import BUILT_IN, VideoClassifier
-from hiera_video.tasks.serve import Desk
+from hiera_video.tasks.classify import page as serve
+from hiera_video.tasks.classify.job import BUILT_IN, VideoClassifier
+from hiera_video.tasks.classify.page import Desk
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "docs" / "zoom_in.mp4"

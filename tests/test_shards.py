@@ -26,17 +26,16 @@ from assets import AVI, LATE_START, ODD_SIZE, ONE_FRAME, ROTATED, VARIABLE, VP9,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiera_video.data import shards as shards_module
-from hiera_video.data.augment import Augment
 from hiera_video.data.dataset import ClipDataset
-from hiera_video.data.lists import VideoList, list_videos
+from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.data.loader import ClipLoader
-from hiera_video.data.reader import open_video
-from hiera_video.data.shards import Member, is_member, member_path, parse_member
-from hiera_video.data.sources import extension, local_file
+from hiera_video.data.reading import shards as shards_module
+from hiera_video.data.reading.files import extension, local_file
+from hiera_video.data.reading.reader import open_video
+from hiera_video.data.reading.shards import Member, is_member, member_path, parse_member
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.spec import ClipSpec
-from hiera_video.tasks.check import check
+from hiera_video.spec import Augment, ClipSpec
+from hiera_video.tasks.data.check import check
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_shards.py"
 SPEC = ClipSpec(num_frames=4, frame_stride=4, size=(32, 32), resize=40)

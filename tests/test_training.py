@@ -16,10 +16,10 @@ from training_sets import finetuning, pretraining, write_colours
 
 import hiera_video
 from hiera_video.errors import OutputError, RequestError, TrainingStopped
-from hiera_video.resources import names
-from hiera_video.tasks import finetune as finetune_job
-from hiera_video.tasks.finetune import balanced_weights, finetune, starting_classifier
-from hiera_video.tasks.pretrain import Masking, pretrain, starting_mae
+from hiera_video.files import names
+from hiera_video.tasks.train import finetune as finetune_job
+from hiera_video.tasks.train.finetune import balanced_weights, finetune, starting_classifier
+from hiera_video.tasks.train.pretrain import Masking, pretrain, starting_mae
 from hiera_video.training.loop import Training
 from hiera_video.training.metrics import Metrics, read_metrics
 from hiera_video.training.optimization import build_optimizer, build_schedule, param_groups, plan_run
@@ -116,7 +116,7 @@ def test_parameter_groups_follow_the_stated_rule() -> None:
 
 @pytest.mark.parametrize("name", names("configs"))
 def test_every_recipe_builds_its_model_and_schedule(name: str, tmp_path: Path) -> None:
-    text = (hiera_video.resources.find("configs", name)).read_text()
+    text = (hiera_video.files.find("configs", name)).read_text()
     kind = Pretraining if "\njob: pretrain" in f"\n{text}" or name.startswith("mae_") else Finetuning
     kind = Evaluation if name.startswith("evaluate") else kind
     recipe = load_recipe(kind, name, {"data.root": str(tmp_path)} if "generate:" not in text else {})

@@ -19,7 +19,7 @@ from test_training import same, weights
 from training_sets import finetuning, pretraining, write_colours, write_video
 
 from hiera_video.cli import main
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
 from hiera_video.training.metrics import read_metrics
 

@@ -12,10 +12,11 @@ import torch
 from assets import H264, ONE_FRAME, Asset, damage_packet, numbers_in
 from PIL import Image
 
-from hiera_video.data import dataset, reader
+from hiera_video.data import dataset
 from hiera_video.data.dataset import load_views
-from hiera_video.data.inputs import find_inputs, is_image
-from hiera_video.data.reader import open_video
+from hiera_video.data.reading import reader
+from hiera_video.data.reading.files import find_inputs, is_image
+from hiera_video.data.reading.reader import open_video
 from hiera_video.data.sampling import test_clips as clips_for_test
 from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import RequestError, UnreadableVideo

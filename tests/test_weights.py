@@ -23,10 +23,11 @@ from shelf import Shelf
 from torch import Tensor
 
 from hiera_video.errors import OutputError, RequestError, SizeError, UnknownModel, WeightsError
-from hiera_video.models import weights, zoo
+from hiera_video.models import zoo
 from hiera_video.models.architecture import MAEArchitecture, mae_form
+from hiera_video.models.checkpoints import io as weights
+from hiera_video.models.checkpoints.formats import IMAGE_FORM, convert
 from hiera_video.models.hiera import Architecture, Hiera
-from hiera_video.models.layouts import IMAGE_FORM, convert
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.zoo import Checkpoint, create_model, from_pretrained, list_models, mae_from_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec

@@ -47,7 +47,7 @@ def test_it_answers_and_finds_its_recipes_without_the_checkout(wheel: Path, tmp_
         command = [sys.executable, *argv]
         return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
 
-    code = "import hiera_video, hiera_video.resources as r; print(hiera_video.__file__, *r.names('datasets'))"
+    code = "import hiera_video, hiera_video.files as r; print(hiera_video.__file__, *r.names('datasets'))"
     where, *cards = run("-c", code).split()
     assert Path(where).is_relative_to(tmp_path) and "kinetics400" in cards
     answer = json.loads(run("-m", "hiera_video.cli", "classify", str(clip), "--format", "json"))

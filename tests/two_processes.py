@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from training_sets import finetuning, pretraining
 
-from hiera_video.tasks import pretrain as pretrain_job
-from hiera_video.tasks.finetune import finetune
-from hiera_video.tasks.pretrain import pretrain
+from hiera_video.tasks.train import pretrain as pretrain_job
+from hiera_video.tasks.train.finetune import finetune
+from hiera_video.tasks.train.pretrain import pretrain
 from hiera_video.training.recipe import Finetuning, Pretraining, load_recipe
 
 #: All that differs between processes by design is off.

@@ -19,40 +19,12 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiera_video.spec import ClipSpec
+from hiera_video.spec import Augment, ClipSpec
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels."""
 
 NUM_TRIES = 10
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How a training clip is varied. The defaults are those of fine-tuning on Kinetics.
-
-    ``crop_area`` is the range of the crop's share of the picture, uniform; ``crop_aspect`` the range of its width over
-    height, uniform in the logarithm. ``flip`` is a probability: 0 wherever a label has a direction. RandAugment picks
-    ``num_ops`` operations (0: none) and applies each with ``op_probability``, at a magnitude of 0 to 10, normal around
-    ``magnitude``. ``erasing`` is the probability of a box of noise, its area and aspect drawn as the crop's.
-    """
-
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    num_ops: int = 2
-    op_probability: float = 0.5
-    magnitude: float = 7.0
-    magnitude_std: float = 0.5
-    erasing: float = 0.25
-    erasing_area: tuple[float, float] = (0.02, 1 / 3)
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-
-
-#: Fine-tuning on Kinetics (Hiera Tab 11b; SlowFast k400_VIT_L_16x4_FT.yaml).
-FINETUNE = Augment()
-#: MAE pre-training (Hiera Tab 11a): crop and flip alone.
-PRETRAIN = Augment(crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
 
 
 @dataclass(frozen=True, eq=False)

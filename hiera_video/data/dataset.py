@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hiera_video.data.augment import (
-    Augment,
     CropDraw,
     crop_box,
     crop_resize,
@@ -24,15 +23,15 @@ from hiera_video.data.augment import (
     rand_augment,
     short_side_needed,
 )
-from hiera_video.data.decoders import Image
-from hiera_video.data.inputs import is_image, read_image
-from hiera_video.data.isolated import IsolatedReader
-from hiera_video.data.lists import VideoList
-from hiera_video.data.reader import Video, open_video
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.decoders import Image
+from hiera_video.data.reading.files import is_image, read_image
+from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.data.sampling import keyed_rng, test_clips, train_clips
 from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.spec import ClipSpec
+from hiera_video.spec import Augment, ClipSpec
 
 #: Frame numbers int64 [num_clips, num_frames] of one video from its frames' times in seconds and the clip's own draws.
 Sampler: TypeAlias = Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.int64]]
@@ -158,7 +157,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     A picture is a still: all T frames show one crop of it, and its repeats are crops of their own. A file that cannot
     be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
     is drawn from the same key ("skip"), with a problem that says so. ``isolate``: decode in a child process, which a
-    broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.isolated`.
+    broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.reading.child_process`.
     ``decode`` and ``fps`` (of videos that are folders of pictures) are those of :func:`hiera_video.open_video`.
     """
 

@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hiera_video.data.dataset import ClipDataset, Problem, Sampler, Views, load_views
-from hiera_video.data.isolated import IsolatedReader, keep_freed_memory
-from hiera_video.data.lists import VideoList
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.reading.child_process import IsolatedReader, keep_freed_memory
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hiera_video.data.lists import VideoList
+from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 

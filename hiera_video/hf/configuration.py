@@ -10,7 +10,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture, MAEArchitecture
-from hiera_video.models.layouts import Facts, describe
+from hiera_video.models.checkpoints.formats import Facts, describe
 from hiera_video.models.unroll import Size
 
 #: What the fields that follow the dimensions are where they are not given; the image's are transformers' defaults.

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from hiera_video.errors import OutputError, RequestError
+from hiera_video.files import replacing
 from hiera_video.hf.configuration import HieraConfig
 from hiera_video.hf.models import (
     HieraForImageClassification,
@@ -18,14 +19,13 @@ from hiera_video.hf.models import (
     HieraModel,
     HieraPreTrainedModel,
 )
+from hiera_video.hf.pretrained import values_of
 from hiera_video.hf.processing import image_processor
-from hiera_video.hf.sources import values_of
+from hiera_video.models.checkpoints.build import default_spec
+from hiera_video.models.checkpoints.formats import State, convert
+from hiera_video.models.checkpoints.io import load_state, save_pretrained
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.layouts import State, convert
-from hiera_video.models.loading import default_spec
 from hiera_video.models.mae import HieraMAE
-from hiera_video.models.weights import load_state, save_pretrained
-from hiera_video.outputs import replacing
 
 Layout = Literal["ours", "authors", "hiera"]
 

@@ -25,9 +25,9 @@ from hiera_video.hf.outputs import (
     as_sequence,
     watched,
 )
-from hiera_video.hf.sources import PLACES, read_foreign
+from hiera_video.hf.pretrained import PLACES, read_foreign
+from hiera_video.models.checkpoints.formats import State
 from hiera_video.models.hiera import Hiera, HieraTrunk
-from hiera_video.models.layouts import State
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
 from hiera_video.models.unroll import reroll
@@ -54,7 +54,7 @@ class HieraPreTrainedModel(PreTrainedModel):
         config: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, and of more forms: those that :func:`hiera_video.hf.sources.read_foreign` reads."""
+        """As in transformers, and of more forms: those that :func:`hiera_video.hf.pretrained.read_foreign` reads."""
         name = pretrained_model_name_or_path
         hub: dict[str, Any] = {key: kwargs[key] for key in PLACES if kwargs.get(key) is not None}
         found = None if name is None else read_foreign(os.fspath(name), mae=cls is HieraForPreTraining, **hub)

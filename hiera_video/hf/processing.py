@@ -20,7 +20,7 @@ from hiera_video.data.dataset import load_views
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import RequestError
-from hiera_video.models.loading import default_spec, read_config
+from hiera_video.models.checkpoints.build import default_spec, read_config
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 

@@ -15,10 +15,7 @@ from typing import Any
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
-from hiera_video.models.fetch import UnavailableError, author_file, hub_file
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.layouts import IMAGE_FORM, Facts, State, convert
-from hiera_video.models.loading import (
+from hiera_video.models.checkpoints.build import (
     WEIGHT_FILES,
     assemble,
     assemble_mae,
@@ -29,9 +26,12 @@ from hiera_video.models.loading import (
     from_hub,
     position_way,
 )
+from hiera_video.models.checkpoints.download import UnavailableError, author_file, hub_file
+from hiera_video.models.checkpoints.formats import IMAGE_FORM, Facts, State, convert
+from hiera_video.models.checkpoints.io import read_state
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.unroll import Size
-from hiera_video.models.weights import read_state
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 #: Sizes: paper, Table 1 and appendix; a video form differs from the image form in the patch kernel and the
@@ -113,7 +113,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 #: Checkpoints that ship inside the package, each a folder of our own format.
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
+SHIPPED = Path(__file__).parents[1] / "weights"
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

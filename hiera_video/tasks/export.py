@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from hiera_video.errors import OutputError, RequestError
+from hiera_video.files import check_output
+from hiera_video.models.checkpoints.io import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size
-from hiera_video.models.weights import config_of
 from hiera_video.models.zoo import from_pretrained
-from hiera_video.outputs import check_output
-from hiera_video.tasks.results import Results
+from hiera_video.tasks.records import Results
 
 log = logging.getLogger("hiera_video")
 

@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from hiera_video.errors import OutputError, RequestError, WeightsError
-from hiera_video.models.layouts import State
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
+from hiera_video.models.checkpoints.formats import State
 from hiera_video.training import recipe as recipes
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

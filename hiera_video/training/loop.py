@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hiera_video.data.dataset import Problem
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, TrainingStopped
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 from hiera_video.training.checkpointing import latest, restore, save
 from hiera_video.training.metrics import Metrics, Writer
 from hiera_video.training.optimization import Plan

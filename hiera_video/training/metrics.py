@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 from hiera_video.training.optimization import Plan
 
 

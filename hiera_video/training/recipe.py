@@ -14,11 +14,10 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from hiera_video import resources
-from hiera_video.data.augment import FINETUNE, PRETRAIN, Augment
+from hiera_video import fields, files
 from hiera_video.errors import RequestError
-from hiera_video.training import fields
-from hiera_video.training.fields import Duration
+from hiera_video.fields import Duration
+from hiera_video.spec import FINETUNE, PRETRAIN, Augment
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -308,7 +307,7 @@ def load_recipe(
     if base is not None:
         fields.lay(given, fields.flatten(dataclasses.asdict(base)), known)
     if config is not None:
-        file = resources.find("configs", config)
+        file = files.find("configs", config)
         where = f"{file}: "
         values = _read(file, kind)
         fields.lay(given, values, known, where=where)

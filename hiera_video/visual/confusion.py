@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 
 Counts = NDArray[np.integer[Any]]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.errors import RequestError
-from hiera_video.outputs import check_output, replacing
+from hiera_video.files import check_output, replacing
 
 #: Cells that the components are fitted to, at most, and percentiles of them that become black and full colour.
 MAX_CELLS, LOW, HIGH = 50_000, 2, 98

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hiera_video.data.camera_motion import write_h264
-from hiera_video.outputs import replacing
+from hiera_video.data.camera_motion.generator import write_h264
+from hiera_video.files import replacing
 
 Pixels = NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 
 
 class Scored(Protocol):

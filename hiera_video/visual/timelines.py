@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.outputs import replacing
+from hiera_video.files import replacing
 
 DPI = 120
 

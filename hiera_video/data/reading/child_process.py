@@ -1,0 +1,293 @@
+"""Reading videos in a child process: a decoder that hangs or crashes takes down the child at most.
+
+    parent                                    child (one for each :class:`IsolatedReader`)
+    reader.open(path)    -- path, options -->  open_video(path)
+                         <-- index, facts ---
+    video.frames(...)    -- numbers --------> decodes into memory that both share
+                         <-- shape ----------
+
+The child is started with ``subprocess``, since loader workers are daemonic and may not have ``multiprocessing``
+children, and ends by itself when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from socket import socketpair
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.reading.decoders import Image
+from hiera_video.data.reading.frame_index import Media
+from hiera_video.data.reading.reader import Video, open_video
+from hiera_video.errors import HieraVideoError, RequestError, UnreadableVideo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: A damaged header may promise pictures of any size: past this the child gives up, not the machine.
+MAX_CHILD_BYTES = 16 * 2**30
+#: The child is replaced after so many videos, so that what decoders leak does not add up.
+MAX_OPENS = 2000
+START_LIMIT_S = 300
+
+
+class ChildDied(Exception):
+    """The child is gone; says how it ended."""
+
+
+class IsolatedReader:
+    """Opens videos one after the other in a child process of its own; use one for each thread or worker.
+
+    A request that takes longer than ``time_limit`` seconds ends the child. A file on which the child crashes is tried
+    once more in a new one: it may have been killed for another's sake. POSIX systems only.
+    """
+
+    def __init__(self, *, time_limit: float = 60) -> None:
+        if os.name != "posix":
+            raise RequestError("a decoder in a child process needs Linux or macOS: use isolate=False.")
+        if not time_limit > 0:
+            raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0.")
+        self.time_limit = time_limit
+        self._child: subprocess.Popen[bytes] | None = None
+        self._connection: Connection
+        self._memory: Any  # the file that both processes map
+        self._map: mmap.mmap | None = None
+        self._opens = 0
+        self._owner = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(IsolatedReader, time_limit=self.time_limit), ()  # a copy elsewhere has a child of its own
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the interpreter may be half gone
+            self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def open(self, path: str | os.PathLike[str], **options: Any) -> Video:
+        """:func:`hiera_video.open_video` of a file or address, with its options, in the child.
+
+        Opening another video closes this one. Raises :class:`UnreadableVideo` also when the child crashes on the file
+        or takes too long; so does reading its frames.
+        """
+        name = os.fspath(path)
+        if self._child is not None and (self._opens >= MAX_OPENS or self._owner != os.getpid()):
+            self.close()
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # it ended while it had nothing to do: that is no fault of this file
+        index, facts, fallback_reason = self.ask(name, [("open", name, options)])
+        self._opens += 1
+        decoder = RemoteDecoder(self, name, options, facts)
+        return Video(Media(name, name), index, decoder, strict=True, fallback_reason=fallback_reason)
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is None:
+            return
+        if self._owner == os.getpid():  # else this is a copy in a forked process: the child is its parent's
+            self._child.kill()
+            self._child.wait()
+        self._connection.close()
+        if self._map is not None:
+            with suppress(BufferError):  # somebody looks at frames: they keep the memory
+                self._map.close()
+            self._map = None
+        self._memory.close()
+        self._child = None
+        self._opens = 0
+
+    def ask(self, name: str, requests: list[tuple[Any, ...]]) -> Any:
+        """The child's answer to the last of ``requests``; all are asked again of a new child if it dies."""
+        for last_try in (False, True):
+            try:
+                asked = requests if self._child is None else requests[-1:]
+                if self._child is None:
+                    self._start()
+                return self._ask(name, asked)
+            except ChildDied as death:
+                self.close()
+                if last_try:
+                    raise UnreadableVideo(
+                        f"{name} makes the decoder crash ({death}): convert it, or leave it out."
+                    ) from death
+
+    def pixels(self, shape: tuple[int, ...]) -> Image:
+        """uint8 of ``shape`` in the shared memory: valid until the next request."""
+        size = int(np.prod(shape))
+        if self._map is None or len(self._map) < size:
+            self._map = mmap.mmap(self._memory.fileno(), 0)
+        return np.frombuffer(self._map, dtype=np.uint8, count=size).reshape(shape)
+
+    def _ask(self, name: str, requests: list[tuple[Any, ...]]) -> Any:
+        answer = None
+        for request in requests:
+            try:
+                self._connection.send((self.time_limit, *request))
+                if not self._connection.poll(self.time_limit):
+                    self.close()
+                    raise UnreadableVideo(
+                        f"{name} takes longer than {self.time_limit:g} s to decode: leave it out, or raise time_limit."
+                    )
+                kind, answer = self._connection.recv()
+            except (EOFError, ConnectionError) as error:
+                raise ChildDied(self._how_it_ended()) from error
+            if kind == "unreadable":
+                raise UnreadableVideo(answer)
+            if kind == "request":
+                raise RequestError(answer)
+        return answer
+
+    def _how_it_ended(self) -> str:
+        assert self._child is not None
+        code = self._child.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _start(self) -> None:
+        ours, theirs = socketpair()
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self._memory = tempfile.TemporaryFile(prefix="hiera_video_", dir=folder)  # noqa: SIM115
+        package = str(Path(__file__).parents[3])
+        search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        module = "hiera_video.data.reading.child_process"
+        code = f"from {module} import serve; serve({theirs.fileno()}, {self._memory.fileno()})"
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # decoders write there what is said better in answers
+            pass_fds=(theirs.fileno(), self._memory.fileno()),
+            env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._owner = os.getpid()
+        # Starting takes what it takes on a busy machine: the time limit is for videos.
+        try:
+            if not self._connection.poll(START_LIMIT_S) or self._connection.recv() != "ready":
+                self.close()
+                raise RuntimeError(f"a child process for decoding did not start within {START_LIMIT_S} s")
+        except (EOFError, ConnectionError) as error:
+            raise ChildDied(self._how_it_ended()) from error
+
+
+class RemoteDecoder:
+    """A video that is open in an :class:`IsolatedReader`'s child, as a decoder of :class:`Video`."""
+
+    def __init__(self, reader: IsolatedReader, name: str, options: dict[str, Any], facts: dict[str, Any]) -> None:
+        self._reader, self._name, self._options = reader, name, options
+        self.backend: str = facts["backend"]
+        self.error: str | None = facts["error"]
+        self.time_error = 0.0
+
+    def close(self) -> None:
+        pass  # the next open closes it
+
+    def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], Image]:
+        """Numbers of the frames shown and their images uint8 [n, H, W, 3], in shared memory: copy them before the next
+        call.
+        """
+        opening = ("open", self._name, self._options)
+        shown, shape, facts = self._reader.ask(self._name, [opening, ("frames", self._name, wanted, short_side)])
+        self.backend, self.error, self.time_error = facts["backend"], facts["error"], facts["time_error"]
+        return shown, self._reader.pixels(shape)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees: for a process that handles pictures all its life.
+
+    They come and go in blocks that the C library gives back to the system at once, and asks for again page by page,
+    which takes up to half of the time. Only glibc has the switch.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, num_bytes in ((-3, 32 * 2**20), (-1, 256 * 2**20), (-2, 16 * 2**20)):
+            mallopt(option, num_bytes)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def serve(connection_fd: int, memory_fd: int) -> None:
+    """The child's life: answers requests until its parent is gone."""
+    keep_freed_memory()
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends this process
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_CHILD_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    connection = Connection(connection_fd)
+    server = _Server(memory_fd)
+    connection.send("ready")
+    while True:
+        try:
+            limit, *request = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        # Should the parent be gone when the decoder hangs, nobody ends this process but the alarm.
+        signal.setitimer(signal.ITIMER_REAL, 2 * limit)
+        try:
+            answer = ("ok", server.answer(*request))
+        except UnreadableVideo as error:
+            answer = ("unreadable", str(error))
+        except MemoryError:
+            answer = ("unreadable", f"{request[1]} needs more memory than {MAX_CHILD_BYTES >> 30} GiB: check the file.")
+        except HieraVideoError as error:
+            answer = ("request", str(error))
+        except Exception as error:  # a run of days does not end because one file finds a hole in the reader
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            fault = (
+                f"{type(error).__name__}: {' '.join(str(error).split())} at {Path(where.filename).name}:{where.lineno}"
+            )
+            answer = ("unreadable", f"{request[1]} makes the reader fail ({fault}): please report it, with the file.")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            connection.send(answer)
+        except ConnectionError:
+            return
+
+
+class _Server:
+    def __init__(self, memory_fd: int) -> None:
+        self._memory_fd = memory_fd
+        self._map: mmap.mmap | None = None
+        self._video: Video | None = None
+
+    def answer(self, kind: str, name: str, *details: Any) -> Any:
+        if kind == "open":
+            if self._video is not None:
+                self._video.close()
+                self._video = None
+            self._video = video = open_video(name, **details[0])
+            return video.index, self._facts(video), video.fallback_reason
+        assert self._video is not None
+        shown, images = self._video.read(*details)
+        shape = (len(images), *images[0].shape)
+        np.stack(list(images), out=self._pixels(shape))
+        return shown, shape, self._facts(self._video)
+
+    def _facts(self, video: Video) -> dict[str, Any]:
+        return {"backend": video.backend, "error": video.error, "time_error": video.time_error}
+
+    def _pixels(self, shape: tuple[int, ...]) -> Image:
+        size = int(np.prod(shape))
+        if self._map is None or len(self._map) < size:
+            os.ftruncate(self._memory_fd, size)
+            self._map = mmap.mmap(self._memory_fd, 0)
+        return np.frombuffer(self._map, dtype=np.uint8, count=size).reshape(shape)

@@ -1,0 +1,164 @@
+"""Where videos and images come from: files, folders, addresses, shards; and the pixels of an image."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import BinaryIO, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.reading.shards import is_member, local_copy, parse_member
+from hiera_video.errors import UnreadableVideo
+
+#: A path or http(s) address, the bytes of a file, or an open binary file that can seek.
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+
+IMAGE_EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+MAX_DOWNLOAD_BYTES = 4 * 2**30
+DOWNLOAD_TIMEOUT_S = 30
+
+
+def name_of(source: Source) -> str:
+    """What messages call a source."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return str(getattr(source, "name", "<file object>"))
+
+
+def is_address(path: str) -> bool:
+    """Whether this is an http(s) address."""
+    return urlsplit(path).scheme in ("http", "https")
+
+
+def extension(path: str) -> str:
+    """In lower case, with its dot; of an address, that of its path; of a file in a shard, that of its name."""
+    member = parse_member(path)
+    name = member.name if member is not None else urlsplit(path).path if is_address(path) else path
+    return os.path.splitext(name)[1].lower()
+
+
+@contextmanager
+def local_file(path: str) -> Iterator[str]:
+    """The absolute path of a file that is there and not empty; an http(s) address is downloaded for as long, and a file
+    in a shard copied.
+
+    Downloaded, not handed to FFmpeg: times, frames and a second decoder each read the file, and the network once.
+    Raises :class:`UnreadableVideo`, one sentence.
+    """
+    member = parse_member(path)
+    if member is not None:
+        with local_copy(member) as copy:
+            yield copy
+        return
+    if is_address(path):
+        with tempfile.TemporaryDirectory(prefix="hiera_video_") as folder:
+            target = os.path.join(folder, os.path.basename(urlsplit(path).path) or "download")
+            _download(path, target)
+            yield target
+        return
+    if os.path.isdir(path):
+        raise UnreadableVideo(f"{path} is a folder, not a file: name the files in it.")
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check its permissions"
+        raise UnreadableVideo(f"{path} cannot be read ({error.strerror}): {remedy}.") from error
+    if empty:
+        raise UnreadableVideo(f"{path} is empty (0 bytes): copy or download it again.")
+    yield os.path.abspath(path)  # absolute, or FFmpeg takes "a:b.mp4" for a protocol
+
+
+def pictures_in(folder: str) -> list[str]:
+    """The image files of a folder in the order of the numbers in their names: img_9.jpg before img_10.jpg.
+
+    Raises :class:`UnreadableVideo` when there is none.
+    """
+    names = [name for name in os.listdir(folder) if extension(name) in IMAGE_EXTENSIONS and not name.startswith(".")]
+    if not names:
+        raise UnreadableVideo(f"{folder} is a folder without pictures: give one with its frames as JPEG files.")
+    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return [os.path.join(folder, name) for name in names]
+
+
+def _download(address: str, target: str) -> None:
+    limit = f"{MAX_DOWNLOAD_BYTES / 2**30:g} GiB"
+    try:
+        with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT_S) as answer, open(target, "wb") as file:
+            while block := answer.read(2**20):
+                file.write(block)
+                if file.tell() > MAX_DOWNLOAD_BYTES:
+                    raise UnreadableVideo(f"{address} is larger than {limit}: download it yourself and name the file.")
+            size = file.tell()
+    except UnreadableVideo:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise UnreadableVideo(f"{address} cannot be fetched ({error}): check the address and the network.") from error
+    if size == 0:
+        raise UnreadableVideo(f"{address} gives an empty file: check the address.")
+
+
+VIDEO_EXTENSIONS = {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+VIDEO_EXTENSIONS |= {".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is an image file's; a GIF counts as a video."""
+    return extension(os.fspath(path)) in IMAGE_EXTENSIONS
+
+
+def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
+    """(file or address, None or one sentence on why it cannot be read), in the order in which they were named.
+
+    Folders are searched to their depths for videos and images, hidden ones apart; they and globs give sorted names.
+    A missing file stays in the list, its error comes on reading; a folder or glob without any gives one entry, itself.
+    """
+    found: list[tuple[str, str | None]] = []
+    for name in inputs:
+        if is_address(name) or is_member(name) or os.path.isfile(name):
+            found.append((name, None))
+        elif os.path.isdir(name):
+            files = sorted(_walk(name))
+            found += [(file, None) for file in files] or [(name, f"{name} is a folder without videos or images.")]
+        elif glob.has_magic(name):
+            matches = sorted(glob.glob(name, recursive=True))
+            files = [file for match in matches for file in (sorted(_walk(match)) if os.path.isdir(match) else [match])]
+            found += [(file, None) for file in dict.fromkeys(files)] or [(name, f"{name} matches no file.")]
+        else:
+            found.append((name, None))
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        for file in files:
+            if not file.startswith(".") and extension(file) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+                yield os.path.join(where, file)
+
+
+def read_image(path: str) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3], RGB, upright as its EXIF orientation says; transparent places come on white."""
+    from PIL import Image, ImageOps
+
+    with local_file(path) as file:
+        try:
+            with Image.open(file) as image:
+                upright = ImageOps.exif_transpose(image)
+                if upright.has_transparency_data:
+                    upright = upright.convert("RGBA")
+                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+                return np.array(upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableVideo(f"{path} is not an image that can be read ({error}): check the file.") from error

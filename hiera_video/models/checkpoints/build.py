@@ -1,0 +1,263 @@
+"""From a file, a folder or a hub repository to a model: what :mod:`hiera_video.models.zoo` calls, names resolved."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hiera_video.errors import RequestError, SizeError, WeightsError
+from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
+from hiera_video.models.checkpoints.download import hub_file
+from hiera_video.models.checkpoints.formats import DECODER, Facts, State, convert, describe, split_state
+from hiera_video.models.checkpoints.io import (
+    architecture_of,
+    inflate,
+    load_state,
+    read_state,
+    resize_tables,
+)
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import HieraMAE
+from hiera_video.models.unroll import Size
+from hiera_video.spec import IMAGE_SPEC, ClipSpec
+
+log = logging.getLogger("hiera_video")
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+POSITION_WAYS = ("window", "plain")
+
+A = TypeVar("A", bound=Architecture)
+
+
+def from_disk(path: Path) -> tuple[State, Facts]:
+    """State, under our names, and facts of a weights file or of a folder with a config.json and one.
+
+    A ``config.json`` beside a ``.safetensors`` or ``.bin`` file belongs to it. Raises :class:`WeightsError`.
+    """
+    if not path.is_dir():
+        config = path.with_name("config.json")
+        beside = path.suffix in (".safetensors", ".bin") and config.is_file()
+        return convert(read_state(path)), read_config(config) if beside else Facts()
+    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not found or not (path / "config.json").is_file():
+        raise WeightsError(f"{path} is no model folder: it needs config.json and {' or '.join(WEIGHT_FILES)}")
+    return convert(read_state(found[0])), read_config(path / "config.json")
+
+
+def from_hub(
+    repo: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
+) -> tuple[State, Facts]:
+    """State, under our names, and facts of a hub repository of any layout that :func:`describe` knows."""
+    config = hub_file(repo, ("config.json",), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+    facts = read_config(config)
+    path = hub_file(
+        repo,
+        WEIGHT_FILES,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        license=facts.license,
+    )
+    return convert(read_state(path)), facts
+
+
+def read_config(path: Path) -> Facts:
+    """The facts in a ``config.json``; raises :class:`WeightsError` where it cannot be read or understood."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} cannot be used: it holds no JSON object")
+    return describe(config, str(path))
+
+
+def assemble(
+    state: State,
+    facts: Facts,
+    *,
+    source: str,
+    known: dict[str, Architecture],
+    arch: Architecture | None = None,
+    num_classes: int | None = None,
+    input_size: Size | None = None,
+    position_resize: str | None = None,
+    config: dict[str, Any],
+) -> Hiera:
+    """A classifier in evaluation mode from ``state`` (our names), made to fit what is asked for.
+
+    ``known`` are the architectures to recognise where neither ``arch`` nor the facts say; the other arguments are
+    those of :func:`hiera_video.models.zoo.from_pretrained`.
+    """
+    state, decoder = split_state(state)
+    trained = facts.arch or _given(arch, state) or architecture_of(state, known, source)
+    trained = classifier_form(mae_form(trained) if decoder else trained)
+    target = classifier_form(arch or trained)
+    head = state.get("head.projection.weight")
+    kept = target.num_classes if head is None or _is_inflated(trained, target) else head.shape[0]
+    target = changed(target, num_classes or kept, input_size, config)
+    way = position_way(position_resize or facts.position_resize)
+    state, spec = _fit(state, facts.spec, trained, target, way)
+    labels = facts.labels
+    if head is None or head.shape[0] != target.num_classes:
+        new = f"head of {target.num_classes} classes"
+        new = f"a new {new} starts" if "norm.weight" in state else f"a new norm and {new} start"
+        if decoder:
+            log.warning("the decoder of %s was left behind: %s; %s untrained", source, _summary(decoder), new)
+        else:
+            was = "has no head" if head is None else f"has {head.shape[0]} classes"
+            log.warning("%s %s: %s untrained", source, was, new)
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        labels = None
+    fresh = () if "head.projection.weight" in state else ("head.",)
+    model = Hiera(target, spec)
+    # An encoder (of an MAE, or transformers' bare model) may have no final norm either.
+    load_state(model, state, source=source, fresh=(*fresh, "norm.") if head is None else fresh)
+    model.position_resize = way
+    model.labels = labels if labels and len(labels) == target.num_classes else None
+    views = None if _is_inflated(trained, target) else facts.views
+    model.views, model.license = views or model.views, facts.license
+    model.new_head = bool(fresh)
+    return model.eval()
+
+
+def assemble_mae(
+    state: State,
+    facts: Facts,
+    *,
+    source: str,
+    known: dict[str, Architecture],
+    arch: Architecture | None = None,
+    input_size: Size | None = None,
+    position_resize: str | None = None,
+    config: dict[str, Any],
+) -> HieraMAE:
+    """An MAE in evaluation mode from ``state``, with its decoder where that fits and with a new one where not.
+
+    A decoder fits an MAE of its own width, depth and poolings; the arguments are as in :func:`assemble`.
+    """
+    state, decoder = split_state(state)
+    found = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, known, source))
+    heads = config.get("decoder_num_heads", arch.decoder_num_heads if isinstance(arch, MAEArchitecture) else 16)
+    trained = _mae_of(found, decoder, heads)
+    target = changed(_mae_of(arch or trained, decoder, heads), found.num_classes, input_size, config)
+    way = position_way(position_resize or facts.position_resize)
+    shape = ("q_pool", "decoder_embed_dim", "decoder_depth")
+    fits = not _is_inflated(trained, target) and all(getattr(trained, name) == getattr(target, name) for name in shape)
+    left = {key: value for key, value in state.items() if key.startswith(("norm.", "head."))}
+    kept = {key: value for key, value in state.items() if key not in left} | (decoder if fits else {})
+    if not decoder:
+        behind = f"; left behind: {_summary(left)}" if left else ""
+        log.warning("%s has no decoder: a new one starts untrained%s", source, behind)
+    elif not fits:
+        log.warning(
+            "the decoder of %s does not fit and was left behind: %s; a new one starts untrained",
+            source,
+            _summary(decoder),
+        )
+    kept, spec = _fit(kept, facts.spec, trained, target, way)
+    model = HieraMAE(target, spec)
+    load_state(model, kept, source=source, fresh=() if decoder and fits else DECODER)
+    model.position_resize, model.license = way, facts.license
+    return model.eval()
+
+
+def _mae_of(arch: Architecture, decoder: State, heads: int) -> MAEArchitecture:
+    """The MAE of ``arch``: where that is a classifier's, the decoder is read off its tensors, but for its ``heads``."""
+    if isinstance(arch, MAEArchitecture) or not decoder:
+        return mae_form(arch)
+    fusions, blocks = (
+        len({key.split(".")[1] for key in decoder if key.startswith(name)})
+        for name in ("multi_scale_fusion_heads.", "decoder_blocks.")
+    )
+    fields = {"q_pool": fusions, "decoder_depth": blocks, "decoder_num_heads": heads}
+    if "mask_token" in decoder:
+        fields["decoder_embed_dim"] = decoder["mask_token"].shape[-1]
+    return mae_form(arch, **fields)
+
+
+def _summary(state: State) -> str:
+    """How many tensors there are, and in which parts of the model: ``98 tensors (decoder_*, mask_token)``."""
+    parts = {"decoder_*" if key.startswith("decoder_") else key.partition(".")[0] for key in state}
+    return f"{len(state)} tensors ({', '.join(sorted(parts))})"
+
+
+def _is_inflated(trained: Architecture, target: Architecture) -> bool:
+    """Whether an image's weights are to become a video's."""
+    return (len(trained.input_size), len(target.input_size)) == (2, 3)
+
+
+def _fit(
+    state: State, spec: ClipSpec | None, trained: Architecture, target: Architecture, way: str
+) -> tuple[State, ClipSpec]:
+    """``state`` for the size of ``target``, inflated where need be, and the :class:`ClipSpec` that goes with it."""
+    if _is_inflated(trained, target):
+        state, video = inflate(state, target), default_spec(target)
+        # The weights expect the image's normalisation; the rest is the video form's.
+        spec = video.replace(mean=(spec or IMAGE_SPEC).mean, std=(spec or IMAGE_SPEC).std)
+        trained = replace(target, input_size=(target.input_size[0], *trained.input_size))
+        return resize_tables(state, trained, target, way), spec
+    if len(trained.input_size) == len(target.input_size):
+        state = resize_tables(state, trained, target, way)
+    spec = spec or default_spec(trained)
+    return state, spec if target.input_size == trained.input_size else fitted(spec, target.input_size)
+
+
+def _given(arch: Architecture | None, state: State) -> Architecture | None:
+    """``arch`` where the tensors may be its own; None where they are an image's for a video ``arch``."""
+    kernel = state.get("patch_embed.proj.weight")
+    if arch is None or kernel is None or kernel.ndim - 2 != len(arch.input_size):
+        return None
+    return arch
+
+
+def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> A:
+    """``arch`` with other classes, another size (checked) and other fields.
+
+    Raises :class:`RequestError` for a field that does not exist, naming the nearest, :class:`SizeError` for a size.
+    """
+    names = [field.name for field in fields(arch)]
+    for name in config:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0) or names
+            raise RequestError(f"a model has no field {name!r}; the nearest is {near[0]!r}")
+    if num_classes < 1:
+        raise RequestError(f"num_classes must be at least 1, not {num_classes}")
+    size = tuple(input_size) if input_size is not None else arch.input_size
+    if len(size) != len(arch.input_size):
+        axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]
+        raise SizeError(f"input_size {size} must be {axes} for this model")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    arch = type(arch)(**{**vars(arch), "num_classes": num_classes, "input_size": size, **values})
+    arch.token_grid(arch.input_size)
+    return arch
+
+
+def position_way(way: str | None) -> str:
+    """Checked name of a way to resize position embeddings."""
+    if way is not None and way not in POSITION_WAYS:
+        raise RequestError(f"position_resize {way!r} must be one of {', '.join(POSITION_WAYS)}")
+    return way or POSITION_WAYS[0]
+
+
+def default_spec(arch: Architecture) -> ClipSpec:
+    return fitted(IMAGE_SPEC if len(arch.input_size) == 2 else ClipSpec(), arch.input_size)
+
+
+def fitted(spec: ClipSpec, size: Size) -> ClipSpec:
+    """``spec`` for an input of ``size``: the short side before the crop grows with it, a clip spans the same time.
+
+    The span is kept because the temporal position embedding is resized: fewer frames lie further apart.
+    """
+    if len(size) < 2:
+        return spec
+    resize = round(spec.resize * min(size[-2:]) / min(spec.size))
+    spec = spec.replace(size=(size[-2], size[-1]), resize=resize)
+    if len(size) == 3 and size[0] != spec.num_frames:
+        stride = spec.frame_stride * spec.num_frames / size[0]
+        spec = spec.replace(num_frames=size[0], frame_stride=stride)
+    return spec

@@ -1,0 +1,304 @@
+"""Weights in and out of files: read safely, fit to a model, load strictly, save in our own folder.
+
+Our folder is ``model.safetensors``, a flat ``config.json`` (the published constructor names, then ``clip``,
+``views``, ``labels``, ``license``, ``position_resize`` and ``format_version``; an MAE's has the decoder's fields, and
+neither views nor labels) and ``README.md``, a model card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hiera_video.errors import OutputError, WeightsError
+from hiera_video.files import replacing
+from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.checkpoints.formats import FORMAT_VERSION, State
+from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.layers import resize_positions
+from hiera_video.models.mae import HieraMAE
+
+#: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
+WRAPPERS = ("model_state", "model", "state_dict", "model_state_dict")
+
+
+def read_state(path: str | Path) -> State:
+    """The tensors of a ``.safetensors`` file, or of a pickle in which no code may run (``weights_only=True``).
+
+    Raises :class:`WeightsError` for a missing, damaged or truncated file, for a pickle with code in it (which is
+    not run) and for a file that holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols, before the refusal
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
+    except Exception as error:
+        # torch.load raises half a dozen types for damaged files: EOFError, RuntimeError, KeyError, UnpicklingError.
+        with path.open("rb") as file:
+            packed = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if packed and "nsupported" in str(error):
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise WeightsError(
+                f"{path} is a pickle with code in it{f' ({code[1]})' if code else ''}, which was not run; "
+                f"save the tensors alone, as safetensors"
+            ) from error
+        raise WeightsError(f"{path} is damaged, truncated or no checkpoint ({type(error).__name__})") from error
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no state dict: named tensors, or those under {', '.join(WRAPPERS)}")
+    return content
+
+
+def load_state(model: nn.Module, state: State, *, source: str, fresh: tuple[str, ...] = ()) -> None:
+    """Loads ``state`` strictly; only names that start with one of ``fresh`` may be missing, and then stay as they are.
+
+    Raises :class:`WeightsError` with one report of missing, unexpected and mis-shaped names; the model is then
+    as it was.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.startswith(fresh)]
+    unexpected = [key for key in state if key not in own]
+    shapes = {key: (tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state}
+    shaped = [f"{key} {theirs} instead of {ours}" for key, (theirs, ours) in shapes.items() if theirs != ours]
+    report = [
+        f"{len(keys)} {what} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shaped))
+        if keys
+    ]
+    if report:
+        raise WeightsError(f"{source} does not fit this architecture: {'; '.join(report)}")
+    model.load_state_dict(state, strict=not fresh)
+
+
+def weights_of(model: HieraTrunk) -> str:
+    """A short fingerprint of what a model computes: its architecture and every tensor, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(repr((model.arch, model.position_resize)).encode(), digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def resize_tables(state: State, old: Architecture, new: Architecture, way: str) -> State:
+    """``state`` with position embeddings made for ``new.input_size`` out of those for ``old.input_size``.
+
+    ``way`` is "window" (the phase within a mask unit is kept) or "plain" (bicubic in space, linear in time). A
+    table that does not belong to ``old`` is left for the loading report.
+    """
+    before, after = old.token_grid(old.input_size), new.token_grid(new.input_size)
+    window = new.mask_unit_size if way == "window" else (1,) * len(after)
+    parts = {
+        "pos_embed": slice(None),
+        "pos_embed_spatial": slice(1, None),
+        "pos_embed_temporal": slice(0, 1),
+    }
+    resized = dict(state)
+    for name, axes in parts.items():
+        if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before[axes]):
+            unit = (1,) if name == "pos_embed_temporal" else window[axes]
+            resized[name] = resize_positions(state[name], before[axes], after[axes], unit)
+    if isinstance(old, MAEArchitecture) and isinstance(new, MAEArchitecture):
+        name, before, after = "decoder_pos_embed", old.final_grid(old.input_size), new.final_grid(new.input_size)
+        if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before):
+            resized[name] = resize_positions(state[name], before, after, new.final_window(way))
+    return resized
+
+
+def inflate(state: State, video: Architecture) -> State:
+    """An image model's state for the video form of the same blocks, at the image's own height and width.
+
+    The rule: the 2D patch kernel is repeated over the frames of the 3D kernel and divided by their number
+    (arXiv 1705.07750, section 2), the 2D position embedding becomes the spatial one, the temporal one is zero.
+    A clip of one still picture then has at every time the image's tokens, except where the kernel reaches over
+    the first or last frame into the zero padding.
+    """
+    inflated = dict(state)
+    frames = video.patch_kernel[0]
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 4:
+        inflated["patch_embed.proj.weight"] = kernel[:, :, None].repeat(1, 1, frames, 1, 1) / frames
+    if "pos_embed" in state:
+        table, times = state["pos_embed"], video.input_size[0] // video.patch_stride[0]
+        if video.sep_pos_embed:
+            del inflated["pos_embed"]
+            inflated["pos_embed_spatial"] = table
+            inflated["pos_embed_temporal"] = table.new_zeros(1, times, table.shape[-1])
+        else:
+            inflated["pos_embed"] = table.repeat(1, times, 1)
+    return inflated
+
+
+def architecture_of(state: State, known: dict[str, Architecture], source: str) -> Architecture:
+    """The architecture that tensors in our names belong to, by width, depths and patch kernel, out of ``known``.
+
+    Another (square) input size or another number of channels is read off the tensors too. Raises
+    :class:`WeightsError` where no known one has these tensors: heads cannot be read off, so a guess would be wrong.
+    """
+    kernel = state.get("patch_embed.proj.weight")
+    blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.norm1\.weight$", key))]
+    if kernel is None or not blocks:
+        raise WeightsError(f"{source} holds no Hiera: it has no patch_embed.proj.weight or no blocks")
+    starts = sorted(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.proj\.weight$", key)))
+    ends = [*starts, max(blocks) + 1]
+    stages = tuple(end - start for start, end in zip([0, *starts], ends, strict=True))
+    for arch in known.values():
+        if (arch.embed_dim, arch.stages, arch.patch_kernel) == (kernel.shape[0], stages, tuple(kernel.shape[2:])):
+            joint = "pos_embed" in state
+            found = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
+            return replace(found, input_size=_input_size(state, found))
+    raise WeightsError(
+        f"{source} is of an architecture without a name here (embed_dim {kernel.shape[0]}, stages {stages}, "
+        f"patch kernel {tuple(kernel.shape[2:])}); put its config.json beside it, or pass arch="
+    )
+
+
+def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:
+    """The size whose square position table ``state`` holds; that of ``arch`` where the table says nothing else."""
+    size = arch.input_size
+    if arch.sep_pos_embed and {"pos_embed_spatial", "pos_embed_temporal"} <= state.keys():
+        frames = state["pos_embed_temporal"].shape[1] * arch.patch_stride[0]
+        space = state["pos_embed_spatial"].shape[1]
+        lead: tuple[int, ...] = (frames,)
+    elif len(size) == 2 and "pos_embed" in state:
+        space, lead = state["pos_embed"].shape[1], ()
+    else:
+        return size
+    if space == math.prod(n // s for n, s in zip(size[-2:], arch.patch_stride[-2:], strict=True)):
+        return (*lead, *size[-2:])
+    side = math.isqrt(space)
+    return (*lead, *(side * s for s in arch.patch_stride[-2:])) if side * side == space else size
+
+
+def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
+    """What ``config.json`` says of ``model``: reading it back gives an equal model."""
+    answers = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
+    return {
+        **vars(model.arch),
+        "clip": model.spec.to_dict(),
+        **answers,
+        "license": model.license,
+        "position_resize": model.position_resize,
+        "format_version": FORMAT_VERSION,
+    }
+
+
+def save_pretrained(model: Hiera | HieraMAE, folder: str | Path) -> Path:
+    """Writes ``model`` as our folder and returns it; each file under a temporary name, renamed when whole.
+
+    Tensors keep their dtype. Raises :class:`OutputError` where the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = json.dumps(config_of(model), indent=2, ensure_ascii=False) + "\n"
+    writers: dict[str, Callable[[Path], object]] = {
+        "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        "README.md": lambda path: path.write_text(_card(model), encoding="utf-8"),
+        "config.json": lambda path: path.write_text(config, encoding="utf-8"),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            with replacing(folder / name) as temporary:
+                write(temporary)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+def push_to_hub(
+    model: Hiera | HieraMAE,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a hiera_video model",
+) -> str:
+    """Saves ``model`` and uploads our folder to the hub (``HF_ENDPOINT`` honoured), making the repository if need be.
+
+    Returns the commit's address. Raises :class:`OutputError` where the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(endpoint=constants.ENDPOINT, token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+            )
+        except Exception as error:  # the hub's client raises its own errors, httpx's and (older) requests'
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise OutputError(f"{repo_id} cannot be written on {constants.ENDPOINT}: {reason[0]}") from error
+    return str(commit)
+
+
+def _card(model: Hiera | HieraMAE) -> str:
+    arch, spec = model.arch, model.spec
+    video = len(arch.input_size) == 3
+    size = "x".join(map(str, arch.input_size))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    classifier = isinstance(model, Hiera)
+    head = [
+        "---",
+        "library_name: hiera_video",
+        *([f"pipeline_tag: {'video' if video else 'image'}-classification"] if classifier else []),
+        *([f"license: {model.license}"] if model.license else []),
+        "tags:",
+        "- hiera",
+        *([] if classifier else ["- masked-autoencoder"]),
+        "---",
+        "",
+        f"# Hiera, {size}, {arch.num_classes} classes" if classifier else f"# Hiera, {size}, masked autoencoder",
+        "",
+        f"A Hiera (arXiv 2306.00989) of {parameters:.1f} M parameters: width {arch.embed_dim}, blocks "
+        f"{', '.join(map(str, arch.stages))}, written by hiera_video.",
+        "",
+    ]
+    if isinstance(model, HieraMAE):
+        head += [
+            f"Encoder and decoder of the pretext task: pixels of hidden mask units are predicted from the visible "
+            f"ones (mask ratio {model.arch.mask_ratio:g}; decoder of width {model.arch.decoder_embed_dim}, "
+            f"{model.arch.decoder_depth} blocks, {model.arch.decoder_num_heads} heads).",
+            "",
+        ]
+    if video:
+        head += [
+            f"A clip is {spec.num_frames} frames over {spec.span:.2f} s ({spec.num_frames}x{spec.frame_stride:g} at "
+            f"{spec.target_fps:g} frames per second).",
+            "",
+        ]
+    if isinstance(model, Hiera) and model.labels:
+        shown = ", ".join(model.labels[:10]) + (", ..." if len(model.labels) > 10 else "")
+        head += [f"Classes: {shown}.", ""]
+    use = ['model = hiera_video.from_pretrained("PATH_OR_HUB_ID")']
+    if not classifier:
+        use = [
+            'mae = hiera_video.mae_from_pretrained("PATH_OR_HUB_ID")',
+            'classifier = hiera_video.from_pretrained("PATH_OR_HUB_ID", num_classes=10)  # its encoder, a new head',
+        ]
+    return "\n".join([*head, "```python", "import hiera_video", "", *use, "```", ""])

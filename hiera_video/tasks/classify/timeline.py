@@ -1,0 +1,94 @@
+"""Scores over time: each input walked through window by window, to a CSV file and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.reading.files import find_inputs
+from hiera_video.data.windows import Stretch, Walk, walk
+from hiera_video.errors import OutputError, RequestError, UnreadableVideo
+from hiera_video.files import replacing
+from hiera_video.tasks.classify.job import Prediction, Score, VideoClassifier
+from hiera_video.tasks.records import Results
+from hiera_video.visual.timelines import draw_timeline
+
+#: Seconds between two windows of an image model, which looks at single pictures.
+IMAGE_HOP_S = 1.0
+#: Thumbnails under a timeline at most.
+NUM_THUMBNAILS = 9
+
+
+def timelines(
+    classifier: VideoClassifier, inputs: list[str], folder: Path, *, hop: float | None, top_k: int, batch_size: int
+) -> Results[Prediction]:
+    """The mean over each input's windows, in constant memory, with a CSV file and a PNG of it in ``folder``.
+
+    The CSV has ``start`` and ``end`` in seconds, and a column for each class. ``hop``: seconds from one window to the
+    next, by default half a clip. Raises :class:`RequestError`, :class:`OutputError`.
+    """
+    spec = classifier.model.spec
+    if hop is not None and not 0 < hop < float("inf"):
+        raise RequestError(f"hop is {hop:g}, but is a number of seconds above 0")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    how = Walk(spec, hop or (IMAGE_HOP_S if spec.num_frames == 1 else spec.span / 2), at_once=batch_size)
+    files = find_inputs(inputs)
+
+    def answers() -> Iterator[Prediction]:
+        times_used: Counter[str] = Counter()
+        for name, error in files:
+            base = Path(name).name
+            times_used[base] += 1
+            target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
+            if error is None:
+                try:
+                    yield timeline(classifier, name, walk(name, how), target, top_k=top_k, batch_size=batch_size)
+                    continue
+                except UnreadableVideo as problem:
+                    error = str(problem)
+            yield Prediction(name, None, [], error)
+
+    return Results(len(files), answers())
+
+
+def timeline(
+    classifier: VideoClassifier, name: str, stretches: Iterable[Stretch], target: Path, *, top_k: int, batch_size: int
+) -> Prediction:
+    """The mean over an input's windows; writes ``target`` with ``.csv`` and ``.png`` after it.
+
+    Raises :class:`UnreadableVideo`, :class:`OutputError`.
+    """
+    scores: list[NDArray[np.float32]] = []
+    times: list[NDArray[np.float64]] = []
+    thumbnails: list[tuple[float, NDArray[np.uint8]]] = []
+    for stretch in stretches:
+        shown = np.linspace(0, stretch.total - 1, min(NUM_THUMBNAILS, stretch.total)).round()
+        for row in range(len(stretch)):
+            if stretch.first + row in shown:
+                clip = stretch.views.clip(row)
+                middle = clip.shape[1] // 2
+                thumbnails.append((float(stretch.times[row, middle]), clip[:, middle].permute(1, 2, 0).numpy()))
+        scores.append(classifier.scores(stretch.views.clips, batch_size).numpy())
+        times.append(np.stack([stretch.starts, stretch.ends], axis=1))
+    spans, values = np.concatenate(times), np.concatenate(scores)
+    labels = classifier.labels
+    table = target.with_name(f"{target.name}.csv")
+    with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["start", "end", *labels])
+        writer.writerows(
+            [*span, *row] for span, row in zip(spans.tolist(), values.astype(float).round(6).tolist(), strict=True)
+        )
+    draw_timeline(name, spans, values, labels, thumbnails, target.with_name(f"{target.name}.png"), top_k=top_k)
+    mean = values.mean(axis=0)
+    best = np.argsort(-mean, kind="stable")[:top_k].tolist()
+    found = [Score(labels[number], number, float(mean[number])) for number in best]
+    return Prediction(name, round(stretch.views.duration, 6), found, stretch.views.error)

@@ -1,0 +1,340 @@
+"""Check a dataset before a week of training: which videos are missing, broken or too short, for each class."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from hiera_video.data.lists.cards import Card
+from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.files import is_address
+from hiera_video.data.reading.shards import parse_member
+from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.files import check_output
+from hiera_video.spec import ClipSpec
+from hiera_video.tasks.records import Results
+
+log = logging.getLogger("hiera_video")
+
+Decode = Literal["index", "ends", "all"]
+LEVELS = ("index", "ends", "all")
+#: What may be wrong with a video; a short one is usable.
+PROBLEMS = ("missing", "unreadable", "damaged", "short")
+#: Durations are sums of a container's whole milliseconds.
+ROUNDING_S = 1e-3
+#: Frames that are in memory at once where all are decoded, and bad videos that are named on the screen.
+CHUNK, MAX_NAMED = 8, 10
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many videos of a class are listed, and what each of them is: the five other numbers add up to it.
+
+    ``missing``: there is no file; ``unreadable``: nothing can be decoded; ``damaged``: a part cannot; ``short``:
+    shorter than a clip, so that its last frame will be repeated; ``fine``: the rest.
+    """
+
+    name: str
+    listed: int
+    fine: int
+    missing: int
+    unreadable: int
+    damaged: int
+    short: int
+
+    @property
+    def error(self) -> str | None:
+        """One sentence where anything is missing or bad."""
+        bad = self.missing + self.unreadable + self.damaged
+        of_which = "" if self.name == "all" else f" of {self.name}"
+        return f"{bad} of {self.listed} videos{of_which} are missing or cannot be read whole" if bad else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"class", "listed", "fine", "missing", "unreadable", "damaged", "short", "error"}``."""
+        counts = asdict(self)
+        return {"class": counts.pop("name"), **counts, "error": self.error}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One line of a report: a file, what is wrong with it or None, and why; ``duration`` in seconds, size in pixels.
+
+    ``height`` and ``width`` are known where frames were decoded. ``size`` in bytes. None:
+    not found out.
+    """
+
+    path: str
+    class_: str
+    problem: str | None
+    reason: str | None
+    duration: float | None
+    frames: int | None
+    height: int | None
+    width: int | None
+    size: int | None
+    decode: str
+
+    def to_json(self) -> str:
+        """One line, the fields in this order, ``class_`` as "class"."""
+        return json.dumps({name.rstrip("_"): value for name, value in asdict(self).items()})
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Checked:
+        """The inverse of :meth:`to_json`. Raises ValueError for any other text."""
+        try:
+            values = json.loads(line)
+            checked = cls(class_=values.pop("class"), **values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(line) from error
+        if checked.decode not in LEVELS or checked.problem not in (None, *PROBLEMS):
+            raise ValueError(line)
+        return checked
+
+
+def check(
+    source: str,
+    *,
+    root: Path | None = None,
+    split: str = "train",
+    fold: int = 1,
+    decode: Decode = "ends",
+    num_workers: int | None = None,
+    time_limit: float = 60.0,
+    report: Path | None = None,
+) -> Results[ClassCount]:
+    """Count the videos of a dataset that are there, missing, unreadable, damaged or too short, for each class.
+
+    Args:
+        source: A card (kinetics400, ucf101, a YAML file), a folder of class folders, or an annotation file.
+        root: The folder of the dataset, which paths are relative to. Default: that of the annotation file.
+        split: train, val or test.
+        fold: Which of the published folds, where there are some.
+        decode: index reads the file's index alone, ends decodes the first and last frames, all every frame.
+        num_workers: Files that are read at the same time. Default: one for each core.
+        time_limit: Seconds after which a decoder is given up.
+        report: A .jsonl file that gets a line for each checked file; a second run goes on where it ends.
+    """
+    task = _task(decode, time_limit, num_workers, card_of(source))
+    return _checked(list_videos(source, root=root, split=split, fold=fold), task, report)
+
+
+def check_videos(
+    videos: VideoList,
+    *,
+    card: Card | None = None,
+    decode: Decode = "ends",
+    num_workers: int | None = None,
+    time_limit: float = 60.0,
+    report: Path | None = None,
+) -> Results[ClassCount]:
+    """:func:`check` of a list that is there; a clip is as long as ``card`` says. Raises :class:`RequestError`."""
+    return _checked(videos, _task(decode, time_limit, num_workers, card), report)
+
+
+def _checked(videos: VideoList, task: _Task, report: Path | None) -> Results[ClassCount]:
+    known: dict[str, Checked] = {}
+    if report is not None:
+        check_output(report)
+        known = read_report(report)
+    files: dict[str, int] = {}  # path -> the first of its entries
+    for index in range(len(videos)):
+        files.setdefault(videos.path(index), index)
+    found = {path: known[path] for path in files if path in known and _still_holds(known[path], task.decode)}
+    counts = _counts(videos, files, found, task, report)
+    unlabelled = videos.labels.ndim == 1 and bool((videos.labels < 0).any())
+    return Results(len(videos.classes) + unlabelled + 1, counts)
+
+
+@dataclass(frozen=True)
+class _Task:
+    decode: str
+    time_limit: float
+    span: float
+    num_workers: int
+
+
+def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | None) -> _Task:
+    """Raises :class:`RequestError`."""
+    num_workers = num_workers if num_workers is not None else os.cpu_count() or 1
+    if decode not in LEVELS:
+        raise RequestError(f"decode is {decode!r}, but can be one of {', '.join(LEVELS)}")
+    if num_workers < 1:
+        raise RequestError(f"num_workers is {num_workers}, but is at least 1")
+    if not time_limit > 0:
+        raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0")
+    return _Task(decode, time_limit, ClipSpec().span if card is None else card.sampling.span, num_workers)
+
+
+def _counts(
+    videos: VideoList, files: dict[str, int], found: dict[str, Checked], task: _Task, report: Path | None
+) -> Iterator[ClassCount]:
+    """Checks what is not in ``found`` yet, then counts."""
+    todo = ((path, _class_of(videos, index)) for path, index in files.items() if path not in found)
+    with ExitStack() as stack:
+        readers: SimpleQueue[IsolatedReader] = SimpleQueue()
+        for _ in range(task.num_workers):  # one for each thread
+            readers.put(stack.enter_context(IsolatedReader(time_limit=task.time_limit)))
+        lines: BinaryIO | None = stack.enter_context(report.open("ab")) if report is not None else None
+        bar = stack.enter_context(
+            tqdm(total=len(files), initial=len(found), unit="file", disable=None, file=sys.stderr)
+        )
+
+        def work(path_and_class: tuple[str, str]) -> Checked:
+            reader = readers.get()
+            try:
+                return check_file(*path_and_class, reader, task.decode, task.span)
+            finally:
+                readers.put(reader)
+
+        num_bad = sum(one.problem in PROBLEMS[:3] for one in found.values())
+        for checked in _as_they_come(work, todo, task.num_workers):
+            found[checked.path] = checked
+            num_bad += checked.problem in PROBLEMS[:3]
+            if lines is not None:
+                lines.write(checked.to_json().encode() + b"\n")
+                lines.flush()
+            bar.set_postfix(bad=num_bad, refresh=False)
+            bar.update()
+    _name_the_bad(found.values(), report)
+    yield from _per_class(videos, found, task.span)
+
+
+def check_file(path: str, class_: str, reader: IsolatedReader, decode: str, span: float) -> Checked:
+    """One file, as far as ``decode`` says. ``span``: seconds of one clip."""
+    facts: dict[str, Any] = dict.fromkeys(("problem", "reason", "duration", "frames", "height", "width"))
+    size = _size(path)
+    if size is None and not is_address(path):
+        facts.update(problem="missing", reason="there is no such file")
+        return Checked(path, class_, size=None, decode=decode, **facts)
+    try:
+        with reader.open(path, num_threads=1) as video:
+            facts.update(duration=round(video.duration, 6), frames=len(video))
+            ends = np.array([0, len(video) - 1])
+            rows = np.array_split(np.arange(len(video)), -(-len(video) // CHUNK)) if decode == "all" else [ends]
+            for frames in video.stream(rows) if decode != "index" else ():
+                facts.update(height=frames.pixels.shape[1], width=frames.pixels.shape[2])
+            if video.error is not None:
+                facts.update(problem="damaged", reason=video.error)
+            elif video.duration < span - ROUNDING_S:
+                facts.update(problem="short", reason=f"it lasts {video.duration:.2f} s, a clip {span:.2f} s")
+    except (UnreadableVideo, RuntimeError) as error:  # the second: a decoder's behaviour that nobody foresaw
+        facts.update(problem="unreadable", reason=str(error).strip().splitlines()[-1])
+    return Checked(path, class_, size=size, decode=decode, **facts)
+
+
+def read_report(report: Path) -> dict[str, Checked]:
+    """The files in a report, by path; half a line at its end, as a killed run leaves it, is cut off.
+
+    Raises :class:`RequestError` for a file that is no such report, which is left as it is.
+    """
+    if not report.exists():
+        return {}
+    whole, _, half = report.read_bytes().rpartition(b"\n")
+    found = {}
+    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        try:
+            checked = Checked.from_json(line)
+        except ValueError:
+            found_here = f"{report}, line {number}: found {line[:60].decode(errors='replace')!r}"
+            raise RequestError(f"{found_here}, but expected a line of data check's report: name another file") from None
+        found[checked.path] = checked
+    if half:
+        start = b'{"path": "'
+        if half[: len(start)] != start[: len(half)]:
+            raise RequestError(f"{report} is no report of data check: name another file")
+        os.truncate(report, len(whole) + bool(whole))
+    return found
+
+
+def _still_holds(checked: Checked, decode: str) -> bool:
+    """Whether a file need not be checked again: a bad one that has changed since must be, and one seen less closely."""
+    if LEVELS.index(checked.decode) < LEVELS.index(decode) and checked.problem not in ("missing", "unreadable"):
+        return False
+    return checked.problem in (None, "short") or is_address(checked.path) or _size(checked.path) == checked.size
+
+
+def _size(path: str) -> int | None:
+    """Bytes; of a file in a shard, those that are there: a shard that was cut off may have been copied again since."""
+    member = parse_member(path)
+    try:
+        if member is not None:
+            return max(0, min(member.end, os.stat(member.shard).st_size) - member.offset)
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _as_they_come(
+    work: Callable[[tuple[str, str]], Checked], todo: Iterator[tuple[str, str]], num_workers: int
+) -> Iterator[Checked]:
+    """Results in the order in which they are ready; few wait, however many there are to do."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        running = {pool.submit(work, one) for one in islice(todo, 2 * num_workers)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(work, one) for one in islice(todo, len(done))}
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _class_of(videos: VideoList, index: int) -> str:
+    label = videos.label(index)
+    numbers = np.flatnonzero(label).tolist() if isinstance(label, np.ndarray) else [label] if label >= 0 else []
+    return ";".join(videos.classes[number] for number in numbers)
+
+
+def _per_class(videos: VideoList, found: dict[str, Checked], span: float) -> Iterator[ClassCount]:
+    """A count for each class, of unlabelled videos if there are some, and of all."""
+    codes = np.array([_code(videos, index, found, span) for index in range(len(videos))])
+    if videos.labels.ndim == 1:
+        groups = [(name, videos.labels == number) for number, name in enumerate(videos.classes)]
+        groups += [("(no label)", videos.labels < 0)] if (videos.labels < 0).any() else []
+    else:
+        groups = [(name, videos.labels[:, number] > 0) for number, name in enumerate(videos.classes)]
+    for name, mask in [*groups, ("all", np.ones(len(videos), dtype=bool))]:
+        fine, missing, unreadable, damaged, short = np.bincount(codes[mask], minlength=5).tolist()
+        yield ClassCount(name, int(mask.sum()), fine, missing, unreadable, damaged, short)
+
+
+def _code(videos: VideoList, index: int, found: dict[str, Checked], span: float) -> int:
+    """0 for a fine video or segment, else 1 + its place in PROBLEMS."""
+    checked = found[videos.path(index)]
+    if checked.problem in PROBLEMS[:3]:
+        return 1 + PROBLEMS.index(checked.problem)
+    start, end = float(videos.starts[index]), float(videos.ends[index])
+    seconds = min(end, checked.duration or 0.0) - start
+    if seconds <= 0:
+        log.warning("%s ends before the segment from %g to %g s", checked.path, start, end)
+        return 1 + PROBLEMS.index("unreadable")
+    return 1 + PROBLEMS.index("short") if seconds < span - ROUNDING_S else 0
+
+
+def _name_the_bad(found: Iterable[Checked], report: Path | None) -> None:
+    bad = [one for one in found if one.problem in PROBLEMS[:3]]
+    for one in bad[:MAX_NAMED]:
+        named = "" if one.path in str(one.reason) else f"{one.path}: "
+        log.warning("%s: %s%s", one.problem, named, one.reason)
+    if len(bad) > MAX_NAMED:
+        where = f"{report} lists them" if report is not None else "--report FILE.jsonl lists them"
+        log.warning("and %d more; %s", len(bad) - MAX_NAMED, where)

@@ -1,0 +1,278 @@
+"""What an extraction writes, and reads back: shards of windows, each whole or absent, and a table of failures.
+
+extraction.json      how the features were made
+windows/*.parquet    a row for each crop of each window, with its embedding
+maps/*.safetensors   tensors of the rows of the shard of the same name: "stage3.12" is row 12's (or *.npz)
+failures/*.parquet   what could not be read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hiera_video.data.windows import CROPS
+from hiera_video.errors import OutputError, RequestError
+from hiera_video.files import replacing
+from hiera_video.models.checkpoints.io import weights_of as weights_of
+from hiera_video.tasks.features.extractor import WindowFeatures
+
+FORMAT = "hiera-video features 1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: A shard is written when it has so many rows, bytes of features, or seconds of work.
+MAX_ROWS, MAX_BYTES, MAX_SECONDS = 4096, 256 * 2**20, 30.0
+
+
+def key_of(name: str) -> int:
+    """A number of 64 bits that stands for an input: millions of them are kept in memory."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+def open_folder(folder: Path, facts: dict[str, Any]) -> None:
+    """Makes an extraction's folder, or holds an older one against ``facts``.
+
+    Raises :class:`RequestError` where it was made otherwise, naming the field, or holds something else.
+    """
+    path = folder / "extraction.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if any(one.name[0] != "." for one in folder.iterdir()):
+                raise RequestError(f"{folder} is not empty and holds no extraction: name another folder as output")
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    found = read_facts(folder)
+    for name, here in facts.items():
+        if found.get(name) != here and name != "model":  # the same weights may go by another name
+            raise RequestError(
+                f"{folder} was made with {name} {found.get(name)}, not {here}: name another folder as output"
+            )
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """How an extraction was made. Raises :class:`RequestError` where ``folder`` holds none."""
+    try:
+        facts = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(f"{folder} holds no features: name the output folder of hiera-video extract") from None
+    return dict(facts)
+
+
+def read_done(folder: Path, crop: str) -> tuple[NDArray[np.uint64], dict[int, int]]:
+    """Keys of the inputs whose windows are all there, sorted, and of the others the number of windows that are."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    done: list[int] = []
+    begun: dict[int, tuple[int, int]] = {}
+    for path in sorted((folder / "windows").glob("*.parquet")):
+        table = pq.read_table(path, columns=["input", "windows"], partitioning=None)
+        table = table.set_column(0, "input", pc.cast(table["input"], "string"))
+        counts = table.group_by("input").aggregate([("windows", "count"), ("windows", "max")]).to_pydict()
+        for name, rows, total in zip(counts["input"], counts["windows_count"], counts["windows_max"], strict=True):
+            key = key_of(name)
+            windows = rows // len(CROPS[crop]) + begun.pop(key, (0, 0))[0]  # type: ignore[index]
+            if windows >= total:
+                done.append(key)
+            else:
+                begun[key] = windows, total
+    return np.sort(np.array(done, dtype=np.uint64)), {key: windows for key, (windows, _) in begun.items()}
+
+
+class Writer:
+    """Keeps rows and failures, and writes them as shards; what :meth:`flush` has written survives anything."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any], label: str) -> None:
+        self._folder, self._facts, self._label = folder, facts, label
+        self._files, self._dtype = facts["files"], DTYPES[facts["dtype"]]
+        self._maps = [name for name in facts["features"] if name != "embedding"]
+        self._rows: list[dict[str, Any]] = []
+        self._tensors: dict[str, NDArray[np.float32]] = {}
+        self._bytes, self._since = 0, time.monotonic()
+        self._failures: list[dict[str, Any]] = []
+        self._new_failures = False
+        for left in [*folder.glob(f"windows/.{label}-*"), *folder.glob(f"maps/.{label}-*")]:
+            left.unlink()  # half a file of a run that was killed
+        shards = [int(path.stem.rpartition("-")[2]) for path in (folder / "windows").glob(f"{label}-*.parquet")]
+        self._number = max(shards, default=-1) + 1
+
+    def add(self, features: Sequence[WindowFeatures]) -> None:
+        """Rows of whole windows: a shard ends between two calls."""
+        for one in features:
+            row: dict[str, Any] = {
+                "input": one.input,
+                "window": one.number,
+                "windows": one.count,
+                "crop": one.crop,
+                "start": one.start,
+                "end": one.end,
+                "box": one.box.tolist(),
+                "height": one.picture[0],
+                "width": one.picture[1],
+                "padded": one.padded,
+                "error": one.error,
+                "model": self._facts["model"],
+            }
+            tensors = dict(one.maps)
+            if one.embedding is not None and self._files == "parquet":
+                row["embedding"] = one.embedding
+            elif one.embedding is not None:
+                tensors["embedding"] = one.embedding
+            row |= {f"{name}_times": times.tolist() for name, times in one.times.items()}
+            for name, tensor in tensors.items():
+                self._tensors[f"{name}.{len(self._rows)}"] = tensor
+                self._bytes += tensor.nbytes
+            self._rows.append(row)
+        if len(self._rows) >= MAX_ROWS or self._bytes >= MAX_BYTES or time.monotonic() - self._since > MAX_SECONDS:
+            self.flush()
+
+    def fail(self, name: str, windows: int, error: str) -> None:
+        """An input of which nothing, or only ``windows`` windows, could be read well."""
+        self._failures.append({"input": name, "windows": windows, "error": error})
+        self._new_failures = True
+
+    def flush(self) -> None:
+        """Writes what is waiting. Raises :class:`OutputError`; nothing is then lost but what was waiting."""
+        self._since = time.monotonic()
+        name = f"{self._label}-{self._number:06d}"
+        if self._rows:
+            if self._tensors:
+                file = f"maps/{name}.{self._files}"
+                self._write_tensors(self._place(file))
+                for number, row in enumerate(self._rows):
+                    row |= {"file": file, "row": number}
+            self._write_table(self._place(f"windows/{name}.parquet"))
+            self._rows, self._tensors, self._bytes = [], {}, 0
+            self._number += 1
+        if self._new_failures:
+            self._write_failures()
+            self._new_failures = False
+
+    def keep_failures(self, known: list[dict[str, Any]]) -> None:
+        """Failures of an earlier run that still hold: of inputs that are not read again."""
+        self._failures = known + self._failures
+        self._new_failures = True
+
+    def _place(self, name: str) -> Path:
+        path = self._folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path.parent} cannot be written: {error.strerror or error}") from error
+        return path
+
+    def _write_tensors(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        with replacing(path) as temporary:
+            if self._files == "npz":
+                kind = np.float16 if self._dtype == torch.float16 else np.float32
+                with temporary.open("wb") as stream:
+                    np.savez(stream, **{name: one.astype(kind) for name, one in self._tensors.items()})  # type: ignore[arg-type]
+            else:
+                tensors = {name: torch.from_numpy(one).to(self._dtype) for name, one in self._tensors.items()}
+                save_file({name: one.contiguous() for name, one in tensors.items()}, temporary)
+
+    def _write_table(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {
+            "input": pa.string(),
+            "window": pa.int32(),
+            "windows": pa.int32(),
+            "crop": pa.string(),
+            "start": pa.float64(),
+            "end": pa.float64(),
+            "box": pa.list_(pa.float64()),
+            "height": pa.int32(),
+            "width": pa.int32(),
+            "padded": pa.bool_(),
+            "error": pa.string(),
+            "model": pa.string(),
+            **{f"{name}_times": pa.list_(pa.float64()) for name in self._maps},
+            "file": pa.string(),
+            "row": pa.int32(),
+        }
+        columns = {
+            name: pa.array([row[name] for row in self._rows], kind)
+            for name, kind in types.items()
+            if name in self._rows[0]
+        }
+        if "embedding" in self._rows[0]:
+            values = np.stack([row["embedding"] for row in self._rows])
+            values = values.astype(np.float16 if self._dtype == torch.float16 else np.float32)
+            offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+            columns["embedding"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
+        with replacing(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+    def _write_failures(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {"input": pa.string(), "windows": pa.int64(), "error": pa.string()}
+        columns = {name: pa.array([row[name] for row in self._failures], kind) for name, kind in types.items()}
+        with replacing(self._place(f"failures/{self._label}.parquet")) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+
+def read_failures(folder: Path) -> list[dict[str, Any]]:
+    """``{"input", "windows", "error"}`` of each input that could not be read, or only in part."""
+    import pyarrow.parquet as pq
+
+    files = sorted((folder / "failures").glob("*.parquet"))
+    return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
+
+
+def read_embeddings(folder: Path) -> tuple[Any, NDArray[np.float32]]:
+    """All rows as a pyarrow table, sorted by input, window and crop, and their embeddings float32 [N, C].
+
+    Raises :class:`RequestError` where ``folder`` holds no features, or no embeddings.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    facts = read_facts(folder)
+    if "embedding" not in facts["features"]:
+        raise RequestError(f"{folder} holds {', '.join(facts['features'])} but no embeddings: extract them as well")
+    tables, arrays = [], []
+    for path in sorted((folder / "windows").glob("*.parquet")):
+        table = pq.read_table(path, partitioning=None)
+        if "embedding" in table.column_names:
+            column = table["embedding"].combine_chunks()
+            arrays.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32))
+            table = table.drop_columns(["embedding"])
+        else:
+            arrays.append(_embeddings_in(folder / table["file"][0].as_py(), len(table)))
+        tables.append(table)
+    if not tables:
+        raise RequestError(f"{folder} holds no window: every input failed, or the extraction has not begun")
+    table = pa.concat_tables(tables)
+    order = np.lexsort([np.array(table[name].to_pylist()) for name in ("crop", "window", "input")])
+    return table.take(pa.array(order)), np.concatenate(arrays)[order]
+
+
+def _embeddings_in(path: Path, count: int) -> NDArray[np.float32]:
+    names = [f"embedding.{row}" for row in range(count)]
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return np.stack([file[name].astype(np.float32) for name in names])
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return torch.stack([file.get_tensor(name).float() for name in names]).numpy()

@@ -1,0 +1,373 @@
+"""Extract features of any number of videos and images into a folder: stopped and started again, every window once."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hiera_video.data.reading.child_process import keep_freed_memory
+from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension, find_inputs, is_address
+from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
+from hiera_video.errors import OutputError, RequestError, UnreadableVideo
+from hiera_video.files import alone
+from hiera_video.tasks.classify.job import BUILT_IN, Precision
+from hiera_video.tasks.features.colours import draw_colours
+from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, features_wanted
+from hiera_video.tasks.features.feature_table import (
+    DTYPES,
+    FORMAT,
+    Writer,
+    key_of,
+    open_folder,
+    read_done,
+    read_failures,
+    weights_of,
+)
+from hiera_video.tasks.features.ray_engine import Cluster, import_ray, rows_on_ray
+from hiera_video.tasks.records import Results
+from hiera_video.visual.feature_colours import check_picture
+
+log = logging.getLogger("hiera_video")
+
+#: Told of an input that cannot be read: its name, how many of its windows could, and why.
+Failed: TypeAlias = Callable[[str, int, str], None]
+#: An engine: inputs in, rows out; the windows of one input in their order.
+Rows: TypeAlias = Callable[["Todo", Failed], Iterator[WindowFeatures]]
+#: Files that list inputs rather than being one.
+MANIFESTS = {".txt", ".csv"}
+#: The stage that is drawn where no maps were asked for.
+DRAWN = "stage3"
+#: Bad inputs that are named on the screen.
+MAX_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction came to: inputs named, those that were there already, windows written now, and seconds."""
+
+    inputs: int
+    before: int
+    windows: int
+    failed: int
+    seconds: float
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"inputs", "before", "windows", "failed", "seconds", "error"}``."""
+        return dict(vars(self))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+
+def extract(
+    inputs: list[str],
+    *,
+    output: Path,
+    model: str | None = None,
+    features: str = "embedding",
+    window: float | None = None,
+    hop: float | None = None,
+    crop: Crop = "center",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    format: Literal["parquet", "safetensors", "npz"] | None = None,
+    part: str = "1/1",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    batch_size: int = 8,
+    num_workers: int = 2,
+    time_limit: float = 60,
+    device: str = "auto",
+    precision: Precision = "auto",
+    picture: Path | None = None,
+) -> Results[Extracted]:
+    """Extract features of videos and images, window by window.
+
+    Args:
+        inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
+        output: The folder to write to. The same command goes on where it was stopped.
+        model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
+        features: embedding, stage1 to stage4, several with commas, or all.
+        window: Seconds of one window. Default: the model's clip.
+        hop: Seconds from one window to the next. Default: as long as a window.
+        crop: center, three along the long side, or none: the whole picture.
+        dtype: Numbers are written as float32, float16 or bfloat16 (safetensors alone).
+        format: Default: parquet for embeddings, safetensors where maps are asked for (or npz).
+        part: Of a job array, such as 3/16: a fixed share of the inputs, into the same folder as the others.
+        engine: local, or ray: tasks and actors of Ray Data, on one machine or many (needs hiera-video[ray]).
+        ray_address: Of a running cluster, such as auto. Default: Ray is started here.
+        batch_size: Clips that go through the model at once.
+        num_workers: Processes that decode ahead of the model.
+        time_limit: Seconds that one request to a decoder may take.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: auto is bf16 on a GPU that has it, else fp32.
+        picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
+    """
+    output, picture = Path(output), picture and Path(picture)
+    share = parse_part(part)
+    if engine == "ray":
+        import_ray()
+    extractor = FeatureExtractor.from_pretrained(model or BUILT_IN, device=device, precision=precision)
+    wanted = features_wanted(extractor.model, features)
+    files = files_of(wanted, format, dtype)
+    how = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
+    if picture is not None:
+        check_picture(picture)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "model": model or BUILT_IN,
+        "weights": weights_of(extractor.model),
+        "features": wanted,
+    }
+    facts |= {"window": how.spec.span, "hop": how.hop, "crop": crop, "dtype": dtype, "files": files}
+    facts |= {"precision": str(extractor.precision).removeprefix("torch."), "clip": how.spec.to_dict()}
+    named = Inputs(inputs)
+    open_folder(output, facts)
+    ahead = partial(read_ahead, how=how, num_workers=num_workers, time_limit=time_limit)
+    rows: Rows = partial(_rows_here, extractor, ahead, wanted, batch_size)
+    if engine == "ray":
+        cluster = Cluster(model or BUILT_IN, ray_address, device, precision, batch_size, time_limit)
+        rows = partial(rows_on_ray, how=how, wanted=wanted, cluster=cluster)
+    found = _run(named, output, crop, facts, share, rows)
+    return Results(1, found if picture is None else _with_picture(found, extractor, named, how, wanted, picture))
+
+
+def _with_picture(
+    found: Iterator[Extracted], extractor: FeatureExtractor, named: Inputs, how: Walk, wanted: list[str], picture: Path
+) -> Iterator[Extracted]:
+    yield from found
+    stage = wanted[-1] if wanted != ["embedding"] else DRAWN
+    for name, error in named:
+        try:
+            if error is None:
+                draw_colours(extractor, name, how, stage, picture)
+                return
+        except UnreadableVideo:  # told already
+            continue
+
+
+def _run(
+    named: Inputs, output: Path, crop: Crop, facts: dict[str, Any], share: tuple[int, int], rows: Rows
+) -> Iterator[Extracted]:
+    label = f"part-{share[0]}-of-{share[1]}"
+    with alone(output, label):
+        keep_freed_memory()
+        began = time.monotonic()
+        todo = Todo(named, *read_done(output, crop), share)
+        writer = Writer(output, facts, label)
+        writer.keep_failures([one for one in read_failures(output) if todo.is_done(one["input"])])
+        with _Watch(writer, todo, len(CROPS[crop])) as watch:
+            try:
+                for one in rows(todo, watch.failed) if len(todo) else ():
+                    watch.add(one)
+            except OutputError:  # a full disk: writing what is left would say so twice
+                raise
+            except BaseException:
+                writer.flush()
+                raise
+            writer.flush()
+        yield watch.summary(time.monotonic() - began)
+
+
+def _rows_here(
+    extractor: FeatureExtractor,
+    ahead: Callable[[Todo], Iterator[tuple[str, Stretch | str]]],
+    wanted: list[str],
+    batch_size: int,
+    todo: Todo,
+    failed: Failed,
+) -> Iterator[WindowFeatures]:
+    """On this machine: workers decode ahead of the model."""
+
+    def readable() -> Iterator[tuple[str, Stretch]]:
+        reached: dict[str, int] = {}  # of inputs under way, their next window
+        for name, stretch in ahead(todo):
+            if isinstance(stretch, str):
+                failed(name, reached.pop(name, todo.first(name)), stretch)
+                continue
+            reached[name] = stretch.first + len(stretch)
+            if reached[name] == stretch.total:
+                del reached[name]
+            yield name, stretch
+
+    return extractor.stream(readable(), wanted, batch_size)
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """ "3/16" -> (3, 16). Raises :class:`RequestError`."""
+    match = re.fullmatch("([0-9]+)/([0-9]+)", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise RequestError(f"part {part!r} must be a number of so many, from 1/1 on, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
+def files_of(wanted: list[str], format: str | None, dtype: str) -> str:
+    """The kind of files for these features. Raises :class:`RequestError` for one that cannot hold them."""
+    maps = wanted != ["embedding"]
+    files = format or ("safetensors" if maps else "parquet")
+    if files not in ("parquet", "safetensors", "npz"):
+        raise RequestError(f"format {files!r} is unknown: take parquet, safetensors or npz")
+    if files == "parquet" and maps:
+        raise RequestError("format parquet holds embeddings alone: take safetensors or npz for maps")
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype {dtype!r} is unknown: take {', '.join(DTYPES)}")
+    if dtype == "bfloat16" and files != "safetensors":
+        raise RequestError(f"{files} has no bfloat16: take format safetensors, or dtype float16")
+    return files
+
+
+class Inputs:
+    """What a user named, as files, in their order and the same each time; a list of millions is read line by line.
+
+    Iterating gives each name, and None or one sentence on why it cannot be read.
+    """
+
+    def __init__(self, inputs: list[str]) -> None:
+        self._parts: list[Path | list[tuple[str, str | None]]] = []
+        for name in inputs:
+            path = Path(name)
+            is_list = not is_address(name) and path.suffix.lower() in MANIFESTS
+            if is_list and not path.is_file():
+                raise RequestError(f"{name} is no file: name a list of inputs that is there")
+            self._parts.append(path if is_list else find_inputs([name]))
+
+    def __iter__(self) -> Iterator[tuple[str, str | None]]:
+        for part in self._parts:
+            yield from _lines(part) if isinstance(part, Path) else part
+
+
+def _lines(manifest: Path) -> Iterator[tuple[str, str | None]]:
+    """A path a line, relative to the list's folder; of a CSV the column input, path or video."""
+    try:
+        with manifest.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            column = 0
+            rows: Iterator[list[str]] = ([line.strip()] for line in stream)
+            if manifest.suffix.lower() == ".csv":
+                rows = csv.reader(stream)
+                header = next(rows, [])
+                names = [name for name in ("input", "path", "video") if name in header]
+                if not names:
+                    raise RequestError(f"{manifest} has no column input, path or video: its first line is {header}")
+                column = header.index(names[0])
+            for number, row in enumerate(rows, start=2 if manifest.suffix.lower() == ".csv" else 1):
+                name = row[column] if column < len(row) else ""
+                if not name and len(row) < 2:
+                    continue
+                if extension(name) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+                    yield name if is_address(name) else str(manifest.parent / name), None
+                else:
+                    yield name, f"{manifest}, line {number}: {name[:80]!r} is no path of a video or image."
+    except OSError as error:
+        raise RequestError(f"{manifest} cannot be read: {error.strerror or error}") from error
+
+
+class Todo:
+    """The inputs of a share that are not done, each once, with the first window that is missing."""
+
+    def __init__(self, named: Inputs, done: NDArray[np.uint64], begun: dict[int, int], share: tuple[int, int]) -> None:
+        self._named, self._begun = named, begun
+        numbers = array("Q")
+        self.bad: list[tuple[str, str]] = []
+        bad: list[int] = []
+        number, count = share
+        for position, (name, error) in enumerate(named):
+            key = key_of(name)
+            numbers.append(key)
+            if error is not None:
+                bad.append(position)
+                if key % count == number - 1:
+                    self.bad.append((name, error))
+        keys = np.array(numbers, dtype=np.uint64)
+        self._done = done
+        mine = np.zeros(len(keys), dtype=bool)
+        mine[np.unique(keys, return_index=True)[1]] = True
+        mine &= keys % np.uint64(count) == np.uint64(number - 1)
+        self.inputs = int(mine.sum())
+        mine[bad] = False
+        self._mask = mine & ~np.isin(keys, done)
+        self.before = int((mine & ~self._mask).sum())
+
+    def __len__(self) -> int:
+        return int(self._mask.sum())
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        for wanted, (name, _) in zip(self._mask, self._named, strict=True):
+            if wanted:
+                yield name, self._begun.get(key_of(name), 0)
+
+    def first(self, name: str) -> int:
+        """The first window of an input that is missing."""
+        return self._begun.get(key_of(name), 0)
+
+    def is_done(self, name: str) -> bool:
+        """Whether all windows of an input were there before."""
+        place = int(np.searchsorted(self._done, np.uint64(key_of(name))))
+        return place < len(self._done) and int(self._done[place]) == key_of(name)
+
+
+class _Watch:
+    """Writes rows as they come, tells failures, shows progress."""
+
+    def __init__(self, writer: Writer, todo: Todo, num_crops: int) -> None:
+        self._writer, self._todo, self._num_crops = writer, todo, num_crops
+        self._window: list[WindowFeatures] = []
+        self._windows, self._failed = 0, 0
+        self._bar = tqdm(total=len(todo), unit="input", file=sys.stderr, disable=None)
+        for name, error in todo.bad:
+            self._tell(name, 0, error)
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def add(self, one: WindowFeatures) -> None:
+        """A row; the crops of a window are written together."""
+        self._window.append(one)
+        if len(self._window) == self._num_crops:
+            self._writer.add(self._window)
+            self._window = []
+            self._windows += 1
+            if one.number == one.count - 1 and one.error is not None:
+                self.failed(one.input, one.count, one.error)
+            elif one.number == one.count - 1:
+                self._bar.update()
+            self._bar.set_postfix(windows=self._windows, failed=self._failed, refresh=False)
+
+    def failed(self, name: str, windows: int, error: str) -> None:
+        """An input of which nothing, or nothing after ``windows`` windows, could be read well."""
+        self._tell(name, windows, error)
+        self._bar.update()
+
+    def _tell(self, name: str, windows: int, error: str) -> None:
+        self._failed += 1
+        self._writer.fail(name, windows, error)
+        if self._failed <= MAX_NAMED:
+            tqdm.write(error if name in error else f"{name}: {error}", file=sys.stderr)
+
+    def summary(self, seconds: float) -> Extracted:
+        """What it came to."""
+        error = f"{self._failed} of {self._todo.inputs} inputs could not be read, or only in part: see failures/"
+        return Extracted(
+            inputs=self._todo.inputs,
+            before=self._todo.before,
+            windows=self._windows,
+            failed=self._failed,
+            seconds=round(seconds, 3),
+            error=error if self._failed else None,
+        )

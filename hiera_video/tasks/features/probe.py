@@ -1,0 +1,294 @@
+"""How much extracted embeddings know of labels: nearest neighbours and a linear classifier on top of them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.lists.annotations import wrong
+from hiera_video.errors import RequestError
+from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
+from hiera_video.tasks.features.search import nearest, unit
+from hiera_video.tasks.records import Results
+
+log = logging.getLogger("hiera_video")
+
+#: What two extractions must have in common for one to test the other.
+SETTINGS = ("weights", "window", "hop", "crop", "clip")
+#: Steps of the linear probe's solver.
+MAX_STEPS = 1000
+
+#: (embeddings to learn from float32 [N, C], their classes int64 [N], embeddings to judge [M, C]) -> classes [M]
+Method: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]], NDArray[np.int64]]
+#: Rows to learn from, rows to judge.
+Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """How often a method names the right class: ``top1``, a share.
+
+    ``method``: "knn", "linear", or "chance", which is the share of the commonest class among the judged inputs. In
+    cross-validation ``top1`` is the mean over ``folds`` and has a ``standard_error``, and each of ``inputs`` is judged
+    once; else ``inputs`` are learned from and ``test_inputs`` judged. ``left_out``: inputs without a label, and in
+    cross-validation those that are alone in their class.
+    """
+
+    method: str
+    top1: float
+    standard_error: float | None
+    folds: int | None
+    inputs: int
+    test_inputs: int | None
+    classes: int
+    left_out: int
+    error: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but ``error``."""
+        return {key: value for key, value in vars(self).items() if key != "error"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+
+def probe(
+    folder: str, *, labels: str = "folder", k: int = 5, test: Path | None = None, folds: int = 5
+) -> Results[ProbeScore]:
+    """Measure how well extracted embeddings tell labels apart: neighbours, a linear probe, and chance.
+
+    One embedding for each input: the mean over its windows and crops. Neighbours by cosine have one vote each, a tie
+    goes to the nearer ones; the linear probe is a logistic regression on standardised embeddings. Without ``test``
+    cross-validation in which every class has its share of each fold; neighbours in the alphabet, often cut from the
+    same film, stay in one fold. Nothing is drawn: a second run gives the same. Raises :class:`RequestError`.
+
+    Args:
+        folder: The output folder of hiera-video extract.
+        labels: folder (the name of the folder that an input lies in), or a CSV file with columns input,label.
+        k: How many neighbours vote.
+        test: Another output folder, made with the same model and settings, whose inputs are judged.
+        folds: Of the cross-validation; at most as many as the smallest class has inputs. Unused with test.
+    """
+    for name, value, least in (("k", k, 1), ("folds", folds, 2)):
+        if value < least:
+            raise RequestError(f"{name} is {value}, but is at least {least}")
+    try:
+        import sklearn.linear_model  # noqa: F401
+    except ImportError as error:
+        raise RequestError('probe needs scikit-learn: pip install "hiera-video[features]"') from error
+    given = labels if labels == "folder" else read_labels(Path(labels))
+    if test is not None:
+        refuse_other_settings(Path(folder), Path(test))
+    known = labelled(Path(folder), given)
+    judged = labelled(Path(test), given) if test is not None else None
+    task = cross_validation(known, folds) if judged is None else held_out(known, judged)
+    fewest = min(len(rows) for rows, _ in task.splits)
+    if k > fewest:
+        raise RequestError(f"k is {k}, but only {fewest} inputs can be neighbours: choose a smaller k")
+    return Results(3, _scores(task, k))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Inputs of an extraction that have a label: names, mean embeddings float32 [N, C], and their labels, [N]."""
+
+    folder: Path
+    inputs: list[str]
+    embeddings: NDArray[np.float32]
+    labels: list[str]
+    num_unlabelled: int
+
+
+def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
+    """One embedding for each input with a label. ``given``: "folder", or what :func:`read_labels` gives."""
+    table, rows = read_embeddings(folder)
+    coded = table["input"].combine_chunks().dictionary_encode()
+    names: list[str] = coded.dictionary.to_pylist()
+    # The rows of an input lie one after the other.
+    firsts = np.unique(coded.indices.to_numpy(), return_index=True)[1]
+    counts = np.diff([*firsts, len(rows)])[:, np.newaxis]
+    means = (np.add.reduceat(rows, firsts, axis=0) / counts).astype(np.float32)
+    if not np.isfinite(means).all():
+        bad = names[int(np.argmin(np.isfinite(means).all(axis=1)))]
+        raise RequestError(f"{folder} has no finite embedding of {bad}: extract again with dtype float32")
+    labels = labels_of(names, given)
+    keep = [number for number, label in enumerate(labels) if label]
+    if not keep:
+        where = "lies in a folder" if given == "folder" else "is in the file of labels"
+        raise RequestError(
+            f"no input of {folder} {where}, such as {names[0]}: name a CSV file with columns input,label"
+        )
+    if len(keep) < len(names):
+        log.warning("%d of %d inputs of %s have no label and are left out", len(names) - len(keep), len(names), folder)
+    inputs, of_inputs = [names[number] for number in keep], [labels[number] for number in keep]
+    return Labelled(folder, inputs, means[keep], of_inputs, len(names) - len(keep))
+
+
+def labels_of(names: list[str], given: str | dict[str, str]) -> list[str]:
+    """The label of each input, empty where it has none."""
+    if isinstance(given, str):
+        folders = [os.path.basename(os.path.dirname(os.path.normpath(name))) for name in names]
+        return ["" if folder == ".." else folder for folder in folders]
+    of_file = {os.path.basename(name): label for name, label in given.items()}
+    times = Counter(os.path.basename(name) for name in given)
+    times_here = Counter(os.path.basename(name) for name in names)
+    unique = {file: label for file, label in of_file.items() if times[file] == 1 == times_here[file]}
+    return [given[name] if name in given else unique.get(os.path.basename(name), "") for name in names]
+
+
+def read_labels(file: Path) -> dict[str, str]:
+    """The column label by the column input. Raises :class:`RequestError` for any other file."""
+    found: dict[str, str] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = reader.fieldnames or []
+            if not {"input", "label"} <= set(columns):
+                raise wrong(file, 1, ",".join(columns), "the columns input,label")
+            for row in reader:
+                name, label = row["input"], (row["label"] or "").strip()
+                if found.setdefault(name, label) != label:
+                    raise wrong(file, reader.line_num, label, f"{found[name]!r}, which {name} is in a line above")
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(f"labels are {str(file)!r}, but must be folder, or a CSV file: {reason}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"{file} is no CSV file in UTF-8 ({error}): name another file of labels") from error
+    return found
+
+
+def refuse_other_settings(folder: Path, test: Path) -> None:
+    """Raises :class:`RequestError` where two extractions cannot be compared, naming the field."""
+    here, there = read_facts(folder), read_facts(test)
+    name = next((name for name in SETTINGS if here[name] != there[name]), None)
+    if name == "weights" and here["model"] != there["model"]:  # the same weights may go by two names
+        name = "model"
+    if name == "clip":
+        name = next(name for name in here["clip"] if here["clip"][name] != there["clip"][name])
+        here, there = here["clip"], there["clip"]
+    if name is not None:
+        both = f"{name} {there[name]}, but {folder} with {here[name]}"
+        raise RequestError(f"{test} was made with {both}: extract them with the same model and settings")
+
+
+# --- what is learned from and what is judged --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    embeddings: NDArray[np.float32]
+    classes: NDArray[np.int64]  # of each, by number
+    splits: list[Split]
+    num_classes: int
+    num_test: int | None
+    num_left_out: int
+
+
+def cross_validation(known: Labelled, folds: int) -> _Task:
+    """Folds in which every class has its share. Classes of one input are left out."""
+    from sklearn.model_selection import StratifiedKFold
+
+    sizes = Counter(known.labels)
+    keep = [number for number, label in enumerate(known.labels) if sizes[label] > 1]
+    num_alone = len(known.labels) - len(keep)
+    if num_alone:
+        log.warning("%d inputs are alone in their class and are left out", num_alone)
+    names, classes = np.unique([known.labels[number] for number in keep], return_inverse=True)
+    if len(names) < 2:
+        found = ", ".join(sorted(sizes)[:5])
+        raise RequestError(f"{known.folder} has too few classes ({found}): two with two inputs each are needed")
+    smallest = int(np.bincount(classes).min())
+    if smallest < folds:
+        log.warning("%d folds instead of %d: the smallest class has %d inputs", smallest, folds, smallest)
+    splits = list(StratifiedKFold(min(folds, smallest)).split(np.zeros(len(keep)), classes))
+    left_out = num_alone + known.num_unlabelled
+    return _Task(known.embeddings[keep], classes.astype(np.int64), splits, len(names), None, left_out)
+
+
+def held_out(known: Labelled, judged: Labelled) -> _Task:
+    """All of ``known`` to learn from, all of ``judged`` to judge."""
+    names, classes = np.unique(known.labels, return_inverse=True)
+    if len(names) < 2:
+        raise RequestError(f"{known.folder} has the class {names[0]} alone: two are needed")
+    new = sorted(set(judged.labels) - set(known.labels))
+    if new:
+        raise RequestError(f"{judged.folder} has inputs of class {new[0]!r}, but {known.folder} has none to learn from")
+    both = set(known.inputs) & set(judged.inputs)
+    if both:
+        log.warning("%d inputs are in %s and in %s: the scores flatter", len(both), known.folder, judged.folder)
+    embeddings = np.concatenate([known.embeddings, judged.embeddings])
+    classes = np.concatenate([classes, np.searchsorted(names, judged.labels)]).astype(np.int64)
+    rows = np.arange(len(classes))
+    splits = [(rows[: len(known.inputs)], rows[len(known.inputs) :])]
+    left_out = known.num_unlabelled + judged.num_unlabelled
+    return _Task(embeddings, classes, splits, len(names), len(judged.inputs), left_out)
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def _scores(task: _Task, k: int) -> Iterator[ProbeScore]:
+    judged = np.concatenate([rows for _, rows in task.splits])
+    crossed = task.num_test is None
+    shared: dict[str, Any] = {
+        "folds": len(task.splits) if crossed else None,
+        "inputs": len(task.classes) - (task.num_test or 0),
+        "test_inputs": task.num_test,
+        "classes": task.num_classes,
+        "left_out": task.num_left_out,
+    }
+    methods: dict[str, Method] = {"knn": lambda *parts: by_neighbours(*parts, k=k), "linear": by_line}
+    for name, method in methods.items():
+        shares = [_share_right(task, split, method) for split in task.splits]
+        spread = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if crossed else None
+        yield ProbeScore(name, float(np.mean(shares)), spread, **shared)
+    commonest = float(np.bincount(task.classes[judged]).max() / len(judged))
+    yield ProbeScore("chance", commonest, None, **shared)
+
+
+def _share_right(task: _Task, split: Split, method: Method) -> float:
+    known, judged = split
+    answers = method(task.embeddings[known], task.classes[known], task.embeddings[judged])
+    return float((answers == task.classes[judged]).mean())
+
+
+def by_neighbours(
+    known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32], *, k: int
+) -> NDArray[np.int64]:
+    """The class of most of the ``k`` neighbours by cosine. Arguments as in :data:`Method`; they are normalised."""
+    cosines, rows = nearest(unit(known), unit(judged), k)
+    votes = np.zeros((len(judged), int(classes.max()) + 1))
+    # All cosines together weigh less than half a vote: they decide ties and nothing else.
+    np.add.at(votes, (np.arange(len(judged))[:, np.newaxis], classes[rows]), 1 + cosines / (2 * k + 1))
+    return votes.argmax(axis=1)
+
+
+def by_line(known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32]) -> NDArray[np.int64]:
+    """What a logistic regression says; mean and spread of embeddings are those of ``known``, as in :data:`Method`."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_STEPS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        line.fit(known, classes)
+    if max(line[-1].n_iter_) >= MAX_STEPS:
+        log.warning("the linear probe has not settled after %d steps: its score is a little off", MAX_STEPS)
+    answers: NDArray[np.int64] = line.predict(judged)
+    return answers

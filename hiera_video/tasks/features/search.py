@@ -1,0 +1,214 @@
+"""Find the windows of an extraction that are most like a video, an image, or a stretch of a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.reading.files import is_image
+from hiera_video.data.windows import walk
+from hiera_video.errors import RequestError
+from hiera_video.spec import ClipSpec
+from hiera_video.tasks.classify.job import Precision
+from hiera_video.tasks.features.extractor import FeatureExtractor
+from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, weights_of
+from hiera_video.tasks.records import Results
+
+log = logging.getLogger("hiera_video")
+
+BATCH_SIZE = 8
+#: Queries and vectors that numpy compares at once: 16 MiB of similarities.
+QUERY_CHUNK, CHUNK = 256, 16384
+#: Candidates looked at first for each hit that is wanted, as some are windows that overlap with better ones.
+CANDIDATES = 16
+#: Similarities in float32 that are closer than this may come in any order.
+NOISE, DECIMALS = 1e-5, 6
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A window of the index; the best has rank 1. ``start``, ``end``: seconds after the input's first frame.
+
+    ``similarity`` is the cosine between its embedding and the query's, rounded to six places.
+    """
+
+    rank: int
+    input: str
+    window: int
+    start: float
+    end: float
+    similarity: float
+    error: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"rank", "input", "window", "start", "end", "similarity"}``."""
+        return {key: value for key, value in vars(self).items() if key != "error"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+
+def search(
+    query: str,
+    *,
+    index: Path,
+    top_k: int = 10,
+    start: float | None = None,
+    end: float | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Results[Hit]:
+    """Find what is most like a video or image among extracted windows, the nearest first.
+
+    Embedded as the index was, and averaged over the query's windows. Of windows of one input that overlap, and of
+    several crops of a window, the nearest alone is a hit; so there may be fewer than ``top_k``. Raises
+    :class:`RequestError`, and :class:`UnreadableVideo` where nothing of the query can be read.
+
+    Args:
+        query: A video file, image file or http(s) address.
+        index: The output folder of hiera-video extract that is searched.
+        top_k: How many hits to show.
+        start: Second of the query from which on it is looked at. Default: its beginning.
+        end: Second up to which it is looked at. Default: its end.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: auto is bf16 on a GPU that has it, else fp32.
+    """
+    index = Path(index)
+    if top_k < 1:
+        raise RequestError(f"top_k is {top_k}, but is at least 1")
+    first, last = 0.0 if start is None else start, math.inf if end is None else end
+    if not 0 <= first < last:
+        raise RequestError(f"from {first:g} to {last:g} s is no stretch: start must be at least 0, and below end")
+    if is_image(query) and (start, end) != (None, None):
+        raise RequestError(f"{query} is an image, which lasts no time: leave start and end out")
+    facts = read_facts(index)
+    extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
+    if weights_of(extractor.model) != facts["weights"]:
+        raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")
+    wanted = embed(query, extractor, facts, first, last)
+    hits = best_hits(*read_embeddings(index), wanted, top_k)
+    return Results(len(hits), iter(hits))
+
+
+def embed(
+    query: str, extractor: FeatureExtractor, facts: dict[str, Any], first: float, last: float
+) -> NDArray[np.float32]:
+    """The mean embedding, float32 [C], of the windows whose middle lies in [first, last) seconds.
+
+    Of a stretch too short for that, the window whose middle is nearest to its own. ``facts``: of the index. Raises
+    :class:`RequestError` where the query ends before ``first``.
+    """
+    how = extractor.walk(crop=facts["crop"], batch_size=BATCH_SIZE)
+    how = dataclasses.replace(how, spec=ClipSpec.from_dict(facts["clip"]), hop=facts["hop"])
+    num_before = math.floor(max(0.0, (first - how.spec.span) / how.hop))  # windows that end before the stretch
+    stretches = takewhile(lambda one: one.starts[0] < last, walk(query, how, first=num_before))
+    windows = extractor.stream(((query, one) for one in stretches), ["embedding"], BATCH_SIZE)
+    touching = [one for one in windows if one.start < last and (one.end > first or first == 0)]  # an image ends at 0
+    if not touching:
+        raise RequestError(f"{query} ends before {first:g} s: name a stretch that lies in it")
+    for error in dict.fromkeys(one.error for one in touching if one.error):
+        log.warning("%s", error)
+    starts, ends = np.array([(one.start, one.end) for one in touching]).T
+    middles = (starts + ends) / 2
+    chosen = (first <= middles) & (middles < last)
+    if not chosen.any():
+        distances = np.abs(middles - (max(first, starts.min()) + min(last, ends.max())) / 2)
+        chosen = distances == distances.min()
+    mean: NDArray[np.float32] = np.array([one.embedding for one in touching])[chosen].mean(axis=0)
+    return mean
+
+
+def best_hits(table: Any, embeddings: NDArray[np.float32], wanted: NDArray[np.float32], top_k: int) -> list[Hit]:
+    """The windows of ``table`` nearest to ``wanted``, float32 [C]; ``embeddings``, [N, C], are normalised in place."""
+    base, query = unit(embeddings), unit(wanted[np.newaxis].astype(np.float32))
+    count = CANDIDATES * top_k
+    while True:
+        count = min(count, len(base))
+        _, found = nearest(base, query, count)
+        rows = np.sort(found[0])
+        similarities = np.round(base[rows].astype(np.float64) @ query[0].astype(np.float64), DECIMALS)
+        hits = list(_merged(table, rows, similarities, top_k))
+        # What is no candidate is at most as near as the last of them: the hits above it are the right ones.
+        above = len(hits) == top_k and hits[-1].similarity > similarities.min() + NOISE
+        if above or count == len(base):
+            return hits
+        count *= 4
+
+
+def _merged(table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float64], top_k: int) -> Iterator[Hit]:
+    """The best rows in their order, without those that overlap with a better one of the same input."""
+    import pyarrow as pa
+
+    order = np.argsort(-similarities, kind="stable")
+    columns = table.select(["input", "window", "start", "end"]).take(pa.array(rows[order]))
+    kept: dict[str, list[Hit]] = {}
+    rank = 1
+    for row, similarity in zip(columns.to_pylist(), similarities[order].tolist(), strict=True):
+        hit = Hit(rank, similarity=similarity, **row)
+        better = kept.setdefault(hit.input, [])
+        if any(one.window == hit.window or (one.start < hit.end and hit.start < one.end) for one in better):
+            continue
+        better.append(hit)
+        yield hit
+        rank += 1
+        if rank > top_k:
+            return
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [N, C], each divided by its length, in place: an index may fill half of the memory."""
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
+
+
+def nearest(
+    base: NDArray[np.float32], queries: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """For each of ``queries``, float32 [Q, C], the ``count`` rows of ``base``, [N, C], with the largest products.
+
+    Products float32 [Q, count], descending, and numbers of rows int64 [Q, count]. By faiss where it is installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        return nearest_by_numpy(base, queries, count)
+    flat = faiss.IndexFlatIP(base.shape[1])
+    flat.add(base)
+    products, rows = flat.search(queries, count)
+    return products, rows
+
+
+def nearest_by_numpy(
+    base: NDArray[np.float32], queries: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What :func:`nearest` gives, in little memory: the best so far against the next chunk."""
+    parts = [queries[begin : begin + QUERY_CHUNK] for begin in range(0, len(queries), QUERY_CHUNK)]
+    found = [_nearest_of_part(base, part, count) for part in parts]
+    return np.concatenate([products for products, _ in found]), np.concatenate([rows for _, rows in found])
+
+
+def _nearest_of_part(
+    base: NDArray[np.float32], queries: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    products = np.empty((len(queries), 0), dtype=np.float32)
+    rows = np.empty((len(queries), 0), dtype=np.int64)
+    for begin in range(0, len(base), CHUNK):
+        chunk = base[begin : begin + CHUNK]
+        numbers = np.broadcast_to(np.arange(begin, begin + len(chunk)), (len(queries), len(chunk)))
+        products = np.concatenate([products, queries @ chunk.T], axis=1)
+        rows = np.concatenate([rows, numbers], axis=1)
+        if products.shape[1] > count:
+            keep = np.argpartition(-products, count - 1, axis=1)[:, :count]
+            products, rows = np.take_along_axis(products, keep, axis=1), np.take_along_axis(rows, keep, axis=1)
+    order = np.lexsort((rows, -products), axis=1)
+    return np.take_along_axis(products, order, axis=1), np.take_along_axis(rows, order, axis=1)

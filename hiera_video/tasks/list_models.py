@@ -1,0 +1,65 @@
+"""The table of models: size, cost, input and published weights of each architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hiera_video.errors import UnknownModel
+from hiera_video.models.zoo import CHECKPOINTS, create_model, list_models
+from hiera_video.tasks.records import Results
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One architecture: parameters in millions, GFLOP of one clip or image as multiply-adds (as the papers count).
+
+    An MAE's GFLOP are those of one forward at its own mask ratio, decoder included.
+    """
+
+    name: str
+    params_m: float
+    gflop: float
+    input: str
+    checkpoints: list[str]
+    error: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but ``error``."""
+        return {key: value for key, value in vars(self).items() if key != "error"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict() | {"checkpoints": " ".join(self.checkpoints)}]
+
+
+def models(pattern: str = "*") -> Results[ModelInfo]:
+    """List the models, classifiers and then MAEs: parameters, cost, input and published weights.
+
+    Args:
+        pattern: A shell pattern that names must match, such as "*16x224" or "mae_*".
+    """
+    names = list_models(pattern)
+    if not names:
+        raise UnknownModel(f"no model's name matches {pattern!r}; all have names like {', '.join(list_models()[:2])}")
+    return Results(len(names), map(model_info, names))
+
+
+def model_info(name: str) -> ModelInfo:
+    """Counted on the meta device: no memory is taken and nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        clip = torch.empty(1, model.arch.in_chans, *model.arch.input_size)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(clip)
+    return ModelInfo(
+        name=name,
+        params_m=round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
+        gflop=round(counter.get_total_flops() / 2e9, 1),
+        input="x".join(map(str, model.arch.input_size)),
+        checkpoints=[tag.partition(".")[2] for tag in CHECKPOINTS if tag.partition(".")[0] == name],
+    )

@@ -1,0 +1,192 @@
+"""Pre-train by MAE: videos without labels in, an encoder that knows how they look and move out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.loader import test_views
+from hiera_video.data.on_device import on_device
+from hiera_video.data.sampling import keyed_rng
+from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.models.mae import HieraMAE
+from hiera_video.models.masks import num_visible
+from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
+from hiera_video.spec import ClipSpec
+from hiera_video.training import setup as runs
+from hiera_video.training.loop import Training
+from hiera_video.training.metrics import Metrics
+from hiera_video.training.optimization import build_optimizer, build_schedule, param_groups
+from hiera_video.training.recipe import Pretraining, Run
+from hiera_video.visual.reconstructions import show_reconstructions, write_video
+
+log = logging.getLogger("hiera_video")
+
+#: Clips in a picture of reconstructions, and those of the validation list that the loss is measured on.
+NUM_SHOWN, NUM_VALIDATED = 4, 64
+
+
+def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
+    """Pre-train by MAE, as a recipe says; figures come as the run goes on."""
+    data, run, optim = recipe.data, recipe.run, recipe.optim
+    accelerator = runs.start_accelerator(run)
+    train, val = runs.lists_of(data)
+    if train is None:
+        raise RequestError("pre-training reads videos: name a card, folder or file as data.train")
+    plan = runs.open_with_plan(recipe, len(train), accelerator)
+    output = None if run.output is None else Path(run.output)
+    model = starting_mae(recipe)
+    masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
+    loader = runs.clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)
+    runs.prepare(model, run)
+    optimizer = build_optimizer(param_groups(model, optim), optim, plan.lr)
+    parts = {"masking": masking, "run": run, "accelerator": accelerator}
+    judge = show = None
+    if val is not None:
+        judge = partial(validate, clips=fixed_clips(val, NUM_VALIDATED, recipe, model.spec), **parts)
+    if output is not None:
+        seen = train if val is None else val
+        show = partial(show_some, clips=fixed_clips(seen, NUM_SHOWN, recipe, model.spec), **parts)
+    training = Training(
+        model=model,
+        step=partial(mae_step, spec=model.spec, masking=masking, device=accelerator.device),
+        loader=loader,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, plan),
+        plan=plan,
+        optim=optim,
+        options=run,
+        accelerator=accelerator,
+        num_videos=len(train),
+        max_bad_share=data.max_bad_share,
+        evaluate=judge,
+        export=None if output is None else partial(runs.export, run=run, accelerator=accelerator),
+        show=show,
+    )
+    yield from runs.with_curves(training.run(), output, plan, accelerator)
+
+
+def starting_mae(recipe: Pretraining) -> HieraMAE:
+    """The model that the run starts from: new weights, equal in all processes, or a checkpoint's."""
+    wanted = recipe.model
+    config: dict[str, Any] = {"drop_path_rate": wanted.drop_path_rate}
+    for name in ("mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim"):
+        if getattr(wanted, name) is not None:
+            config[name] = getattr(wanted, name)
+    new = wanted.start in list_models("mae_*")
+    build: Any = create_model if new else mae_from_pretrained
+    with torch.device("meta") if new else nullcontext():
+        model: HieraMAE = build(wanted.start, **config)
+    size = runs.input_size_of(recipe.data, model.arch.input_size)
+    if new or size != model.arch.input_size:
+        torch.manual_seed(recipe.run.seed)
+        model = build(wanted.start, input_size=size, **config)
+    model.spec = runs.spec_of(model.spec, recipe.data)
+    return model
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which mask units of a clip are seen, and which are predicted: a function of (seed, epoch, index, repeat)."""
+
+    seed: int
+    num_units: int
+    mask_ratio: float
+    decode_ratio: float
+
+    def draw(self, rows: Iterable[tuple[int, int, int]]) -> dict[str, NDArray[np.bool_]]:
+        """``keep`` and, where not all hidden units are decoded, ``decode``: bool [B, num_units], on the host."""
+        visible = num_visible(self.num_units, self.mask_ratio)
+        decoded = max(1, round((self.num_units - visible) * self.decode_ratio))
+        # Seven numbers: no other draw has so long a key.
+        orders = [keyed_rng(self.seed, *row, 0, 0, 0).permutation(self.num_units) for row in rows]
+        ranks = np.argsort(np.stack(orders), axis=1)
+        keep = ranks < visible
+        return (
+            {"keep": keep} if self.decode_ratio == 1 else {"keep": keep, "decode": ~keep & (ranks < visible + decoded)}
+        )
+
+
+def mae_step(
+    model: nn.Module, batch: dict[str, Any], *, spec: ClipSpec, masking: Masking, device: torch.device
+) -> dict[str, Tensor]:
+    """The loss of one batch of a loader."""
+    clip = runs.model_input(on_device(batch, spec, device), spec)
+    rows = zip(*(batch[name].tolist() for name in ("epoch", "index", "repeat")), strict=True)
+    return {"loss": model(clip, **masking.draw(rows)).loss}
+
+
+def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSpec) -> Tensor:
+    """The centre clips uint8 [N, C, T, h, w] of up to ``count`` videos spread over the list, without the unreadable."""
+    data = recipe.data
+    indices = np.unique(np.linspace(0, len(videos) - 1, count).round().astype(int)).tolist()
+    answers = test_views(
+        videos,
+        spec,
+        1,
+        1,
+        sample=runs.sampler_of(data, spec, training=False),
+        fps=data.fps,
+        num_workers=min(data.num_workers, len(indices)),
+        time_limit=data.time_limit,
+        indices=indices,
+    )
+    clips = [answer["clips"] for answer in answers if answer["clips"] is not None]
+    if not clips:
+        raise UnreadableVideo(f"none of {len(indices)} videos can be read, the first of them {videos.path(indices[0])}")
+    return torch.cat(clips)
+
+
+@torch.no_grad()
+def validate(
+    model: HieraMAE, *, clips: Tensor, masking: Masking, run: Run, accelerator: Accelerator
+) -> dict[str, float]:
+    """The loss on the same clips under the same masks each time."""
+    judged = runs.whole(model, run).eval()
+    losses = []
+    for number in range(accelerator.process_index, len(clips), accelerator.num_processes):
+        clip = runs.model_input(judged.spec.normalize(clips[number : number + 1].to(accelerator.device)), judged.spec)
+        with accelerator.autocast():
+            losses.append(judged(clip, **masking.draw([(0, number, 0)])).loss.float())
+    total: Any = accelerator.reduce(torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device))
+    return {"loss": float(total) / len(clips)}
+
+
+@torch.no_grad()
+def show_some(
+    model: HieraMAE, step: int, *, clips: Tensor, masking: Masking, run: Run, accelerator: Accelerator
+) -> None:
+    """Writes a picture and a short mp4 of clips: as they are, as the encoder saw them, as the model fills them in."""
+    assert run.output is not None
+    shown = runs.whole(model, run)
+    if not accelerator.is_main_process:
+        return
+    was, spec = shown.training, shown.spec
+    shown.eval()
+    clip = runs.model_input(spec.normalize(clips.to(accelerator.device)), spec)
+    keep = masking.draw([(0, number, 0) for number in range(len(clips))])["keep"]
+    with accelerator.autocast():
+        masked, filled = shown.reconstruct(clip, keep)
+    shown.train(was)
+    folder = Path(run.output) / "pictures"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{step:08d}.png"
+    stride = shown.arch.patch_stride[0] if clip.ndim == 5 else 1
+    seen, guess = (
+        spec.denormalize(pixels.view(len(clips), 3, -1, *spec.size)).cpu().numpy() for pixels in (masked, filled)
+    )
+    show_reconstructions(clips[:, :, ::stride].numpy(), seen, guess, path, f"{step} steps")
+    if clip.ndim == 5:
+        write_video(clips[:, :, ::stride].numpy(), seen, guess, path.with_suffix(".mp4"))

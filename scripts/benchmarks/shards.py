@@ -1,0 +1,197 @@
+"""Training clips a second from original files and from shards of the same videos, coded anew by make_shards.py.
+
+    python scripts/benchmarks/shards.py --videos ../shared/videos --folder /tmp/shards --output shards.json
+
+Makes, once, ten seconds of 240p and of 720p from the frames of each real H.264 clip of ``videos`` of at least 5 s,
+played forwards and backwards (30 fps; x264 as it codes by default, keyframes up to 250 apart; 720p gets grain, or
+enlarged pictures would be too easy), and shards of them with ``--short-side 256``. The real clips are a third set.
+Both are read by our loader's own path: 16x4 clips of the same keys, random resized crop 224, decoded in a child process
+by one thread; in alternating order. Beside the ratio of the medians stands what counted pictures allow: how many the
+decoder decodes for the same clips, each weighted by its pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import make_shards
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch.nn.functional import interpolate
+
+from hiera_video.data.dataset import ClipDataset
+from hiera_video.data.lists.video_list import VideoList, list_videos
+from hiera_video.data.reading.decoders import PyAVDecoder
+from hiera_video.data.reading.reader import open_video
+from hiera_video.errors import UnreadableVideo
+from hiera_video.spec import Augment, ClipSpec
+
+LIMIT = 1.6
+#: Height, width, and the grain's standard deviation in grey levels.
+SIZES = {"240p": (240, 320, 0.0), "720p": (720, 1280, 3.0)}
+FPS, SECONDS, SHORTEST_S = 30, 10, 5.0
+CROPS = Augment(num_ops=0, erasing=0.0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Clips a second of one set, medians over the rounds; ``cpu_ratio``: CPU time of the same clips, in one process.
+
+    ``bound``: decoded pixels, of the originals over the shards.
+    """
+
+    name: str
+    files: int
+    originals: float
+    shards: float
+    ratio: float
+    cpu_ratio: float
+    frames: tuple[float, float]
+    bound: float
+    size_ratio: float
+    grey_difference: float
+    grey_difference_worst: float
+
+
+def real_clips(folder: Path) -> list[Path]:
+    """The H.264 files of a folder that are long enough and whole."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        try:
+            with open_video(path) as video:
+                video.read(np.array([0, len(video) - 1]))
+                if video.index.codec == "h264" and video.duration >= SHORTEST_S and video.error is None:
+                    found.append(path)
+        except UnreadableVideo:
+            continue
+    return found
+
+
+def make_long(source: Path, target: Path, size: tuple[int, int], grain: float) -> None:
+    """Ten seconds of a clip's frames, forwards and backwards, in another size."""
+    if target.exists():
+        return
+    rng = np.random.default_rng(0)
+    count = FPS * SECONDS
+    with open_video(source) as video:
+        turns = np.concatenate([np.arange(len(video)), np.arange(len(video))[::-1]])
+        pixels = video.frames(range(len(video))).pixels
+    unfinished = target.with_suffix(".part")
+    with av.open(str(unfinished), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "23", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for number in np.resize(turns, count).tolist():
+            picture = torch.from_numpy(pixels[number]).permute(2, 0, 1)[None].float()
+            shown = interpolate(picture, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+            shown = shown + grain * rng.standard_normal(shown.shape[:2])[..., None]
+            frame = av.VideoFrame.from_ndarray(shown.clip(0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    unfinished.rename(target)
+
+
+def write_list(file: Path, paths: list[Path]) -> VideoList:
+    file.write_text("path,label\n" + "".join(f"{path.absolute()},a\n" for path in paths))
+    return list_videos(file)
+
+
+def clips_a_second(dataset: ClipDataset, epoch: int, repeats: int) -> float:
+    """One clip of each video, ``repeats`` times at other places."""
+    begin = time.perf_counter()
+    for repeat in range(repeats):
+        for index in range(len(dataset)):
+            dataset[epoch * repeats + repeat, index]
+    return repeats * len(dataset) / (time.perf_counter() - begin)
+
+
+def decoded(videos: VideoList, num_epochs: int) -> tuple[float, float, float]:
+    """Pictures, and pixels of them, that the decoder gives out for a clip, and CPU seconds of the whole of it."""
+    numbers: list[int] = []
+    inner = PyAVDecoder._decode
+
+    def counting(self: PyAVDecoder, packets: Iterator[Any], waiting: bool) -> Iterator[tuple[int, Any]]:
+        for number, frame in inner(self, packets, waiting):
+            numbers.append(frame.width * frame.height)
+            yield number, frame
+
+    PyAVDecoder._decode = counting  # type: ignore[method-assign]
+    try:
+        dataset = ClipDataset(videos, ClipSpec(), augment=CROPS, isolate=False)
+        begin = time.process_time()
+        clips_a_second(dataset, 0, num_epochs)
+        seconds = time.process_time() - begin
+    finally:
+        PyAVDecoder._decode = inner  # type: ignore[method-assign]
+    clips = num_epochs * len(videos)
+    return len(numbers) / clips, sum(numbers) / clips, seconds / clips
+
+
+def compare(name: str, paths: list[Path], folder: Path, rounds: int, repeats: int) -> Result:
+    """Makes the shards where they are not there yet, and measures."""
+    listed = folder / f"{name}.csv"
+    originals, output = write_list(listed, paths), folder / f"{name}_shards"
+    if make_shards.main(["make", str(listed), "--output", str(output), "--short-side", "256"]) != 0:
+        raise SystemExit(f"the shards of {name} cannot be made")
+    both = {"originals": originals, "shards": list_videos(output)}
+    datasets = {kind: ClipDataset(videos, ClipSpec(), augment=CROPS) for kind, videos in both.items()}
+    rates: dict[str, list[float]] = {kind: [] for kind in both}
+    for one in datasets.values():  # children start
+        clips_a_second(one, rounds, 1)
+    for epoch in range(rounds):
+        for kind in list(both)[:: -1 if epoch % 2 else 1]:
+            rates[kind].append(clips_a_second(datasets[kind], epoch, repeats))
+    counted = [decoded(videos, rounds * repeats) for videos in both.values()]
+    (frames, pixels, cpu), (frames_anew, pixels_anew, cpu_anew) = counted
+    report = json.loads((output / "report.json").read_text())
+    return Result(
+        name,
+        len(paths),
+        statistics.median(rates["originals"]),
+        statistics.median(rates["shards"]),
+        statistics.median(np.array(rates["shards"]) / np.array(rates["originals"])),
+        cpu / cpu_anew,
+        (round(frames, 1), round(frames_anew, 1)),
+        pixels / pixels_anew,
+        report["bytes_after"] / report["bytes_before"],
+        report["grey_difference_mean"],
+        report["grey_difference_worst"],
+    )
+
+
+def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: Path | None = None) -> None:
+    """Prints a line for each set. ``rounds`` of ``repeats`` clips of each video; ``output``: JSON."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = real_clips(videos)
+    sets = {"real": clips}
+    for name, (height, width, grain) in SIZES.items():
+        sets[name] = [folder / f"{name}_{clip.stem}.mp4" for clip in clips]
+        for clip, target in zip(clips, sets[name], strict=True):
+            make_long(clip, target, (height, width), grain)
+    results = [compare(name, paths, folder, rounds, repeats) for name, paths in sets.items()]
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, PyAV {av.__version__}")
+    for one in results:
+        print(
+            f"{one.name}: {one.originals:.1f} clips/s from {one.files} originals, {one.shards:.1f} from shards, "
+            f"{one.ratio:.2f} times (limit {LIMIT}: {'holds' if one.ratio >= LIMIT else 'MISSED'}), "
+            f"in CPU time {one.cpu_ratio:.2f}; decoded frames "
+            f"{one.frames[0]} and {one.frames[1]} a clip, pixels allow {one.bound:.2f}; size {one.size_ratio:.2f} "
+            f"times, {one.grey_difference:.1f} grey levels off (worst video {one.grey_difference_worst:.1f})"
+        )
+    if output is not None:
+        output.write_text(json.dumps([asdict(one) for one in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from hiera_video.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,3 +111,11 @@ class Augment:
 FINETUNE = Augment()
 #: MAE pre-training (Hiera Tab 11a): crop and flip alone.
 PRETRAIN = Augment(crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    """ "5x3" -> (5 clips, 3 crops). Raises :class:`RequestError`."""
+    match = re.fullmatch("([1-9][0-9]*)x([13])", views)
+    if match is None:
+        raise RequestError(f"views {views!r} must be clips x crops, at least one clip and 1 or 3 crops, such as 5x3")
+    return int(match[1]), int(match[2])

@@ -32,7 +32,9 @@ from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, make_v
 from hiera_video.data.dataset import load_views
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
-from hiera_video.tasks.classify.job import BUILT_IN, VideoClassifier, parse_views
+from hiera_video.models.zoo import BUILT_IN
+from hiera_video.spec import parse_views
+from hiera_video.tasks.classify.job import VideoClassifier
 
 
 def real_pictures(folder: Path, per_video: int) -> list[Tensor]:

@@ -4,8 +4,8 @@
     python scripts/trace_walks.py --files    # and the files, in the order in which they are entered
 
 The ways: a path to logits (``VideoClassifier(path)``), a batch to an optimizer step (``finetune``, two steps from
-files), a video to a row of parquet (``extract``). Counted are files in which a function runs in the process that the user
-started, in any of its threads; loading the model is left out, and so is what the decoder's child process runs.
+files), a video to a row of parquet (``extract``). Counted are files in which a function runs in the process that the
+user started, in any of its threads; loading the model is left out, and so is what the decoder's child process runs.
 """
 
 from __future__ import annotations

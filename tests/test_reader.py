@@ -38,7 +38,8 @@ from assets import (
 )
 from PIL import Image
 
-from hiera_video.data.reading import decoders, sources
+from hiera_video.data.reading import decoders
+from hiera_video.data.reading import files as sources
 from hiera_video.data.reading.reader import Frames, open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 

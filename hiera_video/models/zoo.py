@@ -113,6 +113,9 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 #: Checkpoints that ship inside the package, each a folder of our own format.
+#: The model that ships with the package and answers without a network; and the first to name for Kinetics actions.
+BUILT_IN = "hiera_nano_16x64.camera_motion"
+KINETICS = "hiera_base_16x224.mae_k400_ft_k400"
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 

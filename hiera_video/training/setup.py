@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -30,18 +28,13 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.unroll import Size
 from hiera_video.spec import Augment, ClipSpec
 from hiera_video.training.checkpointing import open_run
-from hiera_video.training.metrics import Metrics, read_metrics
 from hiera_video.training.optimization import Plan, describe_plan, plan_run
 from hiera_video.training.recipe import Data, Finetuning, Pretraining, Run
-from hiera_video.visual.curves import draw_curves
 
 log = logging.getLogger("hiera_video")
 
 M = TypeVar("M", Hiera, HieraMAE)
 R = TypeVar("R", Pretraining, Finetuning)
-
-#: Seconds between two drawings of the curves.
-REDRAW_S = 30.0
 
 
 def start_accelerator(run: Run) -> Accelerator:
@@ -211,18 +204,3 @@ def whole(model: M, run: Run) -> M:
         if hasattr(model, name):
             setattr(copy, name, getattr(model, name))
     return copy.eval()
-
-
-def with_curves(
-    records: Iterator[Metrics], output: Path | None, plan: Plan, accelerator: Accelerator
-) -> Iterator[Metrics]:
-    """Passes on what is worth a line (evaluations, and training figures as often), and keeps ``curves.png`` fresh."""
-    drawn = -REDRAW_S
-    for record in records:
-        fresh = record.kind != "train" or record.step % plan.evaluate_every == 0
-        late = time.monotonic() - drawn > REDRAW_S
-        if output is not None and accelerator.is_main_process and (record.kind == "done" or (fresh and late)):
-            draw_curves(read_metrics(output / "metrics.jsonl"), output / "curves.png")
-            drawn = time.monotonic()
-        if fresh:
-            yield record

@@ -207,7 +207,8 @@ class MotionLoader:
     """:class:`MotionBatches` in place of a :class:`~hiera_video.data.loader.ClipLoader`: same protocol, same batches.
 
     A batch has ``flow`` too, float32 [B, 4, T / 2, S / 4, S / 4] of
-    :func:`~hiera_video.data.camera_motion.generator.flow`; flip, erase, noise_seed and repeat are zeros, ``index`` counts an epoch's clips, ``path`` is a made-up name. It is a
+    :func:`~hiera_video.data.camera_motion.generator.flow`; flip,
+    erase, noise_seed and repeat are zeros, ``index`` counts an epoch's clips, ``path`` is a made-up name. It is a
     function of (seed, step, place among the step's batches): another ``batch_size`` has other clips. An epoch is
     ``steps_per_epoch`` steps, a unit alone.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +21,15 @@ from hiera_video.data.reading.files import find_inputs
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.files import check_output
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import from_pretrained
+from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained
+from hiera_video.spec import parse_views
 from hiera_video.tasks.records import Results
+from hiera_video.training.devices import Precision, autocast, pick_device, pick_precision
 
 log = logging.getLogger("hiera_video")
 
-#: The model that ships with the package and answers without a network.
-BUILT_IN = "hiera_nano_16x64.camera_motion"
-KINETICS = "hiera_base_16x224.mae_k400_ft_k400"
 #: Rows of a picture: more would not be looked at.
 MAX_ROWS = 40
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -272,42 +267,3 @@ def _ahead(
                 yield first, future.result()
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-
-
-def parse_views(views: str) -> tuple[int, int]:
-    """ "5x3" -> (5 clips, 3 crops). Raises :class:`RequestError`."""
-    match = re.fullmatch("([1-9][0-9]*)x([13])", views)
-    if match is None:
-        raise RequestError(f"views {views!r} must be clips x crops, at least one clip and 1 or 3 crops, such as 5x3")
-    return int(match[1]), int(match[2])
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto", or a device by torch's name. Raises :class:`RequestError` where it is not there."""
-    there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    if name == "auto":
-        return torch.device(there[1] if len(there) > 1 else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise RequestError(f"device {name!r} is not there; this machine has {', '.join(there)}") from None
-    return device
-
-
-def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in. Raises :class:`RequestError` for a name that does not exist."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if name not in dtypes:
-        raise RequestError(f"precision {name!r} must be auto, {', '.join(dtypes)}")
-    return dtypes[name]
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision in ``dtype``, or nothing for fp32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

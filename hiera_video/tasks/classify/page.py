@@ -29,12 +29,14 @@ from hiera_video.models.checkpoints.build import from_disk
 from hiera_video.models.checkpoints.formats import split_state
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import random_keep
-from hiera_video.models.zoo import CHECKPOINTS, list_models, mae_from_pretrained
-from hiera_video.tasks.classify.job import BUILT_IN, Precision, Score, VideoClassifier, parse_views
+from hiera_video.models.zoo import BUILT_IN, CHECKPOINTS, list_models, mae_from_pretrained
+from hiera_video.spec import parse_views
+from hiera_video.tasks.classify.job import Score, VideoClassifier
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, timeline
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.records import Results
+from hiera_video.training.devices import Precision
 from hiera_video.training.setup import model_input
 from hiera_video.visual.reconstructions import show_reconstructions
 from hiera_video.visual.strips import draw_strips

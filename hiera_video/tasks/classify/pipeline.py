@@ -21,7 +21,7 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import test_views
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.job import autocast
+from hiera_video.training.devices import autocast
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState

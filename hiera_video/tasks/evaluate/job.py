@@ -26,9 +26,8 @@ from hiera_video.data.sampling import segment_clips
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import from_pretrained
-from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.job import BUILT_IN, parse_views, pick_device, pick_precision
+from hiera_video.models.zoo import BUILT_IN, from_pretrained
+from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.classify.pipeline import (
     ClassScore,
     Scored,
@@ -48,6 +47,7 @@ from hiera_video.tasks.evaluate.score_table import (
     write_results,
 )
 from hiera_video.tasks.records import Results
+from hiera_video.training.devices import pick_device, pick_precision
 from hiera_video.training.recipe import Evaluation, check
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from hiera_video.data.dataset import Views
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, walk
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import from_pretrained
-from hiera_video.tasks.classify.job import BUILT_IN, Precision, autocast, pick_device, pick_precision
+from hiera_video.models.zoo import BUILT_IN, from_pretrained
+from hiera_video.training.devices import Precision, autocast, pick_device, pick_precision
 
 #: Batches that the model works on at once.
 NUM_LANES = 2

@@ -23,7 +23,7 @@ from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, e
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
-from hiera_video.tasks.classify.job import BUILT_IN, Precision
+from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, features_wanted
 from hiera_video.tasks.features.feature_table import (
@@ -38,6 +38,7 @@ from hiera_video.tasks.features.feature_table import (
 )
 from hiera_video.tasks.features.ray_engine import Cluster, import_ray, rows_on_ray
 from hiera_video.tasks.records import Results
+from hiera_video.training.devices import Precision
 from hiera_video.visual.feature_colours import check_picture
 
 log = logging.getLogger("hiera_video")

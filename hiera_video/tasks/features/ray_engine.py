@@ -15,8 +15,8 @@ from typing import Any
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.tasks.classify.job import Precision
 from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures
+from hiera_video.training.devices import Precision
 
 #: Inputs that one task decodes: few, so that a lost one costs little.
 INPUTS_PER_TASK = 4

@@ -18,10 +18,10 @@ from hiera_video.data.reading.files import is_image
 from hiera_video.data.windows import walk
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.job import Precision
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, weights_of
 from hiera_video.tasks.records import Results
+from hiera_video.training.devices import Precision
 
 log = logging.getLogger("hiera_video")
 

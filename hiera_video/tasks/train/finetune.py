@@ -24,9 +24,9 @@ from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
-from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.job import parse_views
+from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.classify.pipeline import gather, match_classes, metrics, score_videos
+from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.linear_head import fit_head
 from hiera_video.training import setup as runs
 from hiera_video.training.checkpointing import latest
@@ -86,7 +86,7 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
         best=None if val is None else "map" if val.labels.ndim == 2 else "top1",
         export=None if output is None else partial(export, run=run, accelerator=accelerator),
     )
-    yield from runs.with_curves(training.run(), output, plan, accelerator)
+    yield from with_curves(training.run(), output, plan, accelerator)
 
 
 # --- what is learned from, and what learns ----------------------------------------------------------------------------

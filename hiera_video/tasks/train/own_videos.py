@@ -16,9 +16,8 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import from_pretrained, list_models
+from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE
-from hiera_video.tasks.classify.job import BUILT_IN, KINETICS
 from hiera_video.training import setup as runs
 from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run, load_recipe
 

@@ -25,6 +25,7 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
 from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
 from hiera_video.spec import ClipSpec
+from hiera_video.tasks.train.curves import with_curves
 from hiera_video.training import setup as runs
 from hiera_video.training.loop import Training
 from hiera_video.training.metrics import Metrics
@@ -75,7 +76,7 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
         export=None if output is None else partial(runs.export, run=run, accelerator=accelerator),
         show=show,
     )
-    yield from runs.with_curves(training.run(), output, plan, accelerator)
+    yield from with_curves(training.run(), output, plan, accelerator)
 
 
 def starting_mae(recipe: Pretraining) -> HieraMAE:

@@ -26,7 +26,8 @@ from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/export.md", "docs/features.md", "docs/training.md", "docs/transformers.md")
+GUIDES = ("classify", "data", "export", "features", "training", "transformers")
+PAGES = ("README.md", *(f"docs/guides/{name}.md" for name in GUIDES))
 #: Commands that are not run here, by how they begin, and why.
 NOT_RUN = (
     ("pip install", ".ci/run installs and tests as the README says"),

@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,10 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
+from hiera_video.cells import cells
 from hiera_video.cli import JOBS, main
 from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.hiera import Architecture, Hiera
-from hiera_video.training.recipe import Evaluation, Finetuning, load_recipe
+from hiera_video.training.recipe import Evaluation, Finetuning
+from hiera_video.training.recipe_file import load_recipe
 
 SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
 
@@ -120,10 +122,10 @@ def test_a_bad_input_gets_one_sentence_and_exit_1(
         (("clip.mp4", "--views", "5x"), "views '5x' must be clips x crops"),
         (("clip.mp4", "--views", "0x3"), "views '0x3' must be clips x crops"),
         (("clip.mp4", "--top-k", "0"), "top_k is 0, but is at least 1"),
-        (("clip.mp4", "--top-k", "few"), "--top-k 'few' must be a whole number"),
+        (("clip.mp4", "--top-k", "few"), "--top-k is 'few', but must be a whole number"),
         (("clip.mp4", "--tpo-k", "3"), "there is no option --tpo-k; did you mean --top-k?"),
         (("clip.mp4", "--device", "cuda:9"), "device 'cuda:9' is not there; this machine has cpu"),
-        (("clip.mp4", "--format", "xml"), "invalid choice: 'xml'"),
+        (("clip.mp4", "--format", "xml"), "--format is 'xml', but must be one of table, json, jsonl, csv"),
         (
             ("clip.mp4", "--model", "hiera_bse_16x224"),
             "no model is called 'hiera_bse_16x224'; the nearest names: hiera_base",
@@ -197,9 +199,9 @@ def test_help_loads_no_torch_and_the_package_no_decoder() -> None:
 def test_help_names_every_job_and_each_job_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0 and all(job in out for job in JOBS)
-    for job, (_, _, example) in JOBS.items():
-        code, out, _ = run(capsys, job, "--help")
-        assert code == 0 and " ".join(example.split()) in " ".join(out.split())
+    for name, job in JOBS.items():
+        code, out, _ = run(capsys, name, "--help")
+        assert code == 0 and f"example: {job.example}" in out.splitlines()
 
 
 def test_a_misspelt_job_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +253,9 @@ class Figure:
     def rows(self) -> list[dict[str, Any]]:
         return [self.values]
 
+    def text(self) -> str:
+        return cells(self.values)
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -266,7 +271,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     module.job = job  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "stand_in", module)
     for name in ("pretrain", "finetune", "evaluate"):
-        monkeypatch.setitem(JOBS, name, ("stand_in:job", *JOBS[name][1:]))
+        monkeypatch.setitem(JOBS, name, replace(JOBS[name], function="stand_in:job"))
     return recipes
 
 
@@ -285,10 +290,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (("--optim.lr=",), "optim.lr is '', but must be a number"),
         (("--optim.lr", "fast"), "optim.lr is 'fast', but must be a number"),
         (("--run.shard",), "--run.shard needs a value: true or false"),
-        (("--config",), "--config needs a value: a recipe's name, or a YAML file"),
+        (("--config",), "--config needs a value: text"),
         (("--run.duration", "10"), "run.duration is '10', but a duration needs a unit: ep (effective epochs, each"),
         (("clip.mp4",), "'clip.mp4' belongs to no option; for example: hiera-video finetune --train videos/train"),
-        (("--format", "xml"), "--format is 'xml', but can be one of table, json, jsonl, csv"),
+        (("--format", "xml"), "--format is 'xml', but must be one of table, json, jsonl, csv"),
         (("--config", "finetune_k400_bse"), "there is no recipe 'finetune_k400_bse'; did you mean finetune_k400_base?"),
         (
             ("--config", "mae_k400_base"),
@@ -300,7 +305,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_wrong_recipe_is_refused_before_the_job_is_loaded(
     words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(JOBS, "finetune", ("not_to_be_loaded:job", *JOBS["finetune"][1:]))
+    monkeypatch.setitem(JOBS, "finetune", replace(JOBS["finetune"], function="not_to_be_loaded:job"))
     argv = words if "--config" in words else ("--config", "finetune_k400_base", *words)
     code, out, err = run(capsys, "finetune", *argv)
     assert (code, out) == (2, "") and err.count("\n") == 1
@@ -375,7 +380,8 @@ def test_of_several_processes_the_first_alone_writes(
 def test_help_of_a_recipe_lists_its_fields_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "pretrain", "--help")
     lines = [line.split() for line in out.splitlines()]
-    assert ["--optim.lr", "must", "be", "given", "a", "number"] in lines
-    assert ["--augment.num_ops", "0", "a", "whole", "number"] in lines
+    assert ["--optim.lr", "must", "be", "given", "a", "number", "above", "0"] in lines
+    assert "The highest learning rate, for a step of lr_videos videos;" in out
+    assert ["--augment.num_ops", "0", "a", "whole", "number,", "at", "least", "0"] in lines
     assert ["--train", "short", "for", "--data.train"] in lines
     assert "--loss.mixup" not in out and "--loss.mixup" in run(capsys, "finetune", "-h")[1]

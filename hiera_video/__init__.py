@@ -5,7 +5,9 @@ Names are loaded when they are first used: importing the package loads no torch,
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see of the names below
@@ -45,50 +47,20 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
 
 __version__ = "0.1.0"
 
-#: Where each public name is defined.
+#: The module of each public name: the imports above say it, so that it is written once.
 _HOMES = {
-    "Architecture": "models.architecture",
-    "Augment": "spec",
-    "ClipDataset": "data.dataset",
-    "ClipLoader": "data.loader",
-    "ClipSpec": "spec",
-    "Evaluation": "training.recipe",
-    "FeatureExtractor": "tasks.features.extractor",
-    "Finetuning": "training.recipe",
-    "Hiera": "models.hiera",
-    "HieraMAE": "models.mae",
-    "HieraVideoError": "errors",
-    "MAEArchitecture": "models.architecture",
-    "Prediction": "tasks.classify.job",
-    "Pretraining": "training.recipe",
-    "VideoClassifier": "tasks.classify.job",
-    "VideoList": "data.lists.video_list",
-    "classify": "tasks.classify.job",
-    "create_model": "models.zoo",
-    "evaluate": "tasks.evaluate.job",
-    "extract": "tasks.features.job",
-    "finetune": "tasks.train.finetune",
-    "from_pretrained": "models.zoo",
-    "list_models": "models.zoo",
-    "list_videos": "data.lists.video_list",
-    "load_recipe": "training.recipe_file",
-    "load_views": "data.dataset",
-    "mae_from_pretrained": "models.zoo",
-    "on_device": "data.on_device",
-    "open_video": "data.reading.reader",
-    "own_recipe": "tasks.train.own_videos",
-    "pretrain": "tasks.train.pretrain",
-    "push_to_hub": "models.checkpoints.io",
-    "save_pretrained": "models.checkpoints.io",
+    alias.name: str(node.module)
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{__name__}.")
+    for alias in node.names
 }
-
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

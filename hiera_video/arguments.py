@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -24,36 +24,26 @@ NAMES: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal, "Path": Pat
 NAMES |= {kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}
 
 
-@dataclass(frozen=True)
-class Signature:
-    """A function as its help shows it."""
-
-    summary: str
-    """The first sentence of the docstring."""
-    fields: dict[str, Field]
-    """The parameters by name, in order; those before the ``*`` are positional."""
-
-
-def signature_of(function: str) -> Signature:
+def parameters_of(function: str) -> dict[str, Field]:
     """What a function of this package takes.
 
     Args:
         function: Its module and name: "hiera_video.tasks.export:export".
 
     Returns:
-        The signature, with the docstring's line about each parameter as its help.
+        Its parameters by name, in order; the docstring's text about each is its help, those before the ``*`` are
+        positional.
     """
     module, _, name = function.partition(":")
     node = next(n for n in source_tree(_file(module)).body if isinstance(n, ast.FunctionDef) and n.name == name)
-    docstring = ast.get_docstring(node) or ""
-    texts, own = _described(docstring), node.args
+    texts, own = _described(ast.get_docstring(node) or ""), node.args
     defaults = [None] * (len(own.args) - len(own.defaults)) + list(own.defaults) + list(own.kw_defaults)
     fields = {}
     for place, (argument, default) in enumerate(zip(own.args + own.kwonlyargs, defaults, strict=True)):
         hint = _value(argument.annotation, module)
         standard = MISSING if default is None else _value(default, module)
         fields[argument.arg] = Field(hint, standard, texts.get(argument.arg, ""), positional=place < len(own.args))
-    return Signature(docstring.partition("\n")[0], fields)
+    return fields
 
 
 def _file(module: str) -> Path:

@@ -216,9 +216,9 @@ def _log_to_stderr(level: int) -> None:
 def _own_fields(name: str) -> dict[str, Field]:
     """The fields of the job's recipe, or the parameters of its function."""
     if JOBS[name].short is None:
-        from hiera_video.arguments import signature_of
+        from hiera_video.arguments import parameters_of
 
-        return signature_of(JOBS[name].function).fields
+        return parameters_of(JOBS[name].function)
     from hiera_video.fields import fields_of
     from hiera_video.training.recipe_file import KINDS
 

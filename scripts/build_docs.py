@@ -28,9 +28,9 @@ from hiera_video.training.recipe_file import KINDS
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- made by scripts/build_docs.py: change the source and run it -->"
 SOURCES = """\
-Tab and Fig are those of the Hiera paper, arXiv 2306.00989 ("Hiera"). SF is facebookresearch/SlowFast, v0.2.0 that branch
-of facebookresearch/hiera, VideoMAE and VideoMAEv2 are MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2. A value without a row
-is ours.
+Hiera is the paper, arXiv 2306.00989; SF is facebookresearch/SlowFast; v0.2.0 is that branch of facebookresearch/hiera;
+mae_st, VideoMAE, VideoMAEv2 and EVEREST are facebookresearch/mae_st, MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2 and
+sunilhoho/EVEREST. A value that has no row is ours.
 """
 
 
@@ -64,9 +64,7 @@ def words(docstring: str) -> str:
 
 def commands() -> str:
     """Each job: what it does, an example, its options."""
-    parts = [
-        "Exit codes: 0 all done; 1 an input was missing or bad, the rest is written; 2 the request itself is wrong."
-    ]
+    parts = ["Exit codes: 0 all done; 1 an input was missing or bad, the rest is written; 2 the request is wrong."]
     for name, job in JOBS.items():
         module, _, function = job.function.partition(":")
         tree = source_tree(ROOT.joinpath(*module.split(".")).with_suffix(".py"))
@@ -96,9 +94,9 @@ def recipes() -> str:
                 text = f"{(hint.__doc__ or '').splitlines()[0]}\n\n{fields_table(fields)}"
                 sections.setdefault((section, text), []).append(job)
     parts = [
-        "A recipe is a YAML file with these sections, or the name of one in `configs/`; on the command line a field is "
-        "`--section.field value`. A duration is `10ep` (effective epochs: each repeat counts), `10pass` (over the list), "
-        "`5000st` (steps) or `5%` (of the run)."
+        "A recipe is a YAML file with these sections, or the name of one in `configs/`; on the command line a field "
+        "is `--section.field value`. A duration is `10ep` (effective epochs: each repeat counts), `10pass` (over the "
+        "list), `5000st` (steps) or `5%` (of the run)."
     ]
     for (section, text), jobs in sections.items():
         parts += [f"## {section} ({', '.join(jobs)})", text]
@@ -154,7 +152,7 @@ def errors_page() -> str:
     for name, kind in vars(errors).items():
         if inspect.isclass(kind) and issubclass(kind, errors.HieraVideoError):
             parents = ", ".join(f"`{parent.__name__}`" for parent in kind.__bases__)
-            parts += [f"## {name}", f"A {parents}. {words(kind.__doc__ or '')}".replace("A `O", "An `O")]
+            parts += [f"## {name}", words(kind.__doc__ or ""), f"Base classes: {parents}."]
     return page("Errors", *parts)
 
 

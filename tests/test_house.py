@@ -239,7 +239,13 @@ def test_options_of_classify_are_a_decision() -> None:
     ]
 
 
-# --- words and randomness ---------------------------------------------------------------------------------------------
+# --- pages, words and randomness ---------------------------------------------------------------------------------------------
+
+
+def test_the_reference_pages_are_those_that_the_source_makes() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "build_docs.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

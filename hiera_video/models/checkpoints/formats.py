@@ -157,9 +157,8 @@ def _authors(config: dict[str, Any]) -> Facts:
     mae = {"decoder_embed_dim", "decoder_depth", "decoder_num_heads"}
     if config.get("norm_layer", "LayerNorm") != "LayerNorm":
         raise ValueError(f"norm_layer {config['norm_layer']!r} is not LayerNorm")
-    arch = from_mapping(
-        Architecture, {**IMAGE_FORM, **{name: config[name] for name in config.keys() - mae - {"norm_layer"}}}
-    )
+    values = {name: value for name, value in config.items() if name not in (*mae, "norm_layer")}
+    arch = from_mapping(Architecture, IMAGE_FORM | values)
     # The reference package leaves the decoder's fields out of an MAE's config: then the tensors say what it is.
     return Facts(
         arch=mae_form(arch, **{key: config[key] for key in mae & config.keys()}) if mae & config.keys() else arch

@@ -121,6 +121,9 @@ def words_of(
     inputs: list[str] = []
     words = list(argv)
     while words:
+        if words[0] == "--":  # what follows are inputs, whatever they look like
+            inputs += words[1:]
+            break
         word, equals, value = words.pop(0).partition("=")
         option = word.lstrip("-").replace("-", "_")
         if not word.startswith("--") and not (word.startswith("-") and word[1:2].isalpha()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hiera_video import classify
 from hiera_video.cells import cells
 from hiera_video.cli import JOBS, main
 from hiera_video.models.checkpoints.io import save_pretrained
@@ -186,14 +188,60 @@ def test_no_network_for_a_pretrained_model_is_one_sentence(tmp_path: Path) -> No
     assert "could not be fetched" in done.stderr.splitlines()[-1]
 
 
-def test_help_loads_no_torch_and_the_package_no_decoder() -> None:
+def test_no_help_and_no_refusal_of_an_option_loads_torch_or_a_decoder() -> None:
     heavy = "{'torch', 'decord', 'av', 'matplotlib', 'torchvision', 'pytorchvideo'}"
     code = (
-        "import sys, hiera_video; from hiera_video.cli import main; main(['--help']); "
+        "import sys, hiera_video; from hiera_video.cli import JOBS, main; main(['--help']); "
+        "[main([*job.split(), '--help']) for job in JOBS]; main(['classify', 'a.mp4', '--tpo-k', '3']); "
         f"sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == "hiera-video: there is no option --tpo-k; did you mean --top-k?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a.mp4 b.mp4 --top-k 3", {"inputs": ["a.mp4", "b.mp4"], "top_k": 3}),
+        ("--top-k=3 a.mp4 --live b.mp4", {"inputs": ["a.mp4", "b.mp4"], "top_k": 3, "live": True}),
+        ("a.mp4 --hop -1 --views null", {"inputs": ["a.mp4"], "hop": -1.0, "views": None}),
+        ("--picture a.png -- --odd.mp4", {"inputs": ["--odd.mp4"], "picture": Path("a.png")}),
+        ("a=b.mp4 --model=runs/lr=1", {"inputs": ["a=b.mp4"], "model": "runs/lr=1"}),
+        ("- --batch_size 2", {"inputs": ["-"], "batch_size": 2}),
+    ],
+)
+def test_words_become_what_the_function_of_a_job_takes(
+    words: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("hiera_video.cli._function", lambda name: lambda **values: given.append(values) or iter(()))
+    assert main(["classify", *words.split()]) == 0
+    (values,) = given
+    assert {name: values[name] for name in expected} == expected
+    defaults = {name: parameter.default for name, parameter in inspect.signature(classify).parameters.items()}
+    assert {name: value for name, value in values.items() if name not in expected} == {
+        name: value for name, value in defaults.items() if name not in expected
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("probe",), "nothing to do: name a folder (hiera-video probe FOLDER)"),
+        (("probe", "one", "two"), "'two' belongs to no option; for example: hiera-video probe features"),
+        (("classify", "a.mp4", "-k", "3"), "there is no option -k; "),
+        (("classify", "a.mp4", "--hop"), "--hop needs a value: a number, or null"),
+        (("classify", "a.mp4", "--hop", "inf"), "--hop is 'inf', but must be a number, or null"),
+        (("classify", "a.mp4", "--live=maybe"), "--live is 'maybe', but must be true or false"),
+        (("classify", "a.mp4", "--model="), "--model is '', but must be text, or null"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused_in_one_sentence(
+    words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith(f"hiera-video: {sentence}")
 
 
 def test_help_names_every_job_and_each_job_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

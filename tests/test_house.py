@@ -239,7 +239,7 @@ def test_options_of_classify_are_a_decision() -> None:
     ]
 
 
-# --- pages, words and randomness ---------------------------------------------------------------------------------------------
+# --- pages, words and randomness --------------------------------------------------------------------------------------
 
 
 def test_the_reference_pages_are_those_that_the_source_makes() -> None:

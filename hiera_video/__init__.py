@@ -5,107 +5,63 @@ Names are loaded when they are first used: importing the package loads no torch,
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from hiera_video.data.dataset import ClipDataset, load_views
-    from hiera_video.data.lists.video_list import VideoList, list_videos
-    from hiera_video.data.loader import ClipLoader
-    from hiera_video.data.on_device import on_device
-    from hiera_video.data.reading.reader import open_video
-    from hiera_video.errors import HieraVideoError
-    from hiera_video.models.architecture import Architecture, MAEArchitecture
-    from hiera_video.models.checkpoints.io import push_to_hub, save_pretrained
-    from hiera_video.models.hiera import Hiera
-    from hiera_video.models.mae import HieraMAE
-    from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained
-    from hiera_video.spec import Augment, ClipSpec
-    from hiera_video.tasks.classify.job import Prediction, VideoClassifier, classify
-    from hiera_video.tasks.evaluate.job import evaluate
-    from hiera_video.tasks.features.extractor import FeatureExtractor
-    from hiera_video.tasks.features.job import extract
-    from hiera_video.tasks.train.finetune import finetune
-    from hiera_video.tasks.train.own_videos import own_recipe
-    from hiera_video.tasks.train.pretrain import pretrain
-    from hiera_video.training.recipe import Evaluation, Finetuning, Pretraining, load_recipe
+if TYPE_CHECKING:  # what type checkers and editors see of the names below
+    from hiera_video.data.dataset import ClipDataset as ClipDataset
+    from hiera_video.data.dataset import load_views as load_views
+    from hiera_video.data.lists.video_list import VideoList as VideoList
+    from hiera_video.data.lists.video_list import list_videos as list_videos
+    from hiera_video.data.loader import ClipLoader as ClipLoader
+    from hiera_video.data.on_device import on_device as on_device
+    from hiera_video.data.reading.reader import open_video as open_video
+    from hiera_video.errors import HieraVideoError as HieraVideoError
+    from hiera_video.models.architecture import Architecture as Architecture
+    from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
+    from hiera_video.models.checkpoints.io import push_to_hub as push_to_hub
+    from hiera_video.models.checkpoints.io import save_pretrained as save_pretrained
+    from hiera_video.models.hiera import Hiera as Hiera
+    from hiera_video.models.mae import HieraMAE as HieraMAE
+    from hiera_video.models.zoo import create_model as create_model
+    from hiera_video.models.zoo import from_pretrained as from_pretrained
+    from hiera_video.models.zoo import list_models as list_models
+    from hiera_video.models.zoo import mae_from_pretrained as mae_from_pretrained
+    from hiera_video.spec import Augment as Augment
+    from hiera_video.spec import ClipSpec as ClipSpec
+    from hiera_video.tasks.classify.job import Prediction as Prediction
+    from hiera_video.tasks.classify.job import VideoClassifier as VideoClassifier
+    from hiera_video.tasks.classify.job import classify as classify
+    from hiera_video.tasks.evaluate.job import evaluate as evaluate
+    from hiera_video.tasks.features.extractor import FeatureExtractor as FeatureExtractor
+    from hiera_video.tasks.features.job import extract as extract
+    from hiera_video.tasks.train.finetune import finetune as finetune
+    from hiera_video.tasks.train.own_videos import own_recipe as own_recipe
+    from hiera_video.tasks.train.pretrain import pretrain as pretrain
+    from hiera_video.training.recipe import Evaluation as Evaluation
+    from hiera_video.training.recipe import Finetuning as Finetuning
+    from hiera_video.training.recipe import Pretraining as Pretraining
+    from hiera_video.training.recipe_file import load_recipe as load_recipe
 
 __version__ = "0.1.0"
 
+#: The module of each public name: the imports above say it, so that it is written once.
 _HOMES = {
-    "Architecture": "models.architecture",
-    "Augment": "spec",
-    "ClipDataset": "data.dataset",
-    "ClipLoader": "data.loader",
-    "ClipSpec": "spec",
-    "Evaluation": "training.recipe",
-    "FeatureExtractor": "tasks.features.extractor",
-    "Finetuning": "training.recipe",
-    "Hiera": "models.hiera",
-    "HieraMAE": "models.mae",
-    "HieraVideoError": "errors",
-    "MAEArchitecture": "models.architecture",
-    "Prediction": "tasks.classify.job",
-    "Pretraining": "training.recipe",
-    "VideoClassifier": "tasks.classify.job",
-    "VideoList": "data.lists.video_list",
-    "classify": "tasks.classify.job",
-    "create_model": "models.zoo",
-    "evaluate": "tasks.evaluate.job",
-    "extract": "tasks.features.job",
-    "finetune": "tasks.train.finetune",
-    "from_pretrained": "models.zoo",
-    "list_models": "models.zoo",
-    "list_videos": "data.lists.video_list",
-    "load_recipe": "training.recipe",
-    "load_views": "data.dataset",
-    "mae_from_pretrained": "models.zoo",
-    "on_device": "data.on_device",
-    "open_video": "data.reading.reader",
-    "own_recipe": "tasks.train.own_videos",
-    "pretrain": "tasks.train.pretrain",
-    "push_to_hub": "models.checkpoints.io",
-    "save_pretrained": "models.checkpoints.io",
+    alias.name: str(node.module)
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{__name__}.")
+    for alias in node.names
 }
-
-__all__ = [
-    "Architecture",
-    "Augment",
-    "ClipDataset",
-    "ClipLoader",
-    "ClipSpec",
-    "Evaluation",
-    "FeatureExtractor",
-    "Finetuning",
-    "Hiera",
-    "HieraMAE",
-    "HieraVideoError",
-    "MAEArchitecture",
-    "Prediction",
-    "Pretraining",
-    "VideoClassifier",
-    "VideoList",
-    "classify",
-    "create_model",
-    "evaluate",
-    "extract",
-    "finetune",
-    "from_pretrained",
-    "list_models",
-    "list_videos",
-    "load_recipe",
-    "load_views",
-    "mae_from_pretrained",
-    "on_device",
-    "open_video",
-    "own_recipe",
-    "pretrain",
-    "push_to_hub",
-    "save_pretrained",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -9,115 +9,114 @@ from __future__ import annotations
 import csv
 import difflib
 import importlib
-import inspect
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-#: job, of one word or two -> (function, one line of help, example). The module is imported only when its job is chosen.
+if TYPE_CHECKING:
+    from hiera_video.fields import Field
+    from hiera_video.tasks.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row of the table of jobs."""
+
+    function: str
+    """Module and name of what does it; the module is imported only when the job runs."""
+    text: str
+    """What the job does, in one line of the help."""
+    example: str
+    """A command line for its help."""
+    unit: str | None = None
+    """What its progress counts; None: the job shows its own."""
+    short: Mapping[str, str] | None = None
+    """Short options, each with the field that it stands for, of a job that takes a recipe; None: it takes none."""
+
+
+#: The jobs by name, of one word or two.
 JOBS = {
-    "classify": (
-        "hiera_video.tasks.classify.job:classify",
-        "name what happens in videos and images",
-        "hiera-video classify clip.mp4 --picture clip.png",
+    "classify": Job(
+        function="hiera_video.tasks.classify.job:classify",
+        text="name what happens in videos and images",
+        example="hiera-video classify clip.mp4 --picture clip.png",
+        unit="file",
     ),
-    "extract": (
-        "hiera_video.tasks.features.job:extract",
-        "write features of videos and images, window by window",
-        "hiera-video extract videos/ --output features --hop 1",
+    "extract": Job(
+        function="hiera_video.tasks.features.job:extract",
+        text="write features of videos and images, window by window",
+        example="hiera-video extract videos/ --output features --hop 1",
     ),
-    "probe": (
-        "hiera_video.tasks.features.probe:probe",
-        "measure how well extracted embeddings tell labels apart",
-        "hiera-video probe features --labels labels.csv",
+    "probe": Job(
+        function="hiera_video.tasks.features.probe:probe",
+        text="measure how well extracted embeddings tell labels apart",
+        example="hiera-video probe features --labels labels.csv",
+        unit="method",
     ),
-    "search": (
-        "hiera_video.tasks.features.search:search",
-        "find the extracted windows that are most like a video or image",
-        "hiera-video search clip.mp4 --index features",
+    "search": Job(
+        function="hiera_video.tasks.features.search:search",
+        text="find the extracted windows that are most like a video or image",
+        example="hiera-video search clip.mp4 --index features",
+        unit="hit",
     ),
-    "models": (
-        "hiera_video.tasks.list_models:models",
-        "list models with their size, cost and published weights",
-        "hiera-video models '*16x224'",
+    "models": Job(
+        function="hiera_video.tasks.list_models:models",
+        text="list models with their size, cost and published weights",
+        example="hiera-video models '*16x224'",
+        unit="model",
     ),
-    "export": (
-        "hiera_video.tasks.export:export",
-        "write a model as an ONNX file, or for torch.export",
-        "hiera-video export hiera_nano_16x64.camera_motion --output camera_motion.onnx",
+    "export": Job(
+        function="hiera_video.tasks.export:export",
+        text="write a model as an ONNX file, or for torch.export",
+        example="hiera-video export hiera_nano_16x64.camera_motion --output camera_motion.onnx",
     ),
-    "serve": (
-        "hiera_video.tasks.classify.page:serve",
-        "open a page in the browser for videos that are dropped on it",
-        "hiera-video serve --model hiera_nano_16x64.camera_motion",
+    "serve": Job(
+        function="hiera_video.tasks.classify.page:serve",
+        text="open a page in the browser for videos that are dropped on it",
+        example="hiera-video serve --model hiera_nano_16x64.camera_motion",
     ),
-    "data check": (
-        "hiera_video.tasks.data.check:check",
-        "count the videos of a dataset that are missing, broken or too short",
-        "hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
+    "data check": Job(
+        function="hiera_video.tasks.data.check:check",
+        text="count the videos of a dataset that are missing, broken or too short",
+        example="hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
-    "pretrain": (
-        "hiera_video.tasks.train.pretrain:pretrain",
-        "pre-train a masked autoencoder on videos without labels",
-        "hiera-video pretrain --config mae_k400_base --data.root /data/k400",
+    "pretrain": Job(
+        function="hiera_video.tasks.train.pretrain:pretrain",
+        text="pre-train a masked autoencoder on videos without labels",
+        example="hiera-video pretrain --config mae_k400_base --data.root /data/k400",
+        short={"train": "data.train", "val": "data.val", "model": "model.start", "output": "run.output"},
     ),
-    "finetune": (
-        "hiera_video.tasks.train.finetune:finetune",
-        "teach a model your own classes, or those of a recipe",
-        "hiera-video finetune --train videos/train --val videos/val --output runs/mine",
+    "finetune": Job(
+        function="hiera_video.tasks.train.finetune:finetune",
+        text="teach a model your own classes, or those of a recipe",
+        example="hiera-video finetune --train videos/train --val videos/val --output runs/mine",
+        short={"train": "data.train", "val": "data.val", "model": "model.start", "output": "run.output"},
     ),
-    "evaluate": (
-        "hiera_video.tasks.evaluate.job:evaluate",
-        "measure a model on labelled videos: top-1, top-5, each class",
-        "hiera-video evaluate --val videos/val --model runs/mine --output runs/mine/val",
+    "evaluate": Job(
+        function="hiera_video.tasks.evaluate.job:evaluate",
+        text="measure a model on labelled videos: top-1, top-5, each class",
+        example="hiera-video evaluate --val videos/val --model runs/mine --output runs/mine/val",
+        short={"val": "data.source", "model": "model.start", "output": "run.output"},
     ),
 }
-#: What a job's progress counts; None: it shows its own.
-UNITS = {
-    "classify": "file",
-    "extract": None,
-    "probe": "method",
-    "search": "hit",
-    "models": "model",
-    "export": None,
-    "serve": None,
-    "data check": None,
-    "pretrain": None,
-    "finetune": None,
-    "evaluate": None,
-}
-#: Jobs that take a recipe -> its dataclass in hiera_video.training.recipe, and short options for some of its fields.
-RECIPES = {
-    "pretrain": ("Pretraining", {"train": "data.train", "val": "data.val"}),
-    "finetune": ("Finetuning", {"train": "data.train", "val": "data.val"}),
-    "evaluate": ("Evaluation", {"val": "data.source"}),
-}
-SHORT = {"model": "model.start", "output": "run.output"}
-#: The options of those jobs that are no fields.
-OPTIONS = {
-    "config": "a recipe's name, or a YAML file",
-    "format": "table, json, jsonl or csv",
-    "print_config": "show the whole recipe instead of running it",
-}
-FORMATS = ("table", "json", "jsonl", "csv")
 
-
-class Record(Protocol):
-    """What every job yields."""
-
-    @property
-    def error(self) -> str | None: ...
-    def to_dict(self) -> dict[str, Any]: ...
-    def rows(self) -> list[dict[str, Any]]: ...
+FORMATS = Literal["table", "json", "jsonl", "csv"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line and returns its exit code."""
+    """Runs one command line.
+
+    Args:
+        argv: Its words, after "hiera-video"; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
     try:
         code = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -139,8 +138,7 @@ def _main(argv: list[str]) -> int:
         return 0
     for count in (1, 2):
         if " ".join(argv[:count]) in JOBS:
-            job = " ".join(argv[:count])
-            return (_run_recipe if job in RECIPES else _run)(job, argv[count:])
+            return _run(" ".join(argv[:count]), argv[count:])
     for name in (argv[0], " ".join(argv[:2])):  # the second word may belong to the job, or be an input
         nearest = difflib.get_close_matches(name, JOBS, n=1) or (jobs_within if len(argv) == 1 else [])
         if nearest:
@@ -148,22 +146,61 @@ def _main(argv: list[str]) -> int:
     return _fail(f"there is no job {argv[0]!r}; jobs: {', '.join(JOBS)}")
 
 
-def usage() -> str:
-    """The text of ``hiera-video --help``."""
-    lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
-    lines += [f"  {job:10} {text}" for job, (_, text, _) in JOBS.items()]
-    lines += ["", "pretrain, finetune and evaluate take --config RECIPE and --section.field value."]
-    return "\n".join([*lines, "hiera-video JOB --help shows a job's options and an example."])
+def _run(name: str, argv: list[str]) -> int:
+    """The request is complete and checked before the job's module is loaded. Of several processes, the first speaks."""
+    from hiera_video.arguments import value_of, words_of
+    from hiera_video.errors import HieraVideoError
+
+    speaks = JOBS[name].short is None or os.environ.get("RANK", "0") == "0"
+    _log_to_stderr(logging.INFO if speaks else logging.WARNING)
+    if {"-h", "--help"} & set(argv):
+        print(help_of(name))
+        return 0
+    try:
+        options = options_of(name)
+        words = words_of(argv, options, JOBS[name].short or {}, example=JOBS[name].example)
+        if JOBS[name].short is not None:
+            return _run_recipe(name, options, words, speaks)
+        values = {option: value_of(option, field, words, job=name) for option, field in options.items()}
+    except HieraVideoError as error:
+        return _fail(str(error))
+    own = _own_fields(name)
+    style = "table" if "format" in own else values.pop("format")
+    output = None if "output" in own else values.pop("output")
+    return _written(lambda: _function(name)(**values), style, output or sys.stdout, name)
 
 
-def _run(job: str, argv: list[str]) -> int:
-    _log_to_stderr(logging.INFO)
-    function = _function(job)
-    options = vars(_parser(job, function, JOBS[job][2]).parse_args(argv))
-    own = inspect.signature(function).parameters
-    style = "table" if "format" in own else options.pop("format")
-    output = None if "output" in own else options.pop("output")
-    return _written(lambda: function(**options), style, output or sys.stdout, job)
+def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], speaks: bool) -> int:
+    from hiera_video.arguments import value_of
+    from hiera_video.training.recipe_file import to_yaml
+
+    style, config = (value_of(option, options[option], words, job=name) for option in ("format", "config"))
+    recipe = _recipe(name, config, {field: word for field, word in words.items() if field in _own_fields(name)})
+    if "print_config" in words:
+        print(to_yaml(recipe) if speaks else "", end="")
+        return 0
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        return _written(lambda: _function(name)(recipe), style, sys.stdout if speaks else nothing, name)
+
+
+def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
+    from hiera_video import files
+    from hiera_video.errors import RequestError
+    from hiera_video.training.recipe_file import KINDS, load_recipe
+
+    if config is None and name == "finetune":
+        from hiera_video.tasks.train.own_videos import own_recipe
+
+        return own_recipe(changes)
+    if config is None and name == "pretrain":
+        names = [recipe for recipe in files.names("configs") if recipe.startswith("mae_")]
+        raise RequestError(f"pretrain needs a recipe: --config with a YAML file, or one of {', '.join(names)}")
+    return load_recipe(KINDS[name], config, changes)  # type: ignore[type-var]
+
+
+def _function(name: str) -> Any:
+    module, _, function = JOBS[name].function.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _log_to_stderr(level: int) -> None:
@@ -173,9 +210,84 @@ def _log_to_stderr(level: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _function(job: str) -> Any:
-    module, _, name = JOBS[job][0].partition(":")
-    return getattr(importlib.import_module(module), name)
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def _own_fields(name: str) -> dict[str, Field]:
+    """The fields of the job's recipe, or the parameters of its function."""
+    if JOBS[name].short is None:
+        from hiera_video.arguments import parameters_of
+
+        return parameters_of(JOBS[name].function)
+    from hiera_video.fields import fields_of
+    from hiera_video.training.recipe_file import KINDS
+
+    return fields_of(KINDS[name])
+
+
+def options_of(name: str) -> dict[str, Field]:
+    """All that a job's command line may say.
+
+    Args:
+        name: The job's.
+
+    Returns:
+        The options by name, without dashes before it; an input is one that is positional.
+    """
+    from hiera_video.fields import Field
+
+    options = {"format": Field(FORMATS, "table", "How results are written.")}
+    if JOBS[name].short is None:
+        options["output"] = Field(Path | None, None, "Write results to this file instead of stdout.")
+        return {**_own_fields(name), **{key: field for key, field in options.items() if key not in _own_fields(name)}}
+    options["config"] = Field(str | None, None, "The name of a recipe, or a YAML file.")
+    options["print_config"] = Field(bool, False, "Show the whole recipe instead of running it.")
+    return options | _own_fields(name)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def usage() -> str:
+    """The text of ``hiera-video --help``."""
+    lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
+    lines += [f"  {name:10} {job.text}" for name, job in JOBS.items()]
+    lines += ["", "pretrain, finetune and evaluate take --config RECIPE and --section.field value."]
+    return "\n".join([*lines, "hiera-video JOB --help shows a job's options and an example."])
+
+
+def help_of(name: str) -> str:
+    """The text of ``hiera-video JOB --help``: what each option means, what it takes, and its default."""
+    from hiera_video.arguments import entry, input_word
+
+    job, options = JOBS[name], options_of(name)
+    inputs = [input_word(option, field) for option, field in options.items() if field.positional]
+    lines = [f"hiera-video {name}: {job.text}", "", " ".join(["usage: hiera-video", name, *inputs, "[--option value]"])]
+    lines += [f"example: {job.example}", ""]
+    section = ""
+    for option, field in options.items():
+        if option == "job":
+            continue
+        if "." in option and option.partition(".")[0] != section:
+            if not section:
+                lines += [f"  --{short:27} short for --{name}" for short, name in (job.short or {}).items()]
+                lines += ["", "Fields of the recipe, with their defaults:"]
+            section = option.partition(".")[0]
+            lines += ["", f"{section}: {_about(name, section)}"]
+        lines += entry(option, field)
+    return "\n".join(lines)
+
+
+def _about(name: str, section: str) -> str:
+    """The first line of a section's docstring."""
+    from typing import get_type_hints
+
+    from hiera_video.training.recipe_file import KINDS
+
+    return str(get_type_hints(KINDS[name])[section].__doc__).splitlines()[0]
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def _written(records: Callable[[], Iterable[Record]], style: str, output: Path | TextIO, job: str) -> int:
@@ -198,178 +310,11 @@ def _written(records: Callable[[], Iterable[Record]], style: str, output: Path |
         return _fail(f"results cannot be written: {error.strerror or error}")
 
 
-# --- jobs that take a recipe ------------------------------------------------------------------------------------------
-
-
-def _run_recipe(job: str, argv: list[str]) -> int:
-    """The recipe is complete and checked before the job's module is loaded. Of several processes, the first speaks."""
-    from hiera_video.errors import HieraVideoError
-    from hiera_video.training.recipe import to_yaml
-
-    speaks = os.environ.get("RANK", "0") == "0"
-    _log_to_stderr(logging.INFO if speaks else logging.WARNING)
-    if {"-h", "--help"} & set(argv):
-        print(_recipe_help(job))
-        return 0
-    try:
-        changes, options = _recipe_words(job, argv)
-        style = options.get("format", "table")
-        if style not in FORMATS:
-            return _fail(f"--format is {style!r}, but can be one of {', '.join(FORMATS)}")
-        recipe = _recipe(job, options.get("config"), changes)
-    except HieraVideoError as error:
-        return _fail(str(error))
-    if "print_config" in options:
-        print(to_yaml(recipe) if speaks else "", end="")
-        return 0
-    function = _function(job)
-    with open(os.devnull, "w", encoding="utf-8") as nothing:
-        return _written(lambda: function(recipe), style, sys.stdout if speaks else nothing, job)
-
-
-def _recipe(job: str, config: str | None, changes: dict[str, str]) -> Any:
-    from hiera_video import files
-    from hiera_video.errors import RequestError
-    from hiera_video.training import recipe as recipes
-
-    if config is None and job == "finetune":
-        from hiera_video.tasks.train.own_videos import own_recipe
-
-        return own_recipe(changes)
-    if config is None and job == "pretrain":
-        names = [name for name in files.names("configs") if name.startswith("mae_")]
-        raise RequestError(f"pretrain needs a recipe: --config with a YAML file, or one of {', '.join(names)}")
-    return recipes.load_recipe(getattr(recipes, RECIPES[job][0]), config, changes)
-
-
-def _recipe_words(job: str, argv: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Fields by dotted name, and :data:`OPTIONS`, with the words given for them. Raises ``RequestError``."""
-    from hiera_video import fields
-    from hiera_video.errors import RequestError
-    from hiera_video.training import recipe as recipes
-
-    known = fields.fields_of(getattr(recipes, RECIPES[job][0]))
-    short = RECIPES[job][1] | SHORT
-    legal = [*known, *short, *OPTIONS]
-    given: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        option, equals, value = words.pop(0).partition("=")
-        written = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--"):
-            raise RequestError(f"{option!r} belongs to no option; for example: {JOBS[job][2]}")
-        if written not in legal:
-            nearest = fields.nearest_field(written, legal)
-            hint = f"did you mean --{nearest.replace('print_', 'print-')}?" if nearest else "see --help"
-            raise RequestError(f"there is no option {option}; {hint}")
-        name = short.get(written, written)
-        if name == "print_config":
-            value = "true"
-        elif not equals:
-            if not words or words[0].startswith("--"):
-                expected = OPTIONS.get(name) or fields.expected(known[name].hint)
-                raise RequestError(f"{option} needs a value: {expected}")
-            value = words.pop(0)
-        given[name] = value
-    return {name: given[name] for name in given if name in known}, {
-        name: given[name] for name in given if name in OPTIONS
-    }
-
-
-def _recipe_help(job: str) -> str:
-    from dataclasses import MISSING
-
-    from hiera_video import fields
-    from hiera_video.training import recipe as recipes
-
-    kind = getattr(recipes, RECIPES[job][0])
-    _, text, example = JOBS[job]
-    lines = [f"hiera-video {job}: {text}", "", f"example: {example}", ""]
-    lines += [f"  --{name.replace('_', '-'):14} {text}" for name, text in OPTIONS.items()]
-    lines += [f"  --{name:14} short for --{field}" for name, field in (RECIPES[job][1] | SHORT).items()]
-    lines += ["", "fields of a recipe, with their defaults:"]
-    hints = get_type_hints(kind)
-    section = ""
-    for name, field in fields.fields_of(kind).items():
-        if "." not in name:
-            continue
-        if name.partition(".")[0] != section:
-            section = name.partition(".")[0]
-            lines += ["", f"{section}: {(hints[section].__doc__ or '').splitlines()[0]}"]
-        default = "must be given" if field.default is MISSING else fields.as_yaml(field.default)
-        lines.append(f"  --{name:28} {default:26} {fields.expected(field.hint)}")
-    return "\n".join(lines)
-
-
-# --- parsing and printing ---------------------------------------------------------------------------------------------
-
-
-def _parser(job: str, function: Any, example: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            sys.exit(_fail(_one_sentence(message, self)))
-
-    summary = (function.__doc__ or "").strip().splitlines()[0]
-    parser = Parser(prog=f"hiera-video {job}", description=f"{summary}  Example: {example}")
-    hints = get_type_hints(function)
-    for name, parameter in inspect.signature(function).parameters.items():
-        text = _argument_help(function, name)
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            option, needed = "--" + name.replace("_", "-"), parameter.default is parameter.empty
-            default = None if needed else parameter.default
-            if hints[name] is bool:
-                parser.add_argument(option, action="store_true", help=text)
-                continue
-            parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
-        elif get_origin(hints[name]) is list:
-            parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
-        elif parameter.default is parameter.empty:
-            parser.add_argument(name, type=str, metavar=name.upper(), help=text)
-        else:
-            parser.add_argument(name, nargs="?", type=str, default=parameter.default, help=text)
-    if "format" not in hints:
-        parser.add_argument("--format", choices=FORMATS, default="table", help="How results are written.")
-    if "output" not in hints:
-        parser.add_argument("--output", type=Path, default=None, help="Write results to this file instead of stdout.")
-    return parser
-
-
-def _argument_help(function: Any, name: str) -> str:
-    """The line about ``name`` in the docstring's Args section: the same text serves API and help."""
-    lines = [line.strip() for line in (function.__doc__ or "").splitlines()]
-    return next((line.partition(": ")[2] for line in lines if line.startswith(f"{name}: ")), "")
-
-
-def _one_sentence(message: str, parser: Any) -> str:
-    """The parser's message without its decoration, with the nearest option where one is unknown."""
-    text = " ".join(message.split())
-    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    unknown = re.match(r"[Uu]nrecognized arguments: (\S+)", text)
-    if unknown:
-        nearest = difflib.get_close_matches(unknown[1], options, n=1)
-        return f"there is no option {unknown[1]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
-    missing = re.search(r"arguments are required: ([a-z_]+)", text)
-    if missing and (option := "--" + missing[1].replace("_", "-")) in options:
-        return f"{option} is missing: see {parser.prog} --help"
-    if "arguments are required: " in text:
-        return f"nothing to do: name at least one input ({parser.prog} INPUT...)"
-    wrong = re.match(r'Parser key "(\w+)": Expected a (.*)\. Got value: (.*)', text)
-    if wrong:
-        kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", wrong[2])
-        kind = kind.replace("int", "whole number")
-        return f"--{wrong[1].replace('_', '-')} {wrong[3]!r} must be a {kind}".replace("a one of", "one of")
-    return text
-
-
 def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -> int:
     """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
     from tqdm import tqdm
 
-    from hiera_video.tasks.records import as_text
-
-    code, unit, collected = 0, UNITS[job], []
+    code, unit, collected = 0, JOBS[job].unit, []
     endless = getattr(records, "endless", False)
     writer: csv.DictWriter[str] | None = None
     try:
@@ -380,7 +325,7 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
                 collected.append(record.to_dict())
             elif style == "jsonl":
                 print(json.dumps(record.to_dict(), ensure_ascii=False), file=stream, flush=True)
-            elif style == "csv" and job in RECIPES:
+            elif style == "csv" and JOBS[job].short is not None:
                 collected += record.rows()  # a run's records have different columns
             elif style == "csv":
                 rows = record.rows()
@@ -390,7 +335,7 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -
                 writer.writerows(rows)
                 stream.flush()
             else:
-                print(as_text(record.rows()), file=stream, flush=True)
+                print(record.text(), file=stream, flush=True)
     except KeyboardInterrupt:
         code = code if endless else 130  # there is no other end
     if style == "json":

@@ -1,76 +1,130 @@
-"""What a checkpoint needs of its input, which travels with the weights; and how a training clip is varied."""
+"""What a checkpoint needs of its input, which travels with the weights, and how a training clip is varied."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+from hiera_video import fields
 from hiera_video.errors import RequestError
+from hiera_video.fields import CountOrZero, NotNegative, Rule, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+VIEWS = re.compile("([1-9][0-9]*)x([13])")
+
+Views: TypeAlias = Annotated[
+    str,
+    Rule("clips x crops, such as 5x3 (1 or 3 crops)", lambda text: VIEWS.fullmatch(text) is not None),
+]
+Shares: TypeAlias = Annotated[
+    tuple[float, float], Rule("two shares, the smaller first", lambda value: 0 < value <= 1, rising=True)
+]
+Aspects: TypeAlias = Annotated[
+    tuple[float, float], Rule("two numbers above 0, the smaller first", lambda value: value > 0, rising=True)
+]
+Magnitude: TypeAlias = Annotated[float, Rule("from 0 to 10", lambda value: 0 <= value <= 10)]
+
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Input facts of one checkpoint: how a clip is cut from a video, resized and normalised.
+    """How a clip is cut from a video, resized and normalised for one checkpoint; it travels with the weights.
 
-    A clip of ``num_frames`` frames spans ``num_frames * frame_stride / target_fps`` seconds whatever the
-    video's own frame rate ("16x4": 16 frames, stride 4, at 30 fps: 64 / 30 s). Images have ``num_frames = 1``.
-
-    ``size`` is (height, width) in pixels. ``resize`` is the short side in pixels before the single centre crop;
-    with three crops the short side goes to the crop size itself. ``antialias`` filters when shrinking: the
-    published video numbers were made without. ``mean`` and ``std`` are per channel, of RGB in [0, 1].
-    Defaults are those of the published Kinetics models (reference notebook; SlowFast configs).
+    The defaults are those of the published Kinetics models (reference notebook; SlowFast configs).
     """
 
     num_frames: int = 16
-    frame_stride: float = 4
-    target_fps: float = 30
+    """Frames of a clip; 1 for images."""
+    frame_stride: int | float = 4
+    """Frames from one frame of the clip to the next, in a video of ``target_fps``."""
+    target_fps: int | float = 30
+    """Frames per second that ``frame_stride`` counts in, whatever the video's own rate."""
     size: tuple[int, int] = (224, 224)
+    """Height and width of a clip in pixels."""
     resize: int = 256
+    """Short side in pixels before a single centre crop; with three crops the short side goes to the crop's own."""
     interpolation: str = "bilinear"
+    """How pixels are interpolated: bilinear or bicubic."""
     antialias: bool = False
+    """Whether shrinking filters the picture first; the published video numbers were made without."""
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    """What is subtracted from each channel of RGB in [0, 1]."""
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    """What each channel is then divided by."""
 
     @property
     def span(self) -> float:
-        """Seconds that one clip covers."""
+        """Seconds that one clip covers: 16 frames of stride 4 at 30 fps are 64 / 30 s."""
         return self.num_frames * self.frame_stride / self.target_fps
 
     def normalize(self, clip: Tensor) -> Tensor:
-        """uint8 ``[B, C, T, H, W]`` or ``[B, C, H, W]`` -> float32 of the same shape, on the clip's own device."""
-        import torch
+        """The clip as the model takes it, computed on the clip's own device.
 
-        shape = (1, -1) + (1,) * (clip.ndim - 2)
-        mean, std = (torch.tensor(one).view(shape).to(clip.device, non_blocking=True) for one in (self.mean, self.std))
+        Args:
+            clip: uint8 ``[B, C, T, H, W]`` or ``[B, C, H, W]``.
+
+        Returns:
+            float32 of the same shape.
+        """
+        mean, std = self._statistics(clip)
         return clip.float().div_(255).sub_(mean).div_(std)
 
     def denormalize(self, clip: Tensor) -> Tensor:
-        """The inverse of :meth:`normalize`: uint8, rounded, what lies outside [0, 255] cut off."""
+        """The inverse of :meth:`normalize`.
+
+        Args:
+            clip: float ``[B, C, T, H, W]`` or ``[B, C, H, W]``.
+
+        Returns:
+            uint8 of the same shape: rounded, and what lies outside [0, 255] cut off.
+        """
+        import torch
+
+        mean, std = self._statistics(clip)
+        return clip.float().mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _statistics(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
         shape = (1, -1) + (1,) * (clip.ndim - 2)
-        mean, std = (torch.tensor(one).view(shape).to(clip.device, non_blocking=True) for one in (self.mean, self.std))
-        return clip.float().mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        mean, std = (torch.tensor(each).view(shape) for each in (self.mean, self.std))
+        return mean.to(clip.device, non_blocking=True), std.to(clip.device, non_blocking=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as it stands under ``clip`` in ``config.json``."""
+        """JSON form, as it stands under ``clip`` in ``config.json``.
+
+        Returns:
+            All fields by name, tuples as lists.
+        """
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ClipSpec:
-        """The inverse of :meth:`to_dict`; raises ``TypeError`` for a field that does not exist."""
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**fields)
+        """The inverse of :meth:`to_dict`.
+
+        Args:
+            values: Fields by name; those left out have their defaults.
+
+        Returns:
+            The spec.
+
+        Raises:
+            RequestError: A field does not exist, or its value is not legal.
+        """
+        return fields.from_mapping(cls, values, at="clip.")
 
     def replace(self, **changes: Any) -> ClipSpec:
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        Args:
+            changes: Values by field name.
+
+        Returns:
+            The copy.
+        """
         return dataclasses.replace(self, **changes)
 
 
@@ -87,24 +141,28 @@ IMAGE_SPEC = ClipSpec(
 
 @dataclass(frozen=True)
 class Augment:
-    """How a training clip is varied. The defaults are those of fine-tuning on Kinetics.
+    """How a training clip is varied; every draw holds for all frames of a clip."""
 
-    ``crop_area`` is the range of the crop's share of the picture, uniform; ``crop_aspect`` the range of its width over
-    height, uniform in the logarithm. ``flip`` is a probability: 0 wherever a label has a direction. RandAugment picks
-    ``num_ops`` operations (0: none) and applies each with ``op_probability``, at a magnitude of 0 to 10, normal around
-    ``magnitude``. ``erasing`` is the probability of a box of noise, its area and aspect drawn as the crop's.
-    """
-
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    num_ops: int = 2
-    op_probability: float = 0.5
-    magnitude: float = 7.0
-    magnitude_std: float = 0.5
-    erasing: float = 0.25
-    erasing_area: tuple[float, float] = (0.02, 1 / 3)
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    crop_area: Shares = (0.08, 1.0)
+    """Smallest and largest share of the picture that a crop covers, drawn uniformly."""
+    crop_aspect: Aspects = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of a crop, drawn uniformly in the logarithm."""
+    flip: Share = 0.5
+    """Probability of a mirrored clip; 0 wherever a label has a direction."""
+    num_ops: CountOrZero = 2
+    """How many operations RandAugment picks; 0: none."""
+    op_probability: Share = 0.5
+    """Probability that an operation that was picked is applied."""
+    magnitude: Magnitude = 7.0
+    """Mean strength of an operation."""
+    magnitude_std: NotNegative = 0.5
+    """Standard deviation of the strength, which is drawn normally and kept from 0 to 10."""
+    erasing: Share = 0.25
+    """Probability that a box is filled with noise."""
+    erasing_area: Shares = (0.02, 1 / 3)
+    """Smallest and largest share of the clip that the box covers."""
+    erasing_aspect: Aspects = (0.3, 1 / 0.3)
+    """Smallest and largest width over height of the box."""
 
 
 #: Fine-tuning on Kinetics (Hiera Tab 11b; SlowFast k400_VIT_L_16x4_FT.yaml).
@@ -114,8 +172,18 @@ PRETRAIN = Augment(crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
 
 
 def parse_views(views: str) -> tuple[int, int]:
-    """ "5x3" -> (5 clips, 3 crops). Raises :class:`RequestError`."""
-    match = re.fullmatch("([1-9][0-9]*)x([13])", views)
+    """Test views as numbers.
+
+    Args:
+        views: Clips x crops, such as "5x3".
+
+    Returns:
+        The number of clips, spread over the video, and of crops: 1 or 3.
+
+    Raises:
+        RequestError: The text says anything else.
+    """
+    match = VIEWS.fullmatch(views)
     if match is None:
         raise RequestError(f"views {views!r} must be clips x crops, at least one clip and 1 or 3 crops, such as 5x3")
     return int(match[1]), int(match[2])

@@ -211,7 +211,7 @@ def test_a_decoder_that_exceeds_its_time_is_listed_and_the_run_goes_on(dataset: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--decode", "some"), "--decode 'some' must be one of ['index', 'ends', 'all']"),
+        (("--decode", "some"), "--decode is 'some', but must be one of index, ends, all"),
         (("--num-workers", "0"), "num_workers is 0, but is at least 1"),
         (("--time-limit", "0"), "time_limit is 0.0, but is a number of seconds above 0"),
         (("--report", "/nowhere/at/all.jsonl"), "cannot be written: there is no folder /nowhere/at"),
@@ -235,7 +235,7 @@ def test_a_wrong_request_is_one_sentence_and_exit_2(
         (["data"], "there is no job 'data'; did you mean data check?"),
         (["data", "chekc", "x.csv"], "there is no job 'data chekc'; did you mean data check?"),
         (["dtaa", "check"], "there is no job 'dtaa check'; did you mean data check?"),
-        (["data", "check"], "nothing to do: name at least one input (hiera-video data check INPUT...)"),
+        (["data", "check"], "nothing to do: name a source (hiera-video data check SOURCE)"),
         (["clasify", "x.mp4"], "there is no job 'clasify'; did you mean classify?"),
     ],
 )

@@ -502,7 +502,7 @@ BAD = {
     "--features stage9": "features 'stage9' is unknown: take embedding, stage1",
     "--features stage1 --format parquet": "format parquet holds embeddings alone",
     "--dtype bfloat16": "parquet has no bfloat16",
-    "--crop left": "--crop 'left' must be one of",
+    "--crop left": "--crop is 'left', but must be one of center, three, none",
     "--batch-size 0": "batch_size is 0, but is at least 1",
     "--hopp 1": "there is no option --hopp; did you mean --hop?",
 }

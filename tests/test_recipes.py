@@ -15,7 +15,6 @@ from hiera_video.errors import RequestError
 from hiera_video.models.zoo import list_models
 from hiera_video.spec import FINETUNE, PRETRAIN
 from hiera_video.training.recipe import (
-    KINDS,
     Data,
     Evaluation,
     FinetuneModel,
@@ -26,11 +25,9 @@ from hiera_video.training.recipe import (
     PretrainModel,
     Run,
     check,
-    difference,
-    load_recipe,
     steps_of,
-    to_yaml,
 )
+from hiera_video.training.recipe_file import KINDS, difference, load_recipe, to_yaml
 
 #: The least that a recipe of each job says.
 LEAST = """
@@ -155,7 +152,7 @@ def test_generated_clips_are_switched_on_by_a_field_and_off_by_null(tmp_path: Pa
         ),
         ("lr: 8e-4", "lr: 8e-4, betas: 0.9", "optim.betas is 0.9, but must be 2 numbers, such as [0.5, 1]"),
         ("lr: 8e-4", "lr: 8e-4, betas: [0.9]", "optim.betas is [0.9], but must be 2 numbers"),
-        ("duration: 10pass", "duration: 10", "run.duration is '10', but a duration needs a unit: ep (effective epochs"),
+        ("duration: 10pass", "duration: 10", "run.duration is 10, but a duration needs a unit: ep (effective epochs"),
         ("{start: NAME}", "NAME", "model is 'NAME', but must be a section with fields"),
     ],
 )

@@ -366,7 +366,7 @@ def test_an_mae_is_created_by_name() -> None:
     assert zoo.MAE_ARCHITECTURES["mae_hiera_tiny_16x224"].mask_ratio == 0.9
     with pytest.raises(RequestError, match=f"mae_{NAME} has no classes: leave num_classes out"):
         create_model(f"mae_{NAME}", num_classes=3)
-    with pytest.raises(RequestError, match="no field 'decoder_deph'; the nearest is 'decoder_depth'"):
+    with pytest.raises(RequestError, match="no field 'decoder_deph'; did you mean decoder_depth"):
         create_model(f"mae_{NAME}", decoder_deph=3)
 
 
@@ -507,7 +507,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         create_model("hiera_base_16x224", checkpoint="mae_k40")
     with pytest.raises(UnknownModel, match=r"hiera_tiny_16x224 has no pretrained weights.*'mae_in1k_ft_in1k'"):
         from_pretrained("hiera_tiny_16x224")
-    with pytest.raises(RequestError, match="no field 'embed_dm'; the nearest is 'embed_dim'"):
+    with pytest.raises(RequestError, match="no field 'embed_dm'; did you mean embed_dim"):
         create_model(NAME, embed_dm=3)
     with pytest.raises(SizeError, match=r"\(frames, height, width\)"):
         create_model(NAME, input_size=(64, 64))

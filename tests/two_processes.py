@@ -17,7 +17,8 @@ from training_sets import finetuning, pretraining
 from hiera_video.tasks.train import pretrain as pretrain_job
 from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.pretrain import pretrain
-from hiera_video.training.recipe import Finetuning, Pretraining, load_recipe
+from hiera_video.training.recipe import Finetuning, Pretraining
+from hiera_video.training.recipe_file import load_recipe
 
 #: All that differs between processes by design is off.
 OFF = {

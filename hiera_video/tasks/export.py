@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from hiera_video.cells import cells
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import check_output
 from hiera_video.models.checkpoints.io import config_of
@@ -66,6 +67,10 @@ class Exported:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def export(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hiera_video.cells import cells
 from hiera_video.errors import UnknownModel
 from hiera_video.models.zoo import CHECKPOINTS, create_model, list_models
 from hiera_video.tasks.records import Results
@@ -33,6 +34,10 @@ class ModelInfo:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict() | {"checkpoints": " ".join(self.checkpoints)}]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.rows()[0])
 
 
 def models(pattern: str = "*") -> Results[ModelInfo]:

@@ -1,17 +1,36 @@
-"""What a job gives back, and how it reads."""
+"""What a job gives back: records, one after another, and their text form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
 
-class Results(Iterator[T], Generic[T]):
-    """``len`` results, each computed when it is asked for: progress bars can tell the time left.
+class Record(Protocol):
+    """What every job yields."""
 
-    ``length`` is None where they come until they are stopped: ``endless``.
+    @property
+    def error(self) -> str | None:
+        """One sentence where an input was missing or bad."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The CSV form: one or more flat rows, which all have the same columns."""
+
+    def text(self) -> str:
+        """The form that people read: one line, or several."""
+
+
+class Results(Iterator[T], Generic[T]):
+    """``len`` results, each computed when it is asked for, so that a progress bar can tell the time left.
+
+    Args:
+        length: How many there are; None where they come until they are stopped (then they are ``endless``).
+        items: The results.
     """
 
     def __init__(self, length: int | None, items: Iterator[T]) -> None:
@@ -25,32 +44,3 @@ class Results(Iterator[T], Generic[T]):
 
     def __next__(self) -> T:
         return next(self._items)
-
-
-def as_text(rows: list[dict[str, Any]]) -> str:
-    """One result as a block of aligned lines: its flat rows, as every record of a job has them."""
-    lines = []
-    for row in rows:
-        if "similarity" in row:
-            return f"{row['similarity']:7.4f}  {row['start']:8.2f} to {row['end']:8.2f} s  {row['input']}"
-        if "label" not in row:
-            return "  ".join(_cell(key, value) for key, value in row.items() if key != "error").rstrip()
-        if row["rank"] is not None:
-            lines.append(f"  {row['score']:6.1%}  {row['label']}")
-    if lines and "latency" in row:
-        return f"{row['end']:8.2f} s  {1000 * row['latency']:5.0f} ms late" + "".join(lines)
-    duration = row.get("duration")
-    head = row["input"] + (f"  ({duration:.2f} s)" if duration else "")
-    error = [f"  error: {row['error']}"] if row["error"] else []
-    return "\n".join([head, *lines, *error])
-
-
-def _cell(key: str, value: Any) -> str:
-    units = {"params_m": " M", "gflop": " GFLOP"}
-    if key in units:
-        return f"{value:8.2f}{units[key]}"
-    if isinstance(value, int):
-        return f"{value} {key}".ljust(16)
-    if isinstance(value, float) or value is None:
-        return f"{key} {'-' if value is None else f'{value:.4g}'}".ljust(16)
-    return str(value).ljust({"name": 26, "class": 40}.get(key, 10))

@@ -32,12 +32,13 @@ from torch.distributed.checkpoint.state_dict import (
 from hiera_video.errors import OutputError, RequestError, WeightsError
 from hiera_video.files import replacing
 from hiera_video.models.checkpoints.formats import State
-from hiera_video.training import recipe as recipes
+from hiera_video.training import recipe_file
+from hiera_video.training.recipe import R
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def open_run(output: Path, recipe: recipes.R) -> None:
+def open_run(output: Path, recipe: R) -> None:
     """Makes the run's folder and writes its recipe, or holds ``recipe`` against the one that is there.
 
     Raises :class:`RequestError` where the folder belongs to another recipe, naming the fields, :class:`OutputError`
@@ -46,10 +47,10 @@ def open_run(output: Path, recipe: recipes.R) -> None:
     file = output / "recipe.yaml"
     if file.is_file():
         try:
-            old = recipes.load_recipe(type(recipe), file)
+            old = recipe_file.load_recipe(type(recipe), file)
         except RequestError as error:
             raise RequestError(f"{output} is a run of another kind ({error}); name another run.output") from error
-        if changes := recipes.difference(old, recipe):
+        if changes := recipe_file.difference(old, recipe):
             raise RequestError(
                 f"{output} holds a run of another recipe: {'; '.join(changes)}; go on with the old values, or name "
                 "another run.output"
@@ -60,7 +61,7 @@ def open_run(output: Path, recipe: recipes.R) -> None:
         if any(output.glob("checkpoints/step_*")):
             raise RequestError(f"{output} has checkpoints but no recipe.yaml: name another run.output")
         with replacing(file) as temporary:
-            temporary.write_text(recipes.to_yaml(recipe), encoding="utf-8")
+            temporary.write_text(recipe_file.to_yaml(recipe), encoding="utf-8")
     except RequestError:
         raise
     except OSError as error:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from hiera_video.cells import cells
 from hiera_video.files import replacing
 from hiera_video.training.optimization import Plan
 
@@ -36,6 +37,10 @@ class Metrics:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def read_metrics(file: Path, *, until: float = float("inf")) -> list[dict[str, Any]]:

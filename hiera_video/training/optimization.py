@@ -105,21 +105,16 @@ def param_groups(model: HieraTrunk, optim: Optim) -> list[dict[str, Any]]:
 
     No weight decay on parameters of one axis and on those that ``model.no_weight_decay()`` names. Layer ids are 0 for
     the embeddings, i + 1 for block i, depth + 1 for norm and head, and a rate is scaled by
-    ``layer_decay ** (depth + 1 - id)`` (SlowFast); with ``head_in_last_layer`` norm and head count with the last block,
-    and every other rate is ``1 / layer_decay`` times that (the authors' v0.2.0).
+    ``layer_decay ** (depth + 1 - id)`` (SlowFast).
     """
     if optim.layer_decay == 1:
         return param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=model.no_weight_decay())
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
+    return param_groups_layer_decay(
         model,
         weight_decay=optim.weight_decay,
         no_weight_decay_list=model.no_weight_decay(),
         layer_decay=optim.layer_decay,
     )
-    if optim.head_in_last_layer:
-        for group in groups:
-            group["lr_scale"] = min(1.0, group["lr_scale"] / optim.layer_decay)
-    return groups
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: Optim, lr: float) -> torch.optim.Optimizer:

@@ -1,181 +1,233 @@
-"""What a recipe is: the fields of ``configs/NAME.yaml``, read from YAML and changed by dotted name, checked, written.
+"""What a recipe is: the fields of ``configs/NAME.yaml``, what is legal, and what a duration means in steps.
 
-A recipe is read before anything heavy is loaded, and refused in one sentence: what it says is what the run does.
+Below each field stands what it means: the help of the jobs and ``docs/reference/recipes.md`` are made of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-import yaml
-
-from hiera_video import fields, files
+from hiera_video import fields
 from hiera_video.errors import RequestError
-from hiera_video.fields import Duration
-from hiera_video.spec import FINETUNE, PRETRAIN, Augment
+from hiera_video.fields import Count, CountOrZero, NotNegative, Positive, Rule, Share
+from hiera_video.spec import FINETUNE, PRETRAIN, Augment, Views
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ep|pass|st|%)")
+UNITS = "ep (effective epochs, each repeat counts), pass (over the list), st (steps) or % (of the run), such as 10pass"
+Duration: TypeAlias = Annotated[
+    str,
+    Rule(
+        "a duration, such as 10pass",
+        lambda text: DURATION.fullmatch(text) is not None,
+        refusal=f"a duration needs a unit: {UNITS}",
+    ),
+]
+FromZero: TypeAlias = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
+ToOne: TypeAlias = Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]
+Ratio: TypeAlias = Annotated[float, Rule("above 0 and below 1", lambda value: 0 < value < 1)]
+AboveOne: TypeAlias = Annotated[float, Rule("above 1", lambda value: value > 1)]
+Betas: TypeAlias = Annotated[tuple[float, float], Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
+Weights: TypeAlias = Annotated[tuple[float, float], Rule("at least 0", lambda value: value >= 0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Camera-motion clips made on the fly, instead of videos.
+    """Camera-motion clips made during the run, instead of videos."""
 
-    They look at ``pictures`` textures; ``coded`` clips are made once and read back from H.264 files, and are
-    ``coded_share`` of a step. ``growing``: distractors become more frequent during the run.
-    """
-
-    pictures: int = 1500
-    coded: int = 2000
-    coded_share: float = 0.5
+    pictures: Count = 1500
+    """Textures that are made at the start and looked at by the clips."""
+    coded: CountOrZero = 2000
+    """Clips that are made once, written as H.264 files and read back."""
+    coded_share: Share = 0.5
+    """The share of such clips in a step."""
     growing: bool = False
+    """Whether the task gets harder during the run: slower motions, more shake, more foreign patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is learned from.
-
-    ``train`` and ``val`` each name a dataset card, a folder of class folders, or a file; a card has a ``val`` of its
-    own, else none is no validation. ``root``: where a card's videos lie. ``sampling`` "segments" takes a frame of each
-    of equal parts of the video. ``num_frames``, ``frame_stride``, ``target_fps``, ``size`` (of a square), ``resize``
-    and ``antialias`` are by default the starting model's. ``repeats``: clips of one decode (MAE), or augmentations of
-    the same frames (fine-tuning). ``views`` of validation during training, clips x crops. ``fps`` of videos that are
-    folders of pictures; ``images``: pictures instead of videos. ``decode`` "fast" may show a frame beside the one asked
-    for. ``time_limit`` for one file in seconds; more bad files than ``max_bad_share`` stop the run.
-    """
+    """The videos that the model learns from, and how clips are cut from them."""
 
     train: str | None = None
+    """The training videos: a dataset card's name, a folder of class folders, or an annotation file."""
     val: str | None = None
+    """The validation videos, named likewise; without them, those of the training card, if it has any."""
     root: str | None = None
+    """The folder that the paths of a card or annotation file are relative to; null: that of the annotation file."""
     train_split: str = "train"
+    """The split of a card that the training videos are."""
     val_split: str = "val"
-    fold: int = 1
+    """The split of a card that the validation videos are."""
+    fold: Count = 1
+    """Which of a dataset's published folds (UCF101, HMDB51)."""
     sampling: Literal["dense", "segments"] = "dense"
-    num_frames: int | None = None
-    frame_stride: float | None = None
-    target_fps: float | None = None
-    size: int | None = None
-    resize: int | None = None
+    """How a clip's frames are taken: dense, at equal steps of time, or one from each of equal parts of the video."""
+    num_frames: Count | None = None
+    """Frames of a clip; null: the starting model's."""
+    frame_stride: Positive | None = None
+    """Frames from one frame of the clip to the next, in a video of target_fps; null: the starting model's."""
+    target_fps: Positive | None = None
+    """Frames per second that frame_stride counts in, whatever the video's own rate; null: the starting model's."""
+    size: Count | None = None
+    """Height and width of a clip in pixels; null: the starting model's."""
+    resize: Count | None = None
+    """Short side of the video in pixels before the centre crop of validation; null: the starting model's."""
     antialias: bool | None = None
-    repeats: int = 1
-    views: str = "1x1"
-    fps: float | None = None
+    """Whether shrinking filters the picture first; null: as the starting model."""
+    repeats: Count = 1
+    """How often each decoded video is used in a step: as clips of other times (MAE), or other augmentations."""
+    views: Views = "1x1"
+    """Clips x crops of each video whose scores are averaged in validation during training."""
+    fps: Positive | None = None
+    """Frames per second of videos that are folders of pictures."""
     images: bool = False
+    """Whether the files are pictures instead of videos."""
     generate: Generate | None = None
+    """Camera-motion clips made during the run, instead of train."""
     decode: Literal["exact", "fast"] = "fast"
-    num_workers: int = 4
-    time_limit: float = 60.0
-    max_bad_share: float = 0.05
+    """Which frames are read: exactly those asked for, or, faster, perhaps ones beside them."""
+    num_workers: CountOrZero = 4
+    """Processes that load clips, for each process that trains."""
+    time_limit: Positive = 60.0
+    """Seconds after which reading a file is given up."""
+    max_bad_share: Share = 0.05
+    """The share of the training videos that may be unreadable before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainModel:
-    """What is pre-trained.
-
-    ``start``: an architecture's name is new weights ("mae_hiera_base_16x224"); a checkpoint's name ("arch.tag"), a
-    folder, file or hub id goes on from those. ``decode_ratio``: share of the hidden mask units that is decoded.
-    """
+    """The masked autoencoder (MAE) that is pre-trained."""
 
     start: str
-    drop_path_rate: float = 0.0
-    mask_ratio: float | None = None
-    decode_ratio: float = 1.0
-    decoder_num_heads: int | None = None
-    decoder_depth: int | None = None
-    decoder_embed_dim: int | None = None
+    """An architecture's name for new weights, or where to go on from: a checkpoint's name, folder, file or hub id."""
+    drop_path_rate: FromZero = 0.0
+    """Probability that a block's branch is skipped, at the last block of the encoder; it grows linearly to there."""
+    mask_ratio: Ratio | None = None
+    """The share of mask units that is hidden; null: the architecture's, 0.9 for video and 0.6 for images."""
+    decode_ratio: ToOne = 1.0
+    """The share of the hidden mask units that is decoded and counts in the loss."""
+    decoder_num_heads: Count | None = None
+    """Attention heads of the decoder; null: the starting model's."""
+    decoder_depth: Count | None = None
+    """Blocks of the decoder; null: the starting model's."""
+    decoder_embed_dim: Count | None = None
+    """Channels of the decoder; null: the starting model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneModel:
-    """What is fine-tuned.
-
-    ``start`` as for pre-training; an MAE's weights give its encoder. ``freeze_stages``: the first ones, with the
-    patch embedding, do not learn. ``narrow_init``, for new weights: Xavier, and patch filters of std 0.1.
-    ``fit_head``: begin by a linear head on features, computed once. ``views``: test views that travel with the model.
-    """
+    """The classifier that is fine-tuned."""
 
     start: str
-    drop_path_rate: float = 0.0
-    head_dropout: float = 0.0
-    head_init_scale: float = 0.001
-    freeze_stages: int = 0
+    """A checkpoint's name, folder, file or hub id (an MAE gives its encoder), or an architecture's for new weights."""
+    drop_path_rate: FromZero = 0.0
+    """Probability that a block's branch is skipped, at the last block; it grows linearly to there."""
+    head_dropout: FromZero = 0.0
+    """Probability that a feature is dropped before the head."""
+    head_init_scale: NotNegative = 0.001
+    """Factor on the initial weights of a new head."""
+    freeze_stages: CountOrZero = 0
+    """How many stages, counted from the input and with the patch embedding, do not learn."""
     fit_head: bool = False
+    """Whether the run begins with a linear head, fitted to features that are computed once."""
     narrow_init: bool = False
-    views: str | None = None
+    """Whether new weights are drawn for a narrow model: Xavier-uniform, patch filters of standard deviation 0.1."""
+    views: Views | None = None
+    """Clips x crops that the finished model averages over by default; null: the starting model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is minimised: cross-entropy, or binary cross-entropy where a video has several labels.
+    """What is minimised: cross-entropy, or binary cross-entropy where a video has several labels."""
 
-    ``mixup`` and ``cutmix`` are the alphas (0: off), ``mix_switch`` the probability of CutMix where both are on.
-    ``flow_weight`` at the start and the end of the run, linear between, acts where clips come with their flow.
-    """
-
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_switch: float = 0.5
+    label_smoothing: FromZero = 0.0
+    """The share of a label that is spread over all classes."""
+    mixup: NotNegative = 0.0
+    """Alpha of MixUp, which blends pairs of clips; 0: off."""
+    cutmix: NotNegative = 0.0
+    """Alpha of CutMix, which pastes a box of another clip; 0: off."""
+    mix_switch: Share = 0.5
+    """Probability of CutMix where both are on."""
     class_weights: Literal["none", "balanced"] = "none"
-    flow_weight: tuple[float, float] = (1.0, 1.0)
+    """Whether rare classes weigh more: balanced is the mean number of videos of a class over the class's own (where
+    videos have several labels, the class's negatives over its positives)."""
+    flow_weight: Weights = (1.0, 1.0)
+    """Weight of the optical-flow loss at the start and the end of the run; it acts on generated clips alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How weights move.
-
-    ``lr``, ``warmup_lr`` and ``end_lr`` are those of a step of ``lr_videos`` videos, and scale linearly with the
-    run's. ``momentum`` is SGD's. ``head_in_last_layer``: norm and head get the last block's layer decay.
-    ``clip_norm`` is the L2 norm of all gradients; a loss above ``explosion_factor`` times the mean of the five before
-    stops the run.
-    """
+    """The optimizer, and the course of the learning rate: linear warm-up, then a cosine."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float
-    lr_videos: int
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    head_in_last_layer: bool = False
+    """AdamW, or SGD with Nesterov's momentum."""
+    lr: Positive
+    """The highest learning rate, for a step of lr_videos videos; it scales linearly with run.videos_per_step."""
+    lr_videos: Count
+    """Videos in a step for which lr, warmup_lr and end_lr are meant."""
+    betas: Betas = (0.9, 0.999)
+    """Decay of AdamW's means of the gradient and of its square."""
+    momentum: FromZero = 0.9
+    """Momentum of SGD."""
+    weight_decay: NotNegative = 0.05
+    """Weight decay of all weights but biases, norms and position embeddings."""
+    layer_decay: ToOne = 1.0
+    """Factor on the learning rate from each block to the one before it; 1: all learn alike."""
     warmup: Duration = "0%"
-    warmup_lr: float = 1e-8
-    end_lr: float = 1e-6
-    clip_norm: float | None = None
-    ema: float | None = None
-    explosion_factor: float | None = None
+    """How long the learning rate rises from warmup_lr to lr."""
+    warmup_lr: NotNegative = 1e-8
+    """Learning rate of the first step, for lr_videos videos."""
+    end_lr: NotNegative = 1e-6
+    """Learning rate of the last step, for lr_videos videos."""
+    clip_norm: Positive | None = None
+    """Largest L2 norm of all gradients together; longer ones are shortened. null: no limit."""
+    ema: FromZero | None = None
+    """Decay of a running mean of the weights, which is then what is judged and written; null: none."""
+    explosion_factor: AboveOne | None = None
+    """The run stops at a loss above this many times the mean of the five before; null: it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How long, where, and what is kept.
-
-    Durations: "10ep" (effective epochs: each repeat counts), "10pass" (over the list), "5000st" (steps), "5%" (of the
-    run). ``videos_per_step`` in all processes together; ``batch_size`` videos of one process at once: gradients
-    accumulate. ``shard``: FSDP2.
-    """
+    """How long the run is, where it computes, and what it keeps."""
 
     output: str | None = None
+    """The folder of checkpoints, curves and the finished model; null: nothing is kept."""
     duration: Duration
-    videos_per_step: int
-    batch_size: int
+    """How long the run is: 150ep (each repeat counts), 75pass (over the list) or 5000st (steps)."""
+    videos_per_step: Count
+    """Videos in a step of the optimizer, in all processes together."""
+    batch_size: Count
+    """Videos that one process computes at once; gradients accumulate until the step is full."""
     precision: Precision = "auto"
+    """Numbers that the model computes in; auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
-    seed: int = 0
+    """Where the model computes: auto, cpu, cuda or mps."""
+    seed: CountOrZero = 0
+    """Seed of everything that is drawn."""
     save_every: Duration = "1pass"
+    """How often a checkpoint is written."""
     evaluate_every: Duration = "1pass"
+    """How often the model is judged on the validation videos."""
     picture_every: Duration = "10pass"
+    """How often reconstructions are drawn (pre-training)."""
     log_every: Duration = "10st"
-    keep_checkpoints: int = 2
+    """How often training figures are written."""
+    keep_checkpoints: Count = 2
+    """How many of the newest checkpoints stay."""
     compile: bool = False
+    """Whether the model is compiled (torch.compile)."""
     grad_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which saves memory and costs time."""
     shard: bool = False
+    """Whether weights, gradients and optimizer state are divided among the processes (FSDP2)."""
     tracker: str | None = None
+    """Where figures go too: tensorboard, or another tracker that accelerate knows and that is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +235,7 @@ class Pretraining:
     """A recipe of ``hiera-video pretrain``."""
 
     job: Literal["pretrain"] = "pretrain"
+    """The job that the recipe is for."""
     data: Data = Data()
     augment: Augment = PRETRAIN
     model: PretrainModel
@@ -195,6 +248,7 @@ class Finetuning:
     """A recipe of ``hiera-video finetune``."""
 
     job: Literal["finetune"] = "finetune"
+    """The job that the recipe is for."""
     data: Data = Data()
     augment: Augment = FINETUNE
     model: FinetuneModel
@@ -205,39 +259,52 @@ class Finetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateData:
-    """What is evaluated on: ``source`` is a card's name, a folder of class folders, or a file.
-
-    ``views`` (clips x crops) and ``sampling`` are by default the card's own, else the model's, and dense.
-    """
+    """The videos that the model is judged on."""
 
     source: str | None = None
+    """A dataset card's name, a folder of class folders, or an annotation file; it must be given."""
     root: str | None = None
+    """The folder that the paths of a card or annotation file are relative to; null: that of the annotation file."""
     split: str = "val"
-    fold: int = 1
+    """The split of a card."""
+    fold: Count = 1
+    """Which of a dataset's published folds (UCF101, HMDB51)."""
     sampling: Literal["dense", "segments"] | None = None
-    views: str | None = None
-    fps: float | None = None
+    """How frames are taken: dense, or one from each of equal parts of the video; null: the card's way, else dense."""
+    views: Views | None = None
+    """Clips x crops of each video whose scores are averaged; null: the card's, else the model's."""
+    fps: Positive | None = None
+    """Frames per second of videos that are folders of pictures."""
     images: bool = False
+    """Whether the files are pictures instead of videos."""
     decode: Literal["exact", "fast"] = "exact"
-    num_workers: int = 4
-    time_limit: float = 60.0
+    """Which frames are read: exactly those asked for, or, faster, perhaps ones beside them."""
+    num_workers: CountOrZero = 4
+    """Processes that load clips, for each process that computes."""
+    time_limit: Positive = 60.0
+    """Seconds after which reading a file is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateModel:
-    """What is evaluated: a checkpoint's name ("arch.tag"), folder, file or hub id."""
+    """The classifier that is judged."""
 
     start: str | None = None
+    """A checkpoint's name, folder, file or hub id; null: the built-in model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRun:
-    """Where and how: ``batch_size`` counts clips."""
+    """Where it computes, and what it keeps."""
 
     output: str | None = None
-    batch_size: int = 8
+    """The folder of scores, figures and the confusion matrix; null: nothing is kept."""
+    batch_size: Count = 8
+    """Clips that one process computes at once."""
     precision: Precision = "auto"
+    """Numbers that the model computes in; auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
+    """Where the model computes: auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +312,7 @@ class Evaluation:
     """A recipe of ``hiera-video evaluate``."""
 
     job: Literal["evaluate"] = "evaluate"
+    """The job that the recipe is for."""
     data: EvaluateData = EvaluateData()
     model: EvaluateModel = EvaluateModel()
     run: EvaluateRun = EvaluateRun()
@@ -252,156 +320,69 @@ class Evaluation:
 
 Recipe = Pretraining | Finetuning | Evaluation
 R = TypeVar("R", Pretraining, Finetuning, Evaluation)
-KINDS: dict[str, type[Recipe]] = {"pretrain": Pretraining, "finetune": Finetuning, "evaluate": Evaluation}
-
-#: Fields that a run may be resumed with other values of: they decide nothing but where, how fast and how often.
-FREE = {
-    *("data.root", "data.num_workers", "data.time_limit", "data.max_bad_share", "run.output", "run.device"),
-    *("run.batch_size", "run.shard", "run.compile", "run.grad_checkpointing", "run.keep_checkpoints", "run.tracker"),
-    *("run.save_every", "run.evaluate_every", "run.picture_every", "run.log_every"),
-}
-
-#: What a number must be, each of several too, and the fields that it holds for, whichever section they are in.
-RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "at least 1": (
-        lambda value: value >= 1,
-        "fold num_frames size resize repeats pictures batch_size videos_per_step lr_videos decoder_num_heads "
-        "decoder_depth decoder_embed_dim keep_checkpoints",
-    ),
-    "at least 0": (
-        lambda value: value >= 0,
-        "coded num_workers seed freeze_stages mixup cutmix flow_weight weight_decay warmup_lr end_lr head_init_scale "
-        "num_ops magnitude_std",
-    ),
-    "above 0": (lambda value: value > 0, "lr frame_stride target_fps fps time_limit clip_norm"),
-    "above 1": (lambda value: value > 1, "explosion_factor"),
-    "from 0 to 1": (lambda value: 0 <= value <= 1, "coded_share max_bad_share mix_switch flip op_probability erasing"),
-    "from 0 to 10": (lambda value: 0 <= value <= 10, "magnitude"),
-    "at least 0 and below 1": (
-        lambda value: 0 <= value < 1,
-        "drop_path_rate head_dropout label_smoothing betas momentum ema",
-    ),
-    "above 0 and at most 1": (lambda value: 0 < value <= 1, "decode_ratio layer_decay"),
-    "above 0 and below 1": (lambda value: 0 < value < 1, "mask_ratio"),
-    "two shares, the smaller first": (lambda value: 0 < value <= 1, "crop_area erasing_area"),
-    "two numbers above 0, the smaller first": (lambda value: value > 0, "crop_aspect erasing_aspect"),
-}
-
-
-def load_recipe(
-    kind: type[R],
-    config: str | os.PathLike[str] | None = None,
-    changes: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-    *,
-    base: R | None = None,
-) -> R:
-    """A checked recipe: defaults, then ``base``, then a YAML file by its name or path, then changes by dotted name.
-
-    Changes are text, as on a command line: {"optim.lr": "1e-3"}. Raises :class:`RequestError`, in one sentence that
-    names the file, the field, the value and what is expected; for an unknown name, with the nearest.
-    """
-    known, words = fields.fields_of(kind), dict(changes)
-    fields.check_names(kind, words)
-    given: dict[str, Any] = {}
-    where = ""
-    if base is not None:
-        fields.lay(given, fields.flatten(dataclasses.asdict(base)), known)
-    if config is not None:
-        file = files.find("configs", config)
-        where = f"{file}: "
-        values = _read(file, kind)
-        fields.lay(given, values, known, where=where)
-    fields.lay(given, {name: fields.from_word(known[name].hint, word) for name, word in words.items()}, known)
-    present: set[str | None] = {known[name].within for name in given} | {None}  # sections that may be null, and are not
-    complete = {name: given.get(name, one.default) for name, one in known.items() if one.within in present}
-    for name, value in complete.items():
-        if value is MISSING:
-            raise RequestError(f"{where}the field {name} is missing: it must be {fields.expected(known[name].hint)}")
-    recipe: R = fields.build(kind, complete)
-    check(recipe)
-    return recipe
-
-
-def _read(file: os.PathLike[str], kind: type[Recipe]) -> dict[str, Any]:
-    """The values in a recipe's YAML file by dotted name, all of them fields; refuses the recipe of another job."""
-    try:
-        with open(file, encoding="utf-8") as stream:
-            nested = yaml.safe_load(stream)
-    except (OSError, ValueError, yaml.YAMLError) as error:  # a date of the 45th is a ValueError
-        raise RequestError(f"{file} is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(nested, dict):
-        raise RequestError(f"{file} is no recipe: expected the sections {', '.join(fields.sections(kind))}")
-    values = fields.flatten(nested)
-    mine = next(job for job, its in KINDS.items() if its is kind)
-    # Without the line "job", a recipe is that of whichever job has all its fields.
-    fits = [job for job, its in KINDS.items() if values.keys() <= {*fields.fields_of(its), *fields.sections(its)}]
-    said = str(values.get("job"))
-    job = said if said in KINDS else mine if mine in fits or not fits else fits[0]
-    if job != mine:
-        raise RequestError(f"{file} is a recipe of {job}, not of {mine}: hiera-video {job} --config {file}")
-    for name in sorted(values.keys() & set(fields.sections(kind))):
-        if values.pop(name) is not None:  # nothing below its heading is nothing said
-            raise RequestError(f"{file}: {name} is {nested[name]!r}, but must be a section with fields")
-    fields.check_names(kind, values, where=f"{file}: ")
-    return values
 
 
 def check(recipe: Recipe) -> None:
-    """Whether every value is in its range. Raises :class:`RequestError`, naming the field."""
+    """Refuses a recipe that cannot be run.
+
+    Args:
+        recipe: However it was made.
+
+    Raises:
+        RequestError: It names the first field with a value that is not legal, or that contradicts another.
+    """
     values = fields.flatten(dataclasses.asdict(recipe))
-    for words, (legal, names) in RULES.items():
-        for name in [name for name in values if name.rpartition(".")[2] in names.split()]:
-            numbers = values[name] if isinstance(values[name], tuple) else (values[name],)
-            falling = "smaller first" in words and list(numbers) != sorted(numbers)
-            if falling or not all(number is None or legal(number) for number in numbers):
-                raise RequestError(f"{name} is {fields.as_yaml(values[name])}, but must be {words}")
-    for name in ("data.views", "model.views"):
-        if values.get(name) is not None and not re.fullmatch("[1-9][0-9]*x[13]", values[name]):
-            raise RequestError(f"{name} is {values[name]!r}, but must be clips x crops, such as 5x3 (1 or 3 crops)")
+    for name, field in fields.fields_of(type(recipe)).items():
+        if name in values:
+            fields.convert(field.hint, values[name], name)
     if isinstance(recipe, Evaluation):
         if recipe.data.source is None:
             raise RequestError("there is nothing to evaluate on: name a card, folder or file as data.source (--val)")
         return
-    for name in [name for name, one in fields.fields_of(type(recipe)).items() if one.hint == Duration]:
-        number, unit = fields.duration_of(values[name], name)
-        if name == "run.duration" and (unit == "%" or number == 0):
-            raise RequestError(f"run.duration is {values[name]!r}, but must say how long the run is: 10pass, 5000st")
+    length, unit = duration_of(recipe.run.duration)
+    if unit == "%" or length == 0:
+        raise RequestError(f"run.duration is {recipe.run.duration!r}, but must say how long the run is: 10pass, 5000st")
     if recipe.data.train is None and recipe.data.generate is None:
         raise RequestError("there is nothing to learn from: name a card, folder or file as data.train (--train)")
     if recipe.data.train is not None and recipe.data.generate is not None:
         raise RequestError("data.train and data.generate are both given: learn from videos, or from generated clips")
 
 
+def duration_of(duration: str) -> tuple[float, str]:
+    """A duration's number and unit.
+
+    >>> duration_of("10pass")
+    (10.0, 'pass')
+    """
+    match = DURATION.fullmatch(duration)
+    assert match is not None, f"{duration} was not checked"
+    return float(match[1]), match[2]
+
+
 def steps_of(
     duration: str, *, steps_per_pass: int, repeats: int, total: int | None = None, field: str = "duration"
 ) -> int:
-    """A duration in steps: at least 1, unless its number is 0.
+    """A duration in steps of the optimizer.
 
-    An effective epoch is a pass divided by ``repeats``; "%" needs ``total`` steps. Raises :class:`RequestError`.
+    Args:
+        duration: A number and its unit, such as "10pass".
+        steps_per_pass: Steps of one walk over the list.
+        repeats: Effective epochs of one walk over the list.
+        total: Steps of the whole run, which "%" is a share of.
+        field: The name of the duration in messages.
+
+    Returns:
+        The steps: at least 1, unless the duration is 0.
+
+    Raises:
+        RequestError: The duration has no unit, or is a share where ``total`` is not given.
 
     >>> steps_of("150ep", steps_per_pass=940, repeats=2), steps_of("5%", steps_per_pass=940, repeats=2, total=70500)
     (70500, 3525)
     """
-    number, unit = fields.duration_of(duration, field)
+    fields.convert(Duration, duration, field)
+    length, unit = duration_of(duration)
     if unit == "%" and total is None:
         raise RequestError(f"{field} is {duration!r}, but a share needs a whole: say it in ep, pass or st")
-    of_one = {"ep": steps_per_pass / repeats, "pass": steps_per_pass, "st": 1, "%": (total or 0) / 100}
-    return max(1, round(number * of_one[unit])) if number else 0
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The full recipe, every default written out: :func:`load_recipe` reads the same from it."""
-    lines = []
-    for name, value in dataclasses.asdict(recipe).items():
-        if isinstance(value, dict):
-            lines += [f"{name}:", *(f"  {key}: {fields.as_yaml(one)}" for key, one in value.items())]
-        else:
-            lines.append(f"{name}: {fields.as_yaml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def difference(old: R, new: R) -> list[str]:
-    """What a run may not be resumed with: "optim.lr was 0.001, is now 0.002", for each field that matters."""
-    before, now = (fields.flatten(dataclasses.asdict(one)) for one in (old, new))
-    names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
-    return [f"{name} was {fields.as_yaml(before.get(name))}, is now {fields.as_yaml(now.get(name))}" for name in names]
+    steps = {"ep": steps_per_pass / repeats, "pass": steps_per_pass, "st": 1, "%": (total or 0) / 100}
+    return max(1, round(length * steps[unit])) if length else 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hiera_video.errors import RequestError, SizeError, WeightsError
+from hiera_video.fields import from_mapping
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
 from hiera_video.models.checkpoints.download import hub_file
 from hiera_video.models.checkpoints.formats import DECODER, Facts, State, convert, describe, split_state
@@ -218,21 +218,16 @@ def _given(arch: Architecture | None, state: State) -> Architecture | None:
 def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> A:
     """``arch`` with other classes, another size (checked) and other fields.
 
-    Raises :class:`RequestError` for a field that does not exist, naming the nearest, :class:`SizeError` for a size.
+    Raises :class:`RequestError` for a field that does not exist, naming the nearest, or for a value that is not of its
+    type, :class:`SizeError` for a size.
     """
-    names = [field.name for field in fields(arch)]
-    for name in config:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0) or names
-            raise RequestError(f"a model has no field {name!r}; the nearest is {near[0]!r}")
     if num_classes < 1:
         raise RequestError(f"num_classes must be at least 1, not {num_classes}")
     size = tuple(input_size) if input_size is not None else arch.input_size
     if len(size) != len(arch.input_size):
         axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]
         raise SizeError(f"input_size {size} must be {axes} for this model")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    arch = type(arch)(**{**vars(arch), "num_classes": num_classes, "input_size": size, **values})
+    arch = from_mapping(type(arch), {**vars(arch), "num_classes": num_classes, "input_size": size, **config})
     arch.token_grid(arch.input_size)
     return arch
 

@@ -10,7 +10,6 @@ An MAE file (any layout but timm's) also holds a decoder; its encoder is what a 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from hiera_video.errors import HieraVideoError, WeightsError
+from hiera_video.fields import from_mapping
 from hiera_video.models.architecture import Architecture, MAEArchitecture, mae_form
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
@@ -136,19 +136,15 @@ def describe(config: dict[str, Any], source: str) -> Facts:
     )
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
 def _ours(config: dict[str, Any]) -> Facts:
     if config["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"format_version {config['format_version']} is newer than {FORMAT_VERSION}, the newest this version reads"
         )
     beside = {"format_version", "clip", "views", "labels", "license", "position_resize"}
-    fields = _tuples({key: value for key, value in config.items() if key not in beside})
+    values = {key: value for key, value in config.items() if key not in beside}
     return Facts(
-        arch=MAEArchitecture(**fields) if "decoder_depth" in fields else Architecture(**fields),
+        arch=from_mapping(MAEArchitecture if "decoder_depth" in values else Architecture, values),
         spec=ClipSpec.from_dict(config["clip"]),
         labels=config.get("labels"),
         views=config.get("views"),
@@ -158,14 +154,11 @@ def _ours(config: dict[str, Any]) -> Facts:
 
 
 def _authors(config: dict[str, Any]) -> Facts:
-    names = {field.name for field in dataclasses.fields(Architecture)}
     mae = {"decoder_embed_dim", "decoder_depth", "decoder_num_heads"}
-    if unknown := config.keys() - names - mae - {"norm_layer"}:
-        raise ValueError(f"unknown field {min(unknown)!r}")
     if config.get("norm_layer", "LayerNorm") != "LayerNorm":
         raise ValueError(f"norm_layer {config['norm_layer']!r} is not LayerNorm")
-    fields = {**IMAGE_FORM, **_tuples({key: value for key, value in config.items() if key in names})}
-    arch = Architecture(**fields)
+    values = {name: value for name, value in config.items() if name not in (*mae, "norm_layer")}
+    arch = from_mapping(Architecture, IMAGE_FORM | values)
     # The reference package leaves the decoder's fields out of an MAE's config: then the tensors say what it is.
     return Facts(
         arch=mae_form(arch, **{key: config[key] for key in mae & config.keys()}) if mae & config.keys() else arch

@@ -67,6 +67,15 @@ class Prediction:
         empty = shared | {"rank": None, "label": None, "index": None, "score": None}
         return [row | {"error": self.error} for row in rows or [empty]]
 
+    def text(self) -> str:
+        """A line with the input and, where it has one, its duration; then one for each class, or the error."""
+        length = f"  ({self.duration:.2f} s)" if self.duration else ""
+        error = [f"  error: {self.error}"] if self.error else []
+        return "\n".join([self.input + length, *self._scored(), *error])
+
+    def _scored(self) -> list[str]:
+        return [f"  {score.score:6.1%}  {score.label}" for score in self.predictions]
+
 
 class VideoClassifier:
     """A classifier that takes files.

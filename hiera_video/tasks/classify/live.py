@@ -68,6 +68,12 @@ class LiveAnswer(Prediction):
             row.pop("duration")
         return [{"input": row["input"], **self._when(), **row} for row in rows]
 
+    def text(self) -> str:
+        """One line: the end of the window, how late the answer is, and the classes; or the error."""
+        if not self.predictions or self.latency is None:
+            return super().text()
+        return f"{self.end:8.2f} s  {1000 * self.latency:5.0f} ms late" + "".join(self._scored())
+
     def _when(self) -> dict[str, float | None]:
         return {"start": self.start, "end": self.end, "latency": self.latency}
 

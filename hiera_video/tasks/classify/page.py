@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hiera_video.cells import cells
 from hiera_video.data.dataset import load_views
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.windows import Stretch, Walk, walk
@@ -83,6 +84,10 @@ class Served:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def serve(

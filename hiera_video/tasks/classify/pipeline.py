@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hiera_video.cells import cells
 from hiera_video.data.dataset import Sampler
 from hiera_video.data.lists.annotations import plain
 from hiera_video.data.lists.video_list import VideoList
@@ -255,6 +256,10 @@ class ClassScore:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from tqdm import tqdm
 
+from hiera_video.cells import cells
 from hiera_video.data.lists.cards import Card
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.reading.child_process import IsolatedReader
@@ -71,6 +72,10 @@ class ClassCount:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from hiera_video.cells import cells
 from hiera_video.data.reading.child_process import keep_freed_memory
 from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension, find_inputs, is_address
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
@@ -73,6 +74,10 @@ class Extracted:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def extract(

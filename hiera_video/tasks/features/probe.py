@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.cells import cells
 from hiera_video.data.lists.annotations import wrong
 from hiera_video.errors import RequestError
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
@@ -61,6 +62,10 @@ class ProbeScore:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.to_dict())
 
 
 def probe(

@@ -57,6 +57,10 @@ class Hit:
         """One flat row."""
         return [self.to_dict()]
 
+    def text(self) -> str:
+        """One line: similarity, place and input."""
+        return f"{self.similarity:7.4f}  {self.start:8.2f} to {self.end:8.2f} s  {self.input}"
+
 
 def search(
     query: str,

@@ -19,7 +19,8 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE
 from hiera_video.training import setup as runs
-from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run, load_recipe
+from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run
+from hiera_video.training.recipe_file import load_recipe
 
 log = logging.getLogger("hiera_video")
 

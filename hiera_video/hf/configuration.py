@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from hiera_video.errors import RequestError
-from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.architecture import Architecture, MAEArchitecture, encoder_fields
 from hiera_video.models.checkpoints.formats import Facts, describe
 from hiera_video.models.unroll import Size
 
@@ -113,9 +112,7 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def encoder(self, num_classes: int = 0) -> Architecture:
         """The architecture without a decoder; ``num_query_pool`` is taken as it is."""
-        arch = self._architecture()
-        names = [field.name for field in dataclasses.fields(Architecture)]
-        return Architecture(**{name: getattr(arch, name) for name in names} | {"num_classes": num_classes})
+        return Architecture(**encoder_fields(self._architecture()) | {"num_classes": num_classes})
 
     def autoencoder(self) -> MAEArchitecture:
         """The architecture with its decoder. Raises :class:`RequestError` where the decoder's fields are missing."""

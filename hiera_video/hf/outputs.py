@@ -17,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.hiera import HieraTrunk
-from hiera_video.models.unroll import Size, reroll, unit_size, units
+from hiera_video.models.unroll import Size, reroll, reroll_units, units
 
 
 @dataclass
@@ -136,7 +136,4 @@ def as_sequence(tokens: Tensor) -> Tensor:
 
 def as_map(tokens: Tensor, grid: Size, strides: tuple[Size, ...], *, by_unit: bool) -> Tensor:
     """Unrolled ``[B, M, T, C]`` -> ``[B, *grid, C]``; with ``by_unit`` each mask unit alone, ``[B, M, *unit, C]``."""
-    if not by_unit:
-        return reroll(tokens, grid, strides)
-    unit = unit_size(strides, len(grid))
-    return reroll(tokens.flatten(0, 1).unsqueeze(1), unit, strides).unflatten(0, tokens.shape[:2])
+    return (reroll_units if by_unit else reroll)(tokens, grid, strides)

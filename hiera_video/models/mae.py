@@ -18,7 +18,7 @@ from hiera_video.models.hiera import HieraTrunk
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
 from hiera_video.models.masks import random_keep as random_keep
-from hiera_video.models.unroll import Size, reroll, unit_size, unroll
+from hiera_video.models.unroll import Size, reroll, reroll_units, unroll
 from hiera_video.spec import ClipSpec
 
 
@@ -121,8 +121,7 @@ class HieraMAE(HieraTrunk):
         stages = list(self.stages(clip, ids))
         fused = stages[-1].tokens
         for head, stage in zip(self.multi_scale_fusion_heads, stages[: self.arch.q_pool], strict=False):
-            unit = unit_size(stage.strides, len(stage.grid))
-            maps = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), unit, stage.strides)
+            maps = reroll_units(*stage).flatten(0, 1)
             merged = head(maps.movedim(-1, 1)).flatten(2).transpose(1, 2)
             fused = fused + merged.view_as(fused)
         return self.encoder_norm(fused)

@@ -7,7 +7,7 @@ Read top to bottom: the trunk that walks the stages, the classifier. What an arc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -338,6 +338,8 @@ class Hiera(HieraTrunk):
 
     It takes the arguments of :class:`HieraTrunk`.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)

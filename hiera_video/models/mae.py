@@ -7,6 +7,7 @@ decoder predicts the normalised pixels of the hidden ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class HieraMAE(HieraTrunk):
     """Encoder and decoder of the pretext task."""
 
     arch: MAEArchitecture
+    __call__: Callable[..., MAEOutput]
 
     def __init__(self, arch: MAEArchitecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)

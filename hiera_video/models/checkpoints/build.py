@@ -81,7 +81,6 @@ def assemble(
     facts: Facts,
     *,
     source: str,
-    known: dict[str, Architecture],
     arch: Architecture | None = None,
     num_classes: int | None = None,
     input_size: Size | None = None,
@@ -94,7 +93,7 @@ def assemble(
     those of :func:`hiera_video.models.zoo.from_pretrained`.
     """
     state, decoder = split_state(state)
-    trained = facts.arch or _given(arch, state) or architecture_of(state, known, source)
+    trained = facts.arch or _given(arch, state) or architecture_of(state, source)
     trained = classifier_form(mae_form(trained) if decoder else trained)
     target = classifier_form(arch or trained)
     head = state.get("head.projection.weight")
@@ -130,7 +129,6 @@ def assemble_mae(
     facts: Facts,
     *,
     source: str,
-    known: dict[str, Architecture],
     arch: Architecture | None = None,
     input_size: Size | None = None,
     position_resize: str | None = None,
@@ -141,7 +139,7 @@ def assemble_mae(
     A decoder fits an MAE of its own width, depth and poolings; the arguments are as in :func:`assemble`.
     """
     state, decoder = split_state(state)
-    found = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, known, source))
+    found = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, source))
     heads = config.get("decoder_num_heads", arch.decoder_num_heads if isinstance(arch, MAEArchitecture) else 16)
     trained = _mae_of(found, decoder, heads)
     target = changed(_mae_of(arch or trained, decoder, heads), found.num_classes, input_size, config)

@@ -30,6 +30,7 @@ from hiera_video.models.checkpoints.formats import FORMAT_VERSION, State
 from hiera_video.models.hiera import Hiera, HieraTrunk
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.mae import HieraMAE
+from hiera_video.models.published import ARCHITECTURES
 
 #: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
 WRAPPERS = ("model_state", "model", "state_dict", "model_state_dict")
@@ -151,7 +152,7 @@ def inflate(state: State, video: Architecture) -> State:
     return inflated
 
 
-def architecture_of(state: State, known: dict[str, Architecture], source: str) -> Architecture:
+def architecture_of(state: State, source: str) -> Architecture:
     """The architecture that tensors in our names belong to, by width, depths and patch kernel, out of ``known``.
 
     Another (square) input size or another number of channels is read off the tensors too. Raises
@@ -164,11 +165,11 @@ def architecture_of(state: State, known: dict[str, Architecture], source: str) -
     starts = sorted(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.proj\.weight$", key)))
     ends = [*starts, max(blocks) + 1]
     stages = tuple(end - start for start, end in zip([0, *starts], ends, strict=True))
-    for arch in known.values():
+    for arch in ARCHITECTURES.values():
         if (arch.embed_dim, arch.stages, arch.patch_kernel) == (kernel.shape[0], stages, tuple(kernel.shape[2:])):
             joint = "pos_embed" in state
-            found = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
-            return replace(found, input_size=_input_size(state, found))
+            arch = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
+            return replace(arch, input_size=_input_size(state, arch))
     raise WeightsError(
         f"{source} is of an architecture without a name here (embed_dim {kernel.shape[0]}, stages {stages}, "
         f"patch kernel {tuple(kernel.shape[2:])}); put its config.json beside it, or pass arch="

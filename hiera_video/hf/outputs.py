@@ -90,15 +90,15 @@ class Walk:
 
     def attentions(self) -> tuple[Tensor, ...]:
         """Of each stage's last block, ``[B, heads, windows, queries, keys]`` after the softmax."""
-        found = []
+        attentions = []
         for tokens, block in zip(self.inputs, last_blocks(self.trunk), strict=True):
             weights = block.attn.weights(block.norm1(tokens)).transpose(1, 2)
             if not block.attn.local:
                 for axis in (-1, -2):
                     split = weights.unflatten(axis, (tokens.shape[1], -1))
                     weights = split.transpose(axis, axis - 1).flatten(axis - 1, axis)
-            found.append(weights)
-        return tuple(found)
+            attentions.append(weights)
+        return tuple(attentions)
 
 
 @contextmanager

@@ -21,11 +21,21 @@ NOWHERE: dict[str, Any] = {"revision": None, "cache_dir": None, "local_files_onl
 
 
 def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dict[str, Any]] | None:
-    """State under our names and arguments of :class:`HieraConfig`; None where transformers reads ``name`` by itself.
+    """Reads weights of another form than transformers' own of this package.
 
-    Read are folders and hub repositories in transformers' own ``hiera`` layout, and all that
-    :func:`hiera_video.from_pretrained` reads, with ``mae`` :func:`hiera_video.mae_from_pretrained`: names, files,
-    folders and repositories of ours, the authors' and timm's. ``hub`` are :data:`PLACES`.
+    Args:
+        name: A folder or hub repository in transformers' own ``hiera`` layout, or what
+            :func:`hiera_video.from_pretrained` reads: names, files, folders and repositories of ours, the authors'
+            and timm's.
+        mae: Whether an MAE is asked for, as :func:`hiera_video.mae_from_pretrained` reads it.
+        hub: Where to look, :data:`PLACES`.
+
+    Returns:
+        Tensors under our names and arguments of :class:`HieraConfig`; None where transformers reads ``name`` by
+        itself.
+
+    Raises:
+        HieraVideoError: As in :func:`hiera_video.from_pretrained`.
     """
     path, where = Path(name), {key: value for key, value in hub.items() if key in HUB}
     if path.is_dir() or (not path.exists() and "/" in str(name)):
@@ -45,7 +55,14 @@ def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dic
 
 
 def values_of(model: Hiera | HieraMAE) -> dict[str, Any]:
-    """Arguments of :class:`HieraConfig` for one of our models."""
+    """Describes one of our models to transformers.
+
+    Args:
+        model: A classifier or an MAE.
+
+    Returns:
+        Arguments of :class:`HieraConfig`.
+    """
     answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
     facts = Facts(spec=model.spec, license=model.license, position_resize=model.position_resize, **answers)
     return config_values(model.arch, facts)

@@ -1,8 +1,4 @@
-"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier.
-
-Read top to bottom: the trunk that walks the stages, the classifier. What an architecture is stands in
-:mod:`hiera_video.models.architecture`.
-"""
+"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier."""
 
 from __future__ import annotations
 
@@ -191,10 +187,8 @@ class HieraTrunk(nn.Module):
         Raises:
             SizeError: Mask units do not divide ``size``.
         """
-        return units(self._token_grid(size or self.arch.input_size), self.strides)
-
-    def _token_grid(self, size: Size) -> Size:
-        return token_grid(size, self.arch.patch_stride, self.arch.mask_unit_size)
+        grid = token_grid(size or self.arch.input_size, self.arch.patch_stride, self.arch.mask_unit_size)
+        return units(grid, self.strides)
 
     def num_mask_units(self, size: Size | None = None) -> int:
         """How many mask units :meth:`unit_grid` has, given the same ``size``: the length of a row of ``keep``."""
@@ -238,7 +232,7 @@ class HieraTrunk(nn.Module):
             SizeError: Mask units do not divide the clip's size.
         """
         arch, strides = self.arch, self.strides
-        grid = self._token_grid(tuple(clip.shape[2:]))
+        grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
         positions = self.position_embedding(grid)
         if ids is None:
             tokens = unroll(self.patch_embed(clip) + positions, grid, strides)

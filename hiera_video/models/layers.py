@@ -117,7 +117,11 @@ class PatchEmbed(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): a sample's residual branch is dropped with probability ``rate``."""
+    """Stochastic depth (arXiv 1603.09382).
+
+    Args:
+        rate: The probability that a sample's residual branch is dropped, in training.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -131,10 +135,18 @@ class DropPath(nn.Module):
 
 
 class MaskUnitAttention(nn.Module):
-    """Attention within each mask unit (``local``) or over all tokens, its queries max-pooled by ``q_stride``.
+    """Attention within each mask unit or over all tokens, whose queries may be max-pooled (paper, section 3).
 
     Mask units are folded into the batch: the fused kernels take four dimensions, and with five fall back to the
     slow one (6.6 times slower for the base video model's global attention on a CPU).
+
+    Args:
+        dim: Channels of the tokens.
+        dim_out: Channels of what comes out.
+        heads: Attention heads.
+        q_stride: The pooling of the queries, or None.
+        local: Whether attention stays within mask units.
+        qkv_bias: Whether queries, keys and values have a bias.
     """
 
     def __init__(
@@ -146,9 +158,14 @@ class MaskUnitAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
 
     def project(self, tokens: Tensor) -> list[Tensor]:
-        """``[B, M, T, dim]`` -> queries, keys, values ``[B * M, heads, T, dim_out / heads]``.
+        """Makes queries, keys and values.
 
-        Global attention has them as ``[B, heads, M * T, dim_out / heads]``; pooled queries have a smaller T.
+        Args:
+            tokens: Unrolled ``[B, M, T, dim]``.
+
+        Returns:
+            The three as ``[B * M, heads, T, dim_out / heads]``, in global attention ``[B, heads, M * T, dim_out /
+            heads]``; pooled queries have a smaller T.
         """
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         if self.q_stride is not None:
@@ -162,9 +179,14 @@ class MaskUnitAttention(nn.Module):
         return self.proj(mixed.reshape(*tokens.shape[:2], -1, self.proj.in_features))
 
     def weights(self, tokens: Tensor) -> Tensor:
-        """Softmaxed attention ``[B, windows, heads, queries, keys]``: the slow path, for those who ask to see it.
+        """The attention itself: the slow path, for those who ask to see it.
 
-        Windows are the mask units, or one for all tokens; queries and keys are in unrolled order.
+        Args:
+            tokens: Unrolled ``[B, M, T, dim]``.
+
+        Returns:
+            ``[B, windows, heads, queries, keys]`` after the softmax. Windows are the mask units, or one for all
+            tokens; queries and keys are in unrolled order.
         """
         query, key, _ = self.project(tokens)
         scores = (query @ key.transpose(-2, -1)) / math.sqrt(query.shape[-1])
@@ -233,12 +255,18 @@ class Head(nn.Module):
 
 
 def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tensor:
-    """A position table ``[1, prod(old), C]`` (row-major) for another grid: ``[1, prod(new), C]``.
+    """Resizes a table of position embeddings: the last two axes together (bicubic), a single axis linearly.
 
-    ``window`` is the part of the grid whose phase is kept. With the mask unit, each place within a unit is
-    interpolated over units alone: plain interpolation shifts the phases that mask-unit attention has learned,
-    which is known to hurt (arXiv 2311.05613). With a window of ones it is the plain way. The last two axes go
-    together (bicubic), an axis before them linearly, as do sequences. Grids must divide by ``window``.
+    Args:
+        table: ``[1, prod(old), C]``, row-major.
+        old: The grid that it was made for.
+        new: The grid wanted.
+        window: The part of the grid whose phase is kept; it divides both grids. With the mask unit, each place within
+            a unit is interpolated over units alone: plain interpolation shifts the phases that mask-unit attention
+            has learned, which is known to hurt (arXiv 2311.05613). A window of ones is the plain way.
+
+    Returns:
+        ``[1, prod(new), C]``, of the table's dtype.
     """
     if old == new:
         return table
@@ -267,9 +295,11 @@ def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tenso
 
 
 def init_weights(module: nn.Module, bias: float) -> None:
-    """The classifier's start: weights truncated normal of std 0.02, biases of linear layers and norms at ``bias``.
+    """Starts a classifier's layer: weights truncated normal of std 0.02, as in the reference package.
 
-    The patch convolution keeps torch's own bias, as in the reference.
+    Args:
+        module: The layer. The patch convolution keeps torch's own bias.
+        bias: What biases of linear layers and norms start at.
     """
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)

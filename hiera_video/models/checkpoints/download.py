@@ -40,11 +40,25 @@ def hub_file(
     local_files_only: bool = False,
     license: str | None = None,
 ) -> Path:
-    """The first of ``names`` that the hub repository ``repo`` has, in the hub's own cache.
+    """Fetches a file from the hub into the hub's own cache.
 
     ``HF_HUB_OFFLINE``, ``HF_ENDPOINT``, ``HF_HOME`` count as everywhere on the hub. Without a connection only the
-    cache is looked at, at once. ``license`` is said on stderr when the file is downloaded. Raises
-    :class:`UnavailableError`, or :class:`WeightsError` where the file's digest is not the hub's.
+    cache is looked at, at once.
+
+    Args:
+        repo: The repository, ``owner/name``.
+        names: File names, of which the first that the repository has is fetched.
+        revision: Its branch, tag or commit.
+        cache_dir: Where downloads are kept. Default: the hub's cache.
+        local_files_only: Whether to look into the cache alone.
+        license: What to say on stderr when the file is downloaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnavailableError: The repository has no such file, or cannot be reached.
+        WeightsError: The file's digest is not the hub's.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -53,7 +67,7 @@ def hub_file(
     # The hub's client would retry for half a minute where there is no network at all.
     unreachable = not offline and not _reachable(constants.ENDPOINT)
     for name in names:
-        known = isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision), str)
+        cached = isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision), str)
         try:
             path = hf_hub_download(
                 repo,
@@ -71,7 +85,7 @@ def hub_file(
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise UnavailableError(f"{repo} on {constants.ENDPOINT}: {lines[0].rstrip('. ')}") from error
         _hold_to_hub_digest(Path(path))
-        if license and not known:
+        if license and not cached:
             _say_license(repo, license)
         return Path(path)
     if unreachable:
@@ -112,11 +126,21 @@ def author_file(
     local_files_only: bool = False,
     license: str | None = None,
 ) -> Path:
-    """The authors' file at ``url`` from the cache, downloaded with a progress bar where it is not there yet.
+    """Fetches a file from the authors' server, with a progress bar, where it is not in the cache yet.
 
-    The cache is ``hiera_video`` beside the hub's (inside ``cache_dir`` where that is given). The file's SHA-256
-    must be ``sha256``, or else the one that ``FILE.sha256`` beside it recorded at the first download. Raises
-    :class:`UnavailableError` without a connection, :class:`WeightsError` for a file that is not what it was.
+    Args:
+        url: The file's address.
+        sha256: The file's checksum. Default: the one that ``FILE.sha256`` beside it recorded at the first download.
+        cache_dir: Its folder ``hiera_video`` keeps downloads. Default: that folder beside the hub's cache.
+        local_files_only: Whether to look into the cache alone.
+        license: What to say on stderr when the file is downloaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnavailableError: There is no connection.
+        WeightsError: The file is not what it was.
     """
     from huggingface_hub import constants
 
@@ -177,7 +201,14 @@ def _download(url: str, path: Path, expected: str | None) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Computes a file's SHA-256, reading it in pieces.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

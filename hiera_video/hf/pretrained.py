@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from hiera_video.hf.configuration import config_values
 from hiera_video.models.checkpoints.build import from_disk, from_hub
+from hiera_video.models.checkpoints.download import Hub
 from hiera_video.models.checkpoints.formats import Facts, State
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
@@ -17,7 +18,6 @@ from hiera_video.models.zoo import from_pretrained, mae_from_pretrained
 #: Arguments of ``from_pretrained`` that say where to look: ours, and those that transformers has beside them.
 HUB = ("revision", "cache_dir", "local_files_only")
 PLACES = (*HUB, "token", "subfolder")
-NOWHERE: dict[str, Any] = {"revision": None, "cache_dir": None, "local_files_only": False}
 
 
 def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dict[str, Any]] | None:
@@ -48,7 +48,7 @@ def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dic
         if config.get("model_type") == "hiera":
             left = {"model_type", "architectures", "transformers_version"}
             inside = path / hub.get("subfolder", "")
-            state, _ = from_disk(inside) if path.is_dir() else from_hub(str(name), **NOWHERE | where)
+            state, _ = from_disk(inside) if path.is_dir() else from_hub(str(name), Hub(**where))
             return state, {key: value for key, value in config.items() if key not in left}
     native = mae_from_pretrained(name, **where) if mae else from_pretrained(name, **where)
     return dict(native.state_dict()), values_of(native)

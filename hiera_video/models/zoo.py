@@ -24,7 +24,7 @@ from hiera_video.models.checkpoints.build import (
     from_hub,
     position_way,
 )
-from hiera_video.models.checkpoints.download import UnavailableError, author_file, hub_file
+from hiera_video.models.checkpoints.download import Hub, UnavailableError, author_file, hub_file
 from hiera_video.models.checkpoints.formats import Facts, State, convert
 from hiera_video.models.checkpoints.io import read_state
 from hiera_video.models.hiera import Hiera
@@ -103,10 +103,7 @@ def create_model(
             tags of its image twin, whose weights are then inflated (arXiv 1705.07750, section 2).
         num_classes: Classes of the head. Default: the checkpoint's. An MAE has none.
         input_size: (frames, height, width) or (height, width) of the clips. Default: the architecture's.
-        position_resize: As in :func:`from_pretrained`.
-        revision: As in :func:`from_pretrained`.
-        cache_dir: As in :func:`from_pretrained`.
-        local_files_only: As in :func:`from_pretrained`.
+        position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.Architecture` or, for an MAE, :class:`hiera_video.MAEArchitecture`.
 
     Returns:
@@ -125,7 +122,9 @@ def create_model(
         raise RequestError(f"{arch_name} has no classes: leave num_classes out")
     if pretrained:
         full = _full_name(arch_name, tag)
-        state, facts = _from_checkpoint(full, revision, cache_dir, local_files_only)
+        state, facts = _from_checkpoint(
+            full, Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        )
         how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
         if isinstance(arch, MAEArchitecture):
@@ -186,7 +185,8 @@ def from_pretrained(
         SizeError: The input size does not fit the model; the nearest that fit are named.
     """
     given = _architecture(_split(arch, None)[0]) if isinstance(arch, str) else arch
-    state, facts, twin = _fetch(name_or_path, revision, cache_dir, local_files_only)
+    hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+    state, facts, twin = _fetch(name_or_path, hub)
     how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
     return assemble(state, facts, source=str(name_or_path), arch=given or twin, num_classes=num_classes, **how)
 
@@ -211,11 +211,7 @@ def mae_from_pretrained(
         name_or_path: As in :func:`from_pretrained`. The name of an MAE's encoder stands for the MAE.
         arch: As in :func:`from_pretrained`. Without a config the decoder is recognised by its tensors, but for its
             attention heads: 16, or ``decoder_num_heads``.
-        input_size: As in :func:`from_pretrained`.
-        position_resize: As in :func:`from_pretrained`.
-        revision: As in :func:`from_pretrained`.
-        cache_dir: As in :func:`from_pretrained`.
-        local_files_only: As in :func:`from_pretrained`.
+        input_size, position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.MAEArchitecture`; another width or depth of the decoder makes it
             new.
 
@@ -230,7 +226,8 @@ def mae_from_pretrained(
     """
     # A name stands for the encoder: what decoder belongs to it, the tensors say.
     given = classifier_form(_architecture(_split(arch, None)[0])) if isinstance(arch, str) else arch
-    state, facts, twin = _fetch(name_or_path, revision, cache_dir, local_files_only, mae=True)
+    hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+    state, facts, twin = _fetch(name_or_path, hub, mae=True)
     how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
     return assemble_mae(state, facts, source=str(name_or_path), arch=given or twin, **how)
 
@@ -239,17 +236,10 @@ def _architecture(name: str) -> Architecture:
     return MAE_ARCHITECTURES[name] if name in MAE_ARCHITECTURES else ARCHITECTURES[name]
 
 
-def _fetch(
-    name_or_path: str | Path,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    *,
-    mae: bool = False,
-) -> tuple[State, Facts, Architecture | None]:
+def _fetch(name_or_path: str | Path, hub: Hub, *, mae: bool = False) -> tuple[State, Facts, Architecture | None]:
     """State and facts of a name, path or hub id; and the video architecture, where a name stands for image weights.
 
-    With ``mae`` the name of an MAE's encoder stands for the MAE: its decoder is wanted too.
+    With ``mae`` the name of an MAE's encoder stands for the MAE, with its decoder.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.exists():
@@ -263,7 +253,7 @@ def _fetch(
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise WeightsError(f"{name} does not exist")
         try:
-            state, facts = from_hub(name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+            state, facts = from_hub(name, hub)
         except UnavailableError as error:
             raise WeightsError(f"{name} is no folder here and could not be had from the hub ({error})") from error
         return state, facts, None
@@ -272,12 +262,10 @@ def _fetch(
     twin = _architecture(arch) if _is_twins(full, arch) else None
     if mae and CHECKPOINTS[full].encoder_only:
         full = f"mae_{full}"
-    return (*_from_checkpoint(full, revision, cache_dir, local_files_only), twin)
+    return (*_from_checkpoint(full, hub), twin)
 
 
-def _from_checkpoint(
-    full: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
-) -> tuple[State, Facts]:
+def _from_checkpoint(full: str, hub: Hub) -> tuple[State, Facts]:
     """State and facts of a checkpoint in the table: from the package, the hub, or the authors' server."""
     entry = CHECKPOINTS[full]
     if entry.hub is None and entry.url is None:
@@ -285,13 +273,12 @@ def _from_checkpoint(
             raise WeightsError(f"{full} is missing from this installation ({SHIPPED}); install hiera_video anew")
         return from_disk(SHIPPED / full)
     reasons = []
-    where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "license": entry.license}
     for source in ("hub", "authors"):
         try:
             if source == "hub" and entry.hub:
-                path = hub_file(entry.hub, WEIGHT_FILES, revision=revision, **where)
-            elif source == "authors" and entry.url and revision is None:
-                path = author_file(entry.url, sha256=entry.sha256, **where)
+                path = hub_file(entry.hub, WEIGHT_FILES, hub, license=entry.license)
+            elif source == "authors" and entry.url and hub.revision is None:
+                path = author_file(entry.url, hub, sha256=entry.sha256, license=entry.license)
             else:
                 continue
             break

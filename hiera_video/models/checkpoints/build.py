@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from hiera_video.errors import RequestError, SizeError, WeightsError
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
-from hiera_video.models.checkpoints.download import hub_file
+from hiera_video.models.checkpoints.download import Hub, hub_file
 from hiera_video.models.checkpoints.formats import DECODER, Facts, State, convert, describe, split_state
 from hiera_video.models.checkpoints.io import (
     architecture_of,
@@ -56,16 +56,12 @@ def from_disk(path: Path) -> tuple[State, Facts]:
     return convert(read_state(weights[0])), read_config(path / "config.json")
 
 
-def from_hub(
-    repo: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
-) -> tuple[State, Facts]:
+def from_hub(repo: str, hub: Hub) -> tuple[State, Facts]:
     """Reads a checkpoint from a hub repository of any layout that :func:`describe` knows.
 
     Args:
         repo: The repository, ``owner/name``.
-        revision: Its branch, tag or commit.
-        cache_dir: Where downloads are kept. Default: the hub's cache.
-        local_files_only: Whether to look into the cache alone.
+        hub: Where to look.
 
     Returns:
         The tensors under our names, and what the config says.
@@ -74,17 +70,8 @@ def from_hub(
         UnavailableError: The repository cannot be had.
         WeightsError: A file cannot be read, or is of no known layout.
     """
-    config = hub_file(repo, ("config.json",), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-    facts = read_config(config)
-    path = hub_file(
-        repo,
-        WEIGHT_FILES,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        license=facts.license,
-    )
-    return convert(read_state(path)), facts
+    facts = read_config(hub_file(repo, ("config.json",), hub))
+    return convert(read_state(hub_file(repo, WEIGHT_FILES, hub, license=facts.license))), facts
 
 
 def read_config(path: Path) -> Facts:

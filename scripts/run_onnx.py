@@ -50,7 +50,18 @@ def main() -> None:
 
 
 def read_clip(path: str, spec: dict[str, Any]) -> list[Image.Image]:
-    """The frames of the centre clip, upright. Frames that cannot be decoded are replaced by those before."""
+    """Reads the frames of the centre clip.
+
+    Args:
+        path: The video.
+        spec: What a clip is.
+
+    Returns:
+        Upright pictures. Frames that cannot be decoded are replaced by those before.
+
+    Raises:
+        ValueError: The video has no frame that can be shown.
+    """
     # Titles may be in any encoding, which PyAV lets pass by itself from 19 on.
     lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
     with av.open(path, **lenient) as container:
@@ -61,23 +72,31 @@ def read_clip(path: str, spec: dict[str, Any]) -> list[Image.Image]:
         stamps = np.array(sorted(packet.pts for packet in packets))
         if not len(stamps):
             raise ValueError(f"{path} has no frame with a time")
-        wanted = stamps[centre_clip(stamps * float(stream.time_base), spec)]
-        container.seek(int(wanted[0]), stream=stream)
+        clip = stamps[centre_clip(stamps * float(stream.time_base), spec)]
+        container.seek(int(clip[0]), stream=stream)
         shown: dict[int, Image.Image] = {}
         for frame in decoded(container, stream):
-            if frame.pts in wanted:
+            if frame.pts in clip:
                 shown[frame.pts] = frame.to_image().rotate(frame.rotation, expand=True)
-            if frame.pts is not None and frame.pts >= wanted[-1]:
+            if frame.pts is not None and frame.pts >= clip[-1]:
                 break
     if not shown:
         raise ValueError(f"{path} has no frame that can be decoded")
     there = np.array(sorted(shown))
-    nearest = there[np.maximum(np.searchsorted(there, wanted, side="right") - 1, 0)]
+    nearest = there[np.maximum(np.searchsorted(there, clip, side="right") - 1, 0)]
     return [shown[stamp] for stamp in nearest.tolist()]
 
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames from here on, but for those that cannot be decoded."""
+    """Decodes from here on.
+
+    Args:
+        container: The open video.
+        stream: Its video stream.
+
+    Yields:
+        Frames, but for those that cannot be decoded.
+    """
     for packet in container.demux(stream):
         try:
             yield from packet.decode()
@@ -86,9 +105,14 @@ def decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def centre_clip(times: NDArray[np.float64], spec: dict[str, Any]) -> NDArray[np.int64]:
-    """The numbers of the frames that make the clip, int64 [num_frames]; a short video repeats its last frame.
+    """Chooses the frames of the centre clip; it spans the same seconds at every frame rate.
 
-    ``times`` are those of all frames in seconds, ascending. A clip spans the same seconds at every frame rate.
+    Args:
+        times: Times of all frames in seconds, ascending.
+        spec: What a clip is.
+
+    Returns:
+        Indices of frames, int64 [num_frames]; a short video repeats its last frame.
     """
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 30.0
     length = spec["num_frames"] * spec["frame_stride"] / spec["target_fps"] * rate
@@ -101,7 +125,15 @@ def centre_clip(times: NDArray[np.float64], spec: dict[str, Any]) -> NDArray[np.
 
 
 def centre_crop(picture: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] of ``spec["size"]``, after the short side was resized to ``spec["resize"]``."""
+    """Resizes the short side to ``spec["resize"]``, and cuts out the centre.
+
+    Args:
+        picture: A frame.
+        spec: What a clip is.
+
+    Returns:
+        uint8 [height, width, 3] of ``spec["size"]``.
+    """
     height, width = spec["size"]
     enlarge = max(1.0, spec["resize"] / min(height, width))
     scale = max(height * enlarge / picture.height, width * enlarge / picture.width)
@@ -118,7 +150,15 @@ def centre_crop(picture: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]
 
 
 def normalized(clip: NDArray[np.uint8], spec: dict[str, Any]) -> NDArray[np.float32]:
-    """uint8 [T, H, W, 3] -> float32 [1, 3, T, H, W]."""
+    """Normalises a clip.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        spec: What a clip is.
+
+    Returns:
+        float32 [1, 3, T, H, W].
+    """
     mean, std = (np.array(spec[name], dtype=np.float32) for name in ("mean", "std"))
     scaled = np.asarray((clip / np.float32(255) - mean) / std, dtype=np.float32)
     return scaled.transpose(3, 0, 1, 2)[np.newaxis]

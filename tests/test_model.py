@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiera_video.errors import RequestError, SizeError
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.layers import resize_positions
+from hiera_video.models.published import ARCHITECTURES as ARCHITECTURE_TABLE
+from hiera_video.models.published import CHECKPOINTS, MAE_ARCHITECTURES, ClassifierName, MAEName
 
 VIDEO = Architecture(input_size=(4, 64, 96), embed_dim=8, num_heads=1, stages=(1, 2, 2, 1), num_classes=5)
 IMAGE = Architecture(
@@ -691,3 +693,10 @@ def test_blocks_are_modules_of_the_published_names() -> None:
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "proj")
     assert names == {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
     assert isinstance(build(VIDEO).head.projection, nn.Linear)
+
+
+def test_type_checkers_know_every_name_in_the_tables() -> None:
+    classifiers = [*ARCHITECTURE_TABLE, *(name for name in CHECKPOINTS if not name.startswith("mae_"))]
+    autoencoders = [*MAE_ARCHITECTURES, *(name for name in CHECKPOINTS if name.startswith("mae_"))]
+    assert sorted(get_args(ClassifierName)) == sorted(classifiers)
+    assert sorted(get_args(MAEName)) == sorted(autoencoders)

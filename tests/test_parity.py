@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models.hiera import Architecture, Hiera
-from hiera_video.models.zoo import ARCHITECTURES
+from hiera_video.models.published import ARCHITECTURES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports from a path that timm has deprecated

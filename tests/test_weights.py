@@ -29,7 +29,8 @@ from hiera_video.models.checkpoints import io as weights
 from hiera_video.models.checkpoints.formats import IMAGE_FORM, convert
 from hiera_video.models.hiera import Architecture, Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
-from hiera_video.models.zoo import Checkpoint, create_model, from_pretrained, list_models, mae_from_pretrained
+from hiera_video.models.published import Checkpoint
+from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
 VIDEO = Architecture(input_size=(4, 64, 64), embed_dim=16, stages=(1, 1, 2, 1), num_classes=5, head_init_scale=1.0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from hiera_video.errors import RequestError
-from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.architecture import Architecture, MAEArchitecture, encoder_fields
 from hiera_video.models.checkpoints.formats import Facts, describe
 from hiera_video.models.unroll import Size
 
@@ -35,11 +34,18 @@ DECODER_FIELDS = ("decoder_hidden_size", "decoder_depth", "decoder_num_heads")
 class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
     """Fields and defaults of transformers' ``HieraConfig``, for images and, with ``image_size`` (T, H, W), for video.
 
-    Sizes have one number per axis; those left out are the published ones of images or video. Beside transformers'
-    fields: ``sep_pos_embed`` (position tables of time and space apart; None: in video), ``qkv_bias``, ``head_dropout``,
-    ``head_init_scale``, ``position_resize`` (how ``interpolate_pos_encoding`` does it: "plain", as transformers, or
-    "window"), and what travels with our weights: ``clip`` (:class:`hiera_video.ClipSpec` as a dict), ``views``,
-    ``license``.
+    Sizes have an entry for each axis; those left out are the published ones of images or video. Beside transformers'
+    own fields there are these:
+
+    Args:
+        sep_pos_embed: Whether time and space have position embeddings of their own. Default: in video.
+        qkv_bias: Whether queries, keys and values have a bias.
+        head_dropout: Dropout before the head.
+        head_init_scale: What a new head's weights are multiplied by.
+        position_resize: How ``interpolate_pos_encoding`` does it: "plain", as transformers, or "window".
+        clip: What a clip is, :class:`hiera_video.ClipSpec` as a dict.
+        views: Test views, clips x crops.
+        license: The licence of the weights.
     """
 
     model_type = "hiera_video"
@@ -87,7 +93,7 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self.hidden_size = int(self.embed_dim * self.embed_dim_multiplier ** (len(self.depths) - 1))
-        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
+        self.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -105,20 +111,40 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def facts(self) -> Facts:
-        """The architecture (an MAE's where there are decoder fields) and all else that our models know.
+        """What our models call all this.
 
-        Raises :class:`hiera_video.errors.WeightsError` for values that this model cannot have.
+        Returns:
+            The architecture (an MAE's where there are decoder fields) and all else that travels with weights.
+
+        Raises:
+            WeightsError: This model cannot have such values.
         """
         return describe({**self.to_dict(), "model_type": self.model_type}, "this HieraConfig")
 
     def encoder(self, num_classes: int = 0) -> Architecture:
-        """The architecture without a decoder; ``num_query_pool`` is taken as it is."""
-        arch = self._architecture()
-        names = [field.name for field in dataclasses.fields(Architecture)]
-        return Architecture(**{name: getattr(arch, name) for name in names} | {"num_classes": num_classes})
+        """The architecture without a decoder; ``num_query_pool`` is taken as it is.
+
+        Args:
+            num_classes: Classes of the head.
+
+        Returns:
+            The architecture.
+
+        Raises:
+            WeightsError: This model cannot have such values.
+        """
+        return Architecture(**encoder_fields(self._architecture()) | {"num_classes": num_classes})
 
     def autoencoder(self) -> MAEArchitecture:
-        """The architecture with its decoder. Raises :class:`RequestError` where the decoder's fields are missing."""
+        """The architecture with its decoder.
+
+        Returns:
+            The architecture.
+
+        Raises:
+            RequestError: The decoder's fields are missing.
+            WeightsError: This model cannot have such values.
+        """
         if missing := [name for name in DECODER_FIELDS if getattr(self, name) is None]:
             raise RequestError(f"pretraining needs {', '.join(missing)} in its HieraConfig")
         arch = self._architecture()
@@ -132,7 +158,15 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 def config_values(arch: Architecture, facts: Facts) -> dict[str, Any]:
-    """Arguments of :class:`HieraConfig` for a model of ``arch``; its own ``arch`` apart, ``facts`` say the rest."""
+    """Arguments of :class:`HieraConfig` for one of our models.
+
+    Args:
+        arch: The model's architecture.
+        facts: What else travels with its weights; their own ``arch`` is not looked at.
+
+    Returns:
+        Values by transformers' names.
+    """
     values: dict[str, Any] = {
         "embed_dim": arch.embed_dim,
         "image_size": arch.input_size,

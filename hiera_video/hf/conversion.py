@@ -31,7 +31,14 @@ Layout = Literal["ours", "authors", "hiera"]
 
 
 def from_native(model: Hiera | HieraMAE) -> HieraPreTrainedModel:
-    """Our model -> transformers' form of it, with weights of its own, in evaluation mode."""
+    """Turns our model into transformers' form of it.
+
+    Args:
+        model: A classifier or an MAE.
+
+    Returns:
+        The other model, with weights of its own, in evaluation mode.
+    """
     config = HieraConfig(**values_of(model))
     dims = len(model.arch.input_size)
     kind: type[HieraPreTrainedModel] = HieraForVideoClassification if dims == 3 else HieraForImageClassification
@@ -43,7 +50,17 @@ def from_native(model: Hiera | HieraMAE) -> HieraPreTrainedModel:
 
 
 def to_native(model: HieraPreTrainedModel) -> Hiera | HieraMAE:
-    """A classifier or autoencoder of transformers' form -> our model, with weights of its own, in evaluation mode."""
+    """Turns a model of transformers' form into ours.
+
+    Args:
+        model: A classifier or an MAE.
+
+    Returns:
+        Our model, with weights of its own, in evaluation mode.
+
+    Raises:
+        RequestError: The model has neither a head nor a decoder.
+    """
     config, facts = model.config, model.config.facts()
     native: Hiera | HieraMAE
     if isinstance(model, HieraForPreTraining):
@@ -60,12 +77,21 @@ def to_native(model: HieraPreTrainedModel) -> Hiera | HieraMAE:
 
 
 def save_as(model: HieraPreTrainedModel, path: str | Path, *, layout: Layout) -> Path:
-    """Writes ``model`` for other readers and returns ``path``.
+    """Writes a model for other readers.
 
-    "ours": a folder that :func:`hiera_video.from_pretrained` reads, as it reads the form of ``model.save_pretrained``.
-    "authors": a ``.pth`` file with their names under ``model_state``. "hiera": a folder that transformers reads without
-    this package, images alone, with the image processor. Raises :class:`RequestError` for a model that the layout
-    cannot hold, :class:`OutputError` where nothing can be written.
+    Args:
+        model: A model of transformers' form.
+        path: The folder or file to write.
+        layout: "ours": a folder that :func:`hiera_video.from_pretrained` reads, as it reads the form of
+            ``model.save_pretrained``. "authors": a ``.pth`` file with their names under ``model_state``. "hiera": a
+            folder that transformers reads without this package, images alone, with the image processor.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RequestError: The layout cannot hold this model.
+        OutputError: Nothing can be written.
     """
     path = Path(path)
     if layout == "ours":

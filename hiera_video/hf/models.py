@@ -34,7 +34,11 @@ from hiera_video.models.unroll import reroll
 
 
 class HieraPreTrainedModel(PreTrainedModel):
-    """What all models share: where weights come from and how new ones start."""
+    """What all models share: where weights come from and how new ones start.
+
+    Args:
+        config: The configuration.
+    """
 
     config: HieraConfig
     config_class = HieraConfig
@@ -54,13 +58,27 @@ class HieraPreTrainedModel(PreTrainedModel):
         config: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, and of more forms: those that :func:`hiera_video.hf.pretrained.read_foreign` reads."""
+        """As in transformers, and of more forms.
+
+        Args:
+            pretrained_model_name_or_path: As in transformers, or what
+                :func:`hiera_video.hf.pretrained.read_foreign` reads.
+            model_args: As in transformers.
+            config: As in transformers.
+            kwargs: As in transformers.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            HieraVideoError: As in :func:`hiera_video.from_pretrained`.
+        """
         name = pretrained_model_name_or_path
         hub: dict[str, Any] = {key: kwargs[key] for key in PLACES if kwargs.get(key) is not None}
-        found = None if name is None else read_foreign(os.fspath(name), mae=cls is HieraForPreTraining, **hub)
-        if found is None:
+        foreign = None if name is None else read_foreign(os.fspath(name), mae=cls is HieraForPreTraining, **hub)
+        if foreign is None:
             return super().from_pretrained(name, *model_args, config=config, **kwargs)
-        state, values = found
+        state, values = foreign
         rest = {key: value for key, value in kwargs.items() if key not in PLACES}
         if not isinstance(config, HieraConfig):
             aside = {key: rest.pop(key) for key in ("dtype", "torch_dtype") if key in rest}
@@ -70,7 +88,14 @@ class HieraPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def named(cls, state: State) -> State:
-        """A state under our names -> under those of this class."""
+        """Renames tensors.
+
+        Args:
+            state: Tensors under our names.
+
+        Returns:
+            The same tensors under this class's names.
+        """
         inside = "trunk." if cls in (HieraModel, HieraBackbone) else "hiera.trunk."
         return {_named(key, inside): value for key, value in state.items()}
 
@@ -97,9 +122,9 @@ class HieraPreTrainedModel(PreTrainedModel):
                 module.set_grad_checkpointing(enable)
 
     def _wants(self, *given: bool | None) -> list[bool]:
-        """``output_attentions``, ``output_hidden_states`` and ``return_dict``; what is not given says the config."""
-        asked = (self.config.output_attentions, self.config.output_hidden_states, self.config.return_dict)
-        return [bool(default if one is None else one) for one, default in zip(given, asked, strict=True)]
+        """``output_attentions``, ``output_hidden_states`` and ``return_dict``. Missing values come from the config."""
+        defaults = (self.config.output_attentions, self.config.output_hidden_states, self.config.return_dict)
+        return [bool(default if value is None else value) for value, default in zip(given, defaults, strict=True)]
 
     def _clip(self, pixel_values: Tensor | None, interpolate: bool | None) -> Tensor:
         """``pixel_values`` as our models take them: video ``[B, C, T, H, W]``."""
@@ -107,21 +132,27 @@ class HieraPreTrainedModel(PreTrainedModel):
             raise RequestError("You have to specify pixel_values")
         trained = self.config.input_size
         if pixel_values.ndim != len(trained) + 2:
-            axes = {2: "[batch, channels, height, width]", 3: "[batch, frames, channels, height, width]"}
+            names = {2: "[batch, channels, height, width]", 3: "[batch, frames, channels, height, width]"}
             raise RequestError(
-                f"pixel_values of this model are {axes.get(len(trained), '[batch, channels, length]')}, "
+                f"pixel_values of this model are {names.get(len(trained), '[batch, channels, length]')}, "
                 f"not of shape {list(pixel_values.shape)}"
             )
         clip = pixel_values.transpose(1, 2) if len(trained) == 3 else pixel_values
         size = tuple(clip.shape[2:])
         if size != trained and not interpolate:
-            found, wanted = ("x".join(map(str, one)) for one in (size, trained))
-            raise SizeError(f"pixel_values are {found}, the model's {wanted}; pass interpolate_pos_encoding=True")
+            given, expected = ("x".join(map(str, axes)) for axes in (size, trained))
+            raise SizeError(f"pixel_values are {given}, the model's {expected}; pass interpolate_pos_encoding=True")
         return clip
 
 
 class HieraModel(HieraPreTrainedModel):
-    """Encoder and, with ``add_pooling_layer``, the normalised mean of its tokens; ``is_mae`` hides mask units."""
+    """The encoder and, where it pools, the normalised mean of its tokens.
+
+    Args:
+        config: The configuration.
+        add_pooling_layer: Whether to pool.
+        is_mae: Whether mask units are hidden.
+    """
 
     def __init__(self, config: HieraConfig, add_pooling_layer: bool = True, is_mae: bool = False) -> None:
         super().__init__(config)
@@ -142,15 +173,23 @@ class HieraModel(HieraPreTrainedModel):
         return self.trunk.patch_embed
 
     def masking(self, clip: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``keep`` bool ``[B, num_mask_units]`` and the rank of each unit's noise: the lowest are visible.
+        """Chooses which mask units are visible: those of the lowest noise.
 
-        Without ``noise`` (float, of the same shape) it is drawn from torch's global generator, as transformers does.
+        Args:
+            clip: Clips ``[B, C, *size]``.
+            noise: Float ``[B, num_mask_units]``. Default: drawn from torch's global generator, as transformers does.
+
+        Returns:
+            ``keep``, boolean ``[B, num_mask_units]``, and the rank of each unit's noise, int64 of the same shape.
+
+        Raises:
+            SizeError: Mask units do not divide the clip's size.
         """
-        number = self.trunk.num_mask_units(tuple(clip.shape[2:]))
+        num_units = self.trunk.num_mask_units(tuple(clip.shape[2:]))
         if noise is None:
-            noise = torch.rand(len(clip), number, device=clip.device)
+            noise = torch.rand(len(clip), num_units, device=clip.device)
         ids_restore = noise.argsort(dim=1).argsort(dim=1).to(clip.device)
-        return ids_restore < num_visible(number, self.config.mask_ratio), ids_restore
+        return ids_restore < num_visible(num_units, self.config.mask_ratio), ids_restore
 
     def forward(
         self,
@@ -260,7 +299,7 @@ class _Classifier(HieraPreTrainedModel):
         regression (``num_labels`` 1), single-label (int64 ``[B]``), multi-label (float ``[B, num_labels]``).
         """
         attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
-        found = self.hiera(
+        pooled = self.hiera(
             pixel_values,
             output_attentions=attentions,
             output_hidden_states=hidden,
@@ -268,13 +307,13 @@ class _Classifier(HieraPreTrainedModel):
             return_dict=True,
         )
         dropout: Any = self.hiera.trunk.head  # without classes a head is its dropout alone
-        logits = self.classifier(dropout(found.pooler_output))
+        logits = self.classifier(dropout(pooled.pooler_output))
         output = self._output(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
-            hidden_states=found.hidden_states,
-            attentions=found.attentions,
-            reshaped_hidden_states=found.reshaped_hidden_states,
+            hidden_states=pooled.hidden_states,
+            attentions=pooled.attentions,
+            reshaped_hidden_states=pooled.reshaped_hidden_states,
         )
         return output if as_dict else output.to_tuple()
 
@@ -307,8 +346,8 @@ class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
         self.num_features = [arch.embed_dim, *arch.dims]
         self.trunk = HieraTrunk(arch, config.facts().spec)
         self.trunk.position_resize = config.position_resize
-        wanted = zip(self.out_features, self.channels, strict=True)
-        self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(channels) for stage, channels in wanted})
+        widths = zip(self.out_features, self.channels, strict=True)
+        self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(channels) for stage, channels in widths})
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

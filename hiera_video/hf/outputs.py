@@ -17,19 +17,22 @@ from transformers.utils.generic import ModelOutput
 
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.hiera import HieraTrunk
-from hiera_video.models.unroll import Size, reroll, unit_size, units
+from hiera_video.models.unroll import Size, reroll, reroll_units, units
 
 
 @dataclass
 class HieraModelOutput(ModelOutput):
-    """``last_hidden_state`` ``[B, N, C]``, unrolled (row-major where every stage change pools); ``pooler_output``
-    ``[B, C]``, its normalised mean.
+    """What :class:`hiera_video.hf.HieraModel` gives.
 
-    With ``output_hidden_states``, of the embedding and of each stage: ``hidden_states`` ``[B, N, C]``, unrolled;
-    ``reshaped_hidden_states``, maps ``[B, (T,) H, W, C]``, or of the visible mask units ``[B, K, (t,) h, w, C]``. With
-    ``output_attentions``, of each stage's last block: ``attentions`` ``[B, heads, windows, queries, keys]``. In MAE
-    mode ``bool_masked_pos`` (bool ``[B, num_mask_units]``, True: visible) and ``ids_restore`` (int64, the rank of each
-    unit's noise).
+    Args:
+        last_hidden_state: ``[B, N, C]``, unrolled (row-major where every stage change pools).
+        pooler_output: Its normalised mean, ``[B, C]``.
+        bool_masked_pos: In MAE mode, boolean ``[B, num_mask_units]``, True where visible.
+        ids_restore: In MAE mode, the rank of each unit's noise, int64 ``[B, num_mask_units]``.
+        hidden_states: With ``output_hidden_states``, the embedding and each stage, ``[B, N, C]``, unrolled.
+        attentions: With ``output_attentions``, each stage's last block, ``[B, heads, windows, queries, keys]``.
+        reshaped_hidden_states: The hidden states as maps ``[B, (T,) H, W, C]``, or of the visible mask units
+            ``[B, K, (t,) h, w, C]``.
     """
 
     last_hidden_state: Tensor | None = None
@@ -43,9 +46,12 @@ class HieraModelOutput(ModelOutput):
 
 @dataclass
 class HieraForPreTrainingOutput(ModelOutput):
-    """``loss`` of the hidden positions; ``logits`` ``[B, N, patch]``, the pixels predicted at every position of the
-    decoder's grid, row-major; ``bool_masked_pos`` bool ``[B, N]`` over the same positions, True where visible. The
-    rest as in :class:`HieraModelOutput`.
+    """What :class:`hiera_video.hf.HieraForPreTraining` gives; what is not listed is as in :class:`HieraModelOutput`.
+
+    Args:
+        loss: Mean squared error on the hidden positions.
+        logits: The pixels predicted at every position of the decoder's grid, ``[B, N, patch]``, row-major.
+        bool_masked_pos: Boolean ``[B, N]`` over the same positions, True where visible.
     """
 
     loss: Tensor | None = None
@@ -83,27 +89,43 @@ class Walk:
         return tuple(as_sequence(tokens) for tokens in (*self.embedding, *self.outputs))
 
     def maps(self, size: Size, *, by_unit: bool) -> tuple[Tensor, ...]:
-        """The embedding and each stage of an input of ``size``: ``[B, *grid, C]``, or ``[B, K, *unit, C]``."""
+        """The embedding and each stage as maps.
+
+        Args:
+            size: The input's size in pixels (frames).
+            by_unit: Whether each mask unit is a map of its own.
+
+        Returns:
+            For each ``[B, *grid, C]``; with ``by_unit`` ``[B, K, *unit, C]``.
+        """
         places = stage_places(self.trunk.arch, size)
         together = zip((*self.embedding, *self.outputs), (places[0], *places), strict=True)
         return tuple(as_map(tokens, *place, by_unit=by_unit) for tokens, place in together)
 
     def attentions(self) -> tuple[Tensor, ...]:
         """Of each stage's last block, ``[B, heads, windows, queries, keys]`` after the softmax."""
-        found = []
+        attentions = []
         for tokens, block in zip(self.inputs, last_blocks(self.trunk), strict=True):
             weights = block.attn.weights(block.norm1(tokens)).transpose(1, 2)
             if not block.attn.local:
                 for axis in (-1, -2):
                     split = weights.unflatten(axis, (tokens.shape[1], -1))
                     weights = split.transpose(axis, axis - 1).flatten(axis - 1, axis)
-            found.append(weights)
-        return tuple(found)
+            attentions.append(weights)
+        return tuple(attentions)
 
 
 @contextmanager
 def watched(trunk: HieraTrunk, *, enabled: bool) -> Iterator[Walk]:
-    """Looks on while ``trunk`` walks its stages; where not ``enabled`` nothing is kept."""
+    """Looks on while a trunk walks its stages.
+
+    Args:
+        trunk: The trunk.
+        enabled: Whether anything is kept.
+
+    Yields:
+        What was seen, once the walk is over.
+    """
     walk = Walk(trunk)
     with ExitStack() as hooks:
         if enabled:
@@ -124,7 +146,18 @@ def last_blocks(trunk: HieraTrunk) -> list[Any]:
 
 
 def stage_places(arch: Architecture, size: Size) -> list[tuple[Size, tuple[Size, ...]]]:
-    """Of each stage the grid of tokens, for an input of ``size`` pixels, and the strides not pooled yet."""
+    """Says what each stage's tokens lie on.
+
+    Args:
+        arch: The architecture.
+        size: The input's size in pixels (frames).
+
+    Returns:
+        For each stage the grid of tokens, and the strides not pooled yet.
+
+    Raises:
+        SizeError: Mask units do not divide ``size``.
+    """
     grid, pools = arch.token_grid(size), [min(stage, arch.q_pool) for stage in range(len(arch.stages))]
     return [(units(grid, arch.strides[:pooled]), arch.strides[pooled:]) for pooled in pools]
 
@@ -135,8 +168,5 @@ def as_sequence(tokens: Tensor) -> Tensor:
 
 
 def as_map(tokens: Tensor, grid: Size, strides: tuple[Size, ...], *, by_unit: bool) -> Tensor:
-    """Unrolled ``[B, M, T, C]`` -> ``[B, *grid, C]``; with ``by_unit`` each mask unit alone, ``[B, M, *unit, C]``."""
-    if not by_unit:
-        return reroll(tokens, grid, strides)
-    unit = unit_size(strides, len(grid))
-    return reroll(tokens.flatten(0, 1).unsqueeze(1), unit, strides).unflatten(0, tokens.shape[:2])
+    """Puts unrolled tokens ``[B, M, T, C]`` into maps ``[B, *grid, C]``, or ``by_unit`` ``[B, M, *unit, C]``."""
+    return (reroll_units if by_unit else reroll)(tokens, grid, strides)

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from hiera_video.hf.configuration import config_values
 from hiera_video.models.checkpoints.build import from_disk, from_hub
+from hiera_video.models.checkpoints.download import Hub
 from hiera_video.models.checkpoints.formats import Facts, State
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
@@ -17,15 +18,24 @@ from hiera_video.models.zoo import from_pretrained, mae_from_pretrained
 #: Arguments of ``from_pretrained`` that say where to look: ours, and those that transformers has beside them.
 HUB = ("revision", "cache_dir", "local_files_only")
 PLACES = (*HUB, "token", "subfolder")
-NOWHERE: dict[str, Any] = {"revision": None, "cache_dir": None, "local_files_only": False}
 
 
 def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dict[str, Any]] | None:
-    """State under our names and arguments of :class:`HieraConfig`; None where transformers reads ``name`` by itself.
+    """Reads weights of another form than transformers' own of this package.
 
-    Read are folders and hub repositories in transformers' own ``hiera`` layout, and all that
-    :func:`hiera_video.from_pretrained` reads, with ``mae`` :func:`hiera_video.mae_from_pretrained`: names, files,
-    folders and repositories of ours, the authors' and timm's. ``hub`` are :data:`PLACES`.
+    Args:
+        name: A folder or hub repository in transformers' own ``hiera`` layout, or what
+            :func:`hiera_video.from_pretrained` reads: names, files, folders and repositories of ours, the authors'
+            and timm's.
+        mae: Whether an MAE is asked for, as :func:`hiera_video.mae_from_pretrained` reads it.
+        hub: Where to look, :data:`PLACES`.
+
+    Returns:
+        Tensors under our names and arguments of :class:`HieraConfig`; None where transformers reads ``name`` by
+        itself.
+
+    Raises:
+        HieraVideoError: As in :func:`hiera_video.from_pretrained`.
     """
     path, where = Path(name), {key: value for key, value in hub.items() if key in HUB}
     if path.is_dir() or (not path.exists() and "/" in str(name)):
@@ -38,14 +48,21 @@ def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dic
         if config.get("model_type") == "hiera":
             left = {"model_type", "architectures", "transformers_version"}
             inside = path / hub.get("subfolder", "")
-            state, _ = from_disk(inside) if path.is_dir() else from_hub(str(name), **NOWHERE | where)
+            state, _ = from_disk(inside) if path.is_dir() else from_hub(str(name), Hub(**where))
             return state, {key: value for key, value in config.items() if key not in left}
     native = mae_from_pretrained(name, **where) if mae else from_pretrained(name, **where)
     return dict(native.state_dict()), values_of(native)
 
 
 def values_of(model: Hiera | HieraMAE) -> dict[str, Any]:
-    """Arguments of :class:`HieraConfig` for one of our models."""
+    """Describes one of our models to transformers.
+
+    Args:
+        model: A classifier or an MAE.
+
+    Returns:
+        Arguments of :class:`HieraConfig`.
+    """
     answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
     facts = Facts(spec=model.spec, license=model.license, position_resize=model.position_resize, **answers)
     return config_values(model.arch, facts)

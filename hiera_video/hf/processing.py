@@ -28,9 +28,16 @@ from hiera_video.spec import ClipSpec
 class HieraVideoProcessor(BaseVideoProcessor):
     """Cuts the centre clip of each video, its centre crop, and normalises it, all as ``clip`` says.
 
-    That is the one view "1x1" of ``hiera-video classify``. ``clip`` is a :class:`ClipSpec` or its dict (default: that
-    of the published Kinetics models). Files and addresses are read by this package's own decoders. The attributes of
-    transformers' processors (``size``, ``image_mean``, ...) are there to be read; a change goes through ``clip``.
+    That is the view "1x1" of ``hiera-video classify``. Files and addresses are read by this package's own decoders. The
+    attributes of transformers' processors (``size``, ``image_mean``, ...) are there to be read; a change goes through
+    ``clip``.
+
+    Args:
+        clip: What a clip is, or its dict. Default: that of the published Kinetics models.
+        kwargs: As in transformers, but for what follows from ``clip``.
+
+    Raises:
+        RequestError: Something is given that follows from ``clip``.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # transformers' own form
@@ -69,27 +76,38 @@ class HieraVideoProcessor(BaseVideoProcessor):
         return_tensors: str | None = None,
         device: str | torch.device | None = None,
     ) -> BatchFeature:
-        """``pixel_values`` float32 ``[B, T, C, H, W]`` of one video or a list of them.
+        """Makes model inputs of videos.
 
-        A video is a path or address, or uint8 frames: ``[T, H, W, C]``, ``[T, C, H, W]`` or a list of pictures. Of a
-        file the centre clip is cut; ``num_frames`` over the same span where it is given. Frames are taken as the clip,
-        with ``do_sample_frames`` as a video to cut it from, at the ``fps`` of ``video_metadata`` (default: the
-        ``target_fps`` of ``clip``). Raises :class:`hiera_video.errors.UnreadableVideo` for a file that cannot be read.
+        Args:
+            videos: A video or a list of them: paths or addresses, of which the centre clip is cut, or uint8 frames
+                ``[T, H, W, C]``, ``[T, C, H, W]`` or a list of pictures, which are the clip.
+            num_frames: Frames of the clip, over the same span. Default: those of ``clip``.
+            do_sample_frames: Whether frames are a video to cut the clip from.
+            video_metadata: Its ``fps`` is then the rate of the frames. Default: the ``target_fps`` of ``clip``.
+            return_tensors: As in transformers: "pt" for one tensor.
+            device: Where to normalise. Default: the CPU.
+
+        Returns:
+            ``pixel_values``, float32 ``[B, T, C, H, W]``.
+
+        Raises:
+            UnreadableVideo: A file cannot be read.
+            RequestError: Frames are not uint8.
         """
         spec = self.spec
         if num_frames is not None and num_frames != spec.num_frames:
             stride = spec.frame_stride * spec.num_frames / num_frames
             spec = spec.replace(num_frames=num_frames, frame_stride=stride)
         if isinstance(videos, list | tuple):
-            videos = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in videos]
+            videos = [os.fspath(video) if isinstance(video, os.PathLike) else video for video in videos]
         # Any: transformers' types of a batch do not fit each other.
         batch: Any = make_batched_videos(os.fspath(videos) if isinstance(videos, os.PathLike) else videos)
-        if all(isinstance(one, str) for one in batch):
-            clips = [load_views(one, spec, 1, 1).clips[0] for one in batch]
+        if all(isinstance(video, str) for video in batch):
+            clips = [load_views(path, spec, 1, 1).clips[0] for path in batch]
         else:
-            known = make_batched_metadata(batch, video_metadata)
-            rates = [(one.fps or spec.target_fps) if do_sample_frames else None for one in known]
-            clips = [_cut(_channels_last(one), spec, rate) for one, rate in zip(batch, rates, strict=True)]
+            metadata = make_batched_metadata(batch, video_metadata)
+            rates = [(entry.fps or spec.target_fps) if do_sample_frames else None for entry in metadata]
+            clips = [_cut(_channels_last(frames), spec, rate) for frames, rate in zip(batch, rates, strict=True)]
         pixels = [spec.normalize(clip[None].to(device or "cpu"))[0].transpose(0, 1).contiguous() for clip in clips]
         return BatchFeature(data={"pixel_values": pixels}, tensor_type=return_tensors)
 
@@ -98,9 +116,9 @@ class HieraVideoProcessor(BaseVideoProcessor):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The saved processor's; in a folder without one, and for our names, what the model's own config says."""
-        if (found := _spec_of(pretrained_model_name_or_path)) is not None:
+        if (spec := _spec_of(pretrained_model_name_or_path)) is not None:
             changes = {key: value for key, value in kwargs.items() if key in cls.valid_kwargs.__annotations__}
-            return {"clip": found.to_dict()}, changes
+            return {"clip": spec.to_dict()}, changes
         return super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +127,14 @@ class HieraVideoProcessor(BaseVideoProcessor):
 
 
 def image_processor(spec: ClipSpec) -> BitImageProcessor:
-    """transformers' own image processor with the facts of ``spec``."""
+    """Makes transformers' own image processor.
+
+    Args:
+        spec: What a picture is.
+
+    Returns:
+        A processor that prepares pictures so.
+    """
     height, width = spec.size
     return BitImageProcessor(
         size={"shortest_edge": spec.resize},
@@ -129,7 +154,7 @@ def _spec_of(name: str | os.PathLike[str]) -> ClipSpec | None:
     path = Path(name)
     if path.is_dir():
         processors = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
-        if not (path / "config.json").is_file() or any((path / one).is_file() for one in processors):
+        if not (path / "config.json").is_file() or any((path / processor).is_file() for processor in processors):
             return None
         facts = read_config(path / "config.json")
         return facts.spec or (default_spec(facts.arch) if facts.arch else None)

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
-from hiera_video.errors import RequestError, SizeError
+from hiera_video.errors import RequestError
 from hiera_video.models.layers import ACTIVATIONS
-from hiera_video.models.unroll import Size, unit_size, units
+from hiera_video.models.unroll import Size, token_grid, unit_size, units
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Constructor fields by their published names; the defaults are base 16x224 (paper, Table 1; reference package).
 
-    Sizes are (time, height, width), (height, width) or (length,). ``stages`` are blocks per stage; ``q_pool`` of
-    the stage changes pool by ``q_stride``; ``mask_unit_attn`` says per stage whether attention stays within mask
-    units of ``mask_unit_size`` tokens. The mask unit must be what all stage changes together could pool away.
+    Sizes are (time, height, width), (height, width) or (length,), one entry for each axis.
+
+    Args:
+        input_size: Frames and pixels of a clip.
+        in_chans: Channels of the pixels.
+        embed_dim: Channels of the first stage.
+        num_heads: Attention heads of the first stage.
+        num_classes: Logits; 0 for a model without a head.
+        stages: Blocks of each stage.
+        q_pool: How many of the stage changes pool.
+        q_stride: The pooling of a stage change, in tokens.
+        mask_unit_size: Tokens of a mask unit: what all stage changes together could pool away.
+        mask_unit_attn: For each stage, whether attention stays within mask units.
+        dim_mul: Growth of the channels at a stage change.
+        head_mul: Growth of the attention heads at a stage change.
+        patch_kernel: Size of a patch in frames and pixels.
+        patch_stride: From one patch to the next, in frames and pixels.
+        patch_padding: Zeros before and behind each axis.
+        mlp_ratio: Hidden channels of a block's MLP over its channels.
+        drop_path_rate: Probability that the last block's branch is dropped; it grows linearly from 0 over the blocks.
+        head_dropout: Dropout before the head.
+        head_init_scale: What a new head's weights are multiplied by.
+        sep_pos_embed: Whether space and time have position embeddings of their own, which are added.
+        hidden_act: The activation in the MLP, by transformers' names.
+        layer_norm_eps: Added to the variance in every norm.
+        qkv_bias: Whether queries, keys and values have a bias.
+
+    Raises:
+        RequestError: The fields contradict each other.
     """
 
     input_size: Size = (16, 224, 224)
@@ -81,40 +108,40 @@ class Architecture:
         return self._grow(self.num_heads, self.head_mul)
 
     def _grow(self, first: int, factor: float) -> tuple[int, ...]:
-        """One number per stage, each the one before times ``factor``, rounded down."""
-        numbers = [first]
+        """A width for each stage: that of the stage before times ``factor``, rounded down."""
+        widths = [first]
         for _ in self.stages[1:]:
-            numbers.append(int(numbers[-1] * factor))
-        return tuple(numbers)
+            widths.append(int(widths[-1] * factor))
+        return tuple(widths)
 
     def token_grid(self, size: Size) -> Size:
-        """The token grid of stage 1 for an input of ``size`` pixels.
+        """The token grid of stage 1, as :func:`hiera_video.models.unroll.token_grid` has it.
 
-        Raises :class:`SizeError`, naming the nearest sizes that fit, where mask units do not divide ``size``.
+        Args:
+            size: The input's size in pixels (frames).
+
+        Returns:
+            Tokens along each axis.
+
+        Raises:
+            SizeError: Mask units do not divide ``size``. The nearest sizes that fit are named.
         """
-        step = tuple(p * m for p, m in zip(self.patch_stride, self.mask_unit_size, strict=True))
-        if len(size) != len(step):
-            raise SizeError(f"an input of size {_times(size)} has {len(size)} axes, this model takes {len(step)}")
-        if any(n < s or n % s for n, s in zip(size, step, strict=True)):
-            down = tuple(max(n // s, 1) * s for n, s in zip(size, step, strict=True))
-            up = tuple(max(-(-n // s), 1) * s for n, s in zip(size, step, strict=True))
-            nearest = _times(down) if down == up else f"{_times(down)} and {_times(up)}"
-            raise SizeError(
-                f"input size {_times(size)} must be a multiple of {_times(step)} in each axis; "
-                f"the nearest that fit: {nearest}"
-            )
-        return tuple(n // p for n, p in zip(size, self.patch_stride, strict=True))
-
-
-def _times(size: Size) -> str:
-    return "x".join(map(str, size))
+        return token_grid(size, self.patch_stride, self.mask_unit_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAEArchitecture(Architecture):
     """An encoder that does not pool into its last stage, so that its weights fit the classifier, and a decoder.
 
-    ``decoder_num_heads`` is 16 in the reference package; the paper says 8 for video. Weights have the same shapes.
+    Args:
+        mask_ratio: The part of the mask units that is hidden (paper, section 4: 0.9 for video, 0.6 for images).
+        decoder_embed_dim: Channels of the decoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_num_heads: Attention heads of the decoder: 16 in the reference package, where the paper says 8 for
+            video. Weights have the same shapes.
+
+    Raises:
+        RequestError: The fields contradict each other.
     """
 
     q_pool: int = 2
@@ -139,25 +166,68 @@ class MAEArchitecture(Architecture):
         return self.strides[self.q_pool :]
 
     def final_grid(self, size: Size) -> Size:
-        """The grid of tokens that the decoder works on, for an input of ``size`` pixels."""
+        """The grid of tokens that the decoder works on.
+
+        Args:
+            size: The input's size in pixels (frames).
+
+        Returns:
+            Tokens along each axis.
+
+        Raises:
+            SizeError: Mask units do not divide ``size``.
+        """
         return units(self.token_grid(size), self.strides[: self.q_pool])
 
     def final_window(self, way: str) -> Size:
-        """The part of the final grid whose phase is kept when the decoder's position table is resized."""
+        """The part of the final grid whose phase is kept when the decoder's position table is resized.
+
+        Args:
+            way: "window" or "plain", as in :func:`hiera_video.from_pretrained`.
+
+        Returns:
+            Tokens along each axis; ones for "plain".
+        """
         dims = len(self.q_stride)
         return unit_size(self.final_strides, dims) if way == "window" else (1,) * dims
 
 
+def encoder_fields(arch: Architecture) -> dict[str, Any]:
+    """The fields of a classifier's architecture.
+
+    Args:
+        arch: An architecture of either kind.
+
+    Returns:
+        Values by name; the decoder's fields are left out.
+    """
+    return {field.name: getattr(arch, field.name) for field in fields(Architecture)}
+
+
 def classifier_form(arch: Architecture) -> Architecture:
-    """The classifier whose encoder ``arch`` has: an MAE pools once less, and pooling has no weights (DESIGN 3)."""
+    """The classifier that an MAE's encoder fits: it pools once more, and pooling has no weights (paper, section 4).
+
+    Args:
+        arch: An architecture of either kind; a classifier's stays as it is.
+
+    Returns:
+        The classifier's architecture.
+    """
     if not isinstance(arch, MAEArchitecture):
         return arch
-    names = [field.name for field in fields(Architecture)]
-    return Architecture(**{name: getattr(arch, name) for name in names} | {"q_pool": len(arch.stages) - 1})
+    return Architecture(**encoder_fields(arch) | {"q_pool": len(arch.stages) - 1})
 
 
 def mae_form(arch: Architecture, **decoder: int) -> MAEArchitecture:
-    """The MAE of a classifier's encoder; mask ratios: paper, section 4. An MAE's own stays as it is."""
+    """The MAE around a classifier's encoder; mask ratio 0.9 for video, 0.6 for images (paper, section 4).
+
+    Args:
+        arch: An architecture of either kind; an MAE's stays as it is.
+        decoder: Fields of :class:`MAEArchitecture`.
+
+    Returns:
+        The MAE's architecture.
+    """
     if isinstance(arch, MAEArchitecture):
         return arch
     mask_ratio = 0.6 if len(arch.input_size) == 2 else 0.9

@@ -1,16 +1,11 @@
-"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier.
-
-Read top to bottom: the trunk that walks the stages, the classifier. What an architecture is stands in
-:mod:`hiera_video.models.architecture`.
-"""
+"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +13,35 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture as Architecture
-from hiera_video.models.layers import Block, Head, MaskUnitAttention, PatchEmbed, init_weights, resize_positions
+from hiera_video.models.layers import Block, Head, PatchEmbed, init_weights, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, unit_ids
-from hiera_video.models.unroll import Size, gather_units, reroll, unit_size, units, unroll
+from hiera_video.models.unroll import (
+    Size,
+    StageTokens,
+    gather_units,
+    public_order,
+    reroll,
+    token_grid,
+    units,
+    unroll,
+    window_order,
+)
 from hiera_video.spec import ClipSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class StageTokens(NamedTuple):
-    """What a stage leaves: unrolled tokens ``[B, M, T, C]``, their grid, and the strides not pooled yet."""
-
-    tokens: Tensor
-    grid: Size
-    strides: tuple[Size, ...]
-
-
 class HieraTrunk(nn.Module):
     """Patch embedding, position embeddings and blocks, without norm, head or decoder.
 
     The classifier and the MAE inherit from it, rather than hold it, only because state-dict keys must stay flat.
+    The position embeddings are read in the forward of the whole model: call that, not a method, where accelerate
+    offloads the weights.
+
+    Args:
+        arch: The architecture.
+        spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
     """
 
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
@@ -51,13 +54,14 @@ class HieraTrunk(nn.Module):
         self.patch_embed = PatchEmbed(
             arch.in_chans, arch.embed_dim, arch.patch_kernel, arch.patch_stride, arch.patch_padding
         )
-        grid = arch.token_grid(arch.input_size)
+        self.strides = arch.strides
+        self.trained_grid = grid = arch.token_grid(arch.input_size)
         if arch.sep_pos_embed:
             self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(grid[1:]), arch.embed_dim))
             self.pos_embed_temporal = nn.Parameter(torch.zeros(1, grid[0], arch.embed_dim))
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), arch.embed_dim))
-        self.blocks = nn.ModuleList(self._build_blocks())
+        self.blocks: Any = nn.ModuleList(self._build_blocks())  # Any: torch does not say of which modules
 
     def _build_blocks(self) -> Iterator[Block]:
         arch = self.arch
@@ -71,7 +75,7 @@ class HieraTrunk(nn.Module):
                     arch.dims[stage],
                     arch.heads[stage],
                     q_stride=arch.q_stride if first and stage <= arch.q_pool else None,
-                    # A stage's first block still attends by the rule of the stage before (DESIGN section 3).
+                    # As published, a stage's first block still attends by the rule of the stage before.
                     local=arch.mask_unit_attn[stage - first],
                     mlp_ratio=arch.mlp_ratio,
                     drop_path_rate=rates[index],
@@ -94,7 +98,12 @@ class HieraTrunk(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, object]]:
-        """Per stage, as timm has it: ``num_chs``, ``reduction`` (pixels, or frames, per token and axis), ``module``."""
+        """What timm says of each stage.
+
+        Returns:
+            For each stage ``num_chs`` (channels), ``reduction`` (pixels, or frames, of a token along each axis) and
+            ``module`` (the name of its last block).
+        """
         info: list[dict[str, object]] = []
         reduction, last = self.arch.patch_stride, -1
         for stage, blocks in enumerate(self.arch.stages):
@@ -104,36 +113,40 @@ class HieraTrunk(nn.Module):
             info.append({"num_chs": self.arch.dims[stage], "reduction": reduction, "module": f"blocks.{last}"})
         return info
 
-    def freeze_stages(self, number: int) -> None:
-        """Trains no patch embedding, position embedding or block of the first ``number`` stages; 0 trains them all.
+    def freeze_stages(self, count: int) -> None:
+        """Stops the training of the embeddings and of the first stages' blocks.
 
-        Frozen blocks stay in evaluation mode whatever :meth:`train` says, so that drop path is off there. Raises
-        :class:`RequestError` for a number of stages that the model does not have.
+        Frozen blocks stay in evaluation mode whatever :meth:`train` says, so that drop path is off there.
+
+        Args:
+            count: How many stages; 0 trains everything again.
+
+        Raises:
+            RequestError: The model does not have so many stages.
         """
-        if not 0 <= number <= len(self.arch.stages):
-            raise RequestError(
-                f"freeze_stages {number} must be from 0 to {len(self.arch.stages)}, the number of stages"
-            )
-        self.frozen_blocks = sum(self.arch.stages[:number])
+        if not 0 <= count <= len(self.arch.stages):
+            raise RequestError(f"freeze_stages {count} must be from 0 to {len(self.arch.stages)}, the number of stages")
+        self.frozen_blocks = sum(self.arch.stages[:count])
         stem = [p for name, p in self.named_parameters() if name.startswith(("pos_embed", "patch_embed."))]
         for parameter in stem:
-            parameter.requires_grad_(number == 0)
+            parameter.requires_grad_(count == 0)
         for index, block in enumerate(self.blocks):
             block.requires_grad_(index >= self.frozen_blocks)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
+        """As in torch; frozen blocks stay in evaluation mode."""
         super().train(mode)
         for block in self.blocks[: self.frozen_blocks]:
             block.eval()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """With ``enable`` each block is computed again in the backward pass, and its activations are not kept."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay leaves alone beside biases and norms (reference package; RECIPES section 4)."""
+        """Names of what weight decay leaves alone beside biases and norms, as in the reference package."""
         return {"pos_embed", "pos_embed_spatial", "pos_embed_temporal"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
@@ -141,10 +154,20 @@ class HieraTrunk(nn.Module):
         return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
 
     def position_embedding(self, grid: Size) -> Tensor:
-        """Row-major ``[1, N, C]`` for a token grid, resized by ``self.position_resize`` ("window" or "plain")."""
+        """The position embedding, resized by ``self.position_resize`` ("window" or "plain") where it must be.
+
+        Args:
+            grid: The token grid of the clip.
+
+        Returns:
+            Row-major ``[1, N, C]``.
+
+        Raises:
+            RequestError: ``self.position_resize`` is something else.
+        """
         if self.position_resize not in ("window", "plain"):
             raise RequestError(f"position_resize {self.position_resize!r} must be window or plain")
-        trained = self.arch.token_grid(self.arch.input_size)
+        trained = self.trained_grid
         window = self.arch.mask_unit_size if self.position_resize == "window" else (1,) * len(grid)
         if not self.arch.sep_pos_embed:
             return resize_positions(self.pos_embed, trained, grid, window)
@@ -153,19 +176,38 @@ class HieraTrunk(nn.Module):
         return (time[:, :, None] + space[:, None]).flatten(1, 2)
 
     def unit_grid(self, size: Size | None = None) -> Size:
-        """The grid of mask units for an input of ``size`` pixels (default: the size trained on)."""
-        return units(self.arch.token_grid(size or self.arch.input_size), self.arch.strides)
+        """The grid of mask units.
+
+        Args:
+            size: The input's size in pixels (frames). Default: the size trained on.
+
+        Returns:
+            Mask units along each axis.
+
+        Raises:
+            SizeError: Mask units do not divide ``size``.
+        """
+        grid = token_grid(size or self.arch.input_size, self.arch.patch_stride, self.arch.mask_unit_size)
+        return units(grid, self.strides)
 
     def num_mask_units(self, size: Size | None = None) -> int:
-        """How many mask units :meth:`unit_grid` has: the length of a row of ``keep``."""
+        """How many mask units :meth:`unit_grid` has, given the same ``size``: the length of a row of ``keep``."""
         return math.prod(self.unit_grid(size))
 
     def keep_ids(self, clip: Tensor, keep: Mask | None) -> Tensor | None:
-        """Boolean ``keep`` ``[B, M]`` -> indices of the visible units, int64 ``[B, K]``, ascending; None stays None.
+        """Turns a mask into indices, by which everything inside :meth:`stages` gathers.
 
-        Reading the counts is the one synchronisation that a mask on the device costs, one on the host costs none:
-        everything inside :meth:`stages` can gather. Raises :class:`RequestError` where ``keep`` does not fit
-        ``clip``, or where its rows show unequal numbers of units.
+        A mask on the device costs one synchronisation, since its counts are read; a mask on the host costs none.
+
+        Args:
+            clip: The clips that the mask belongs to, ``[B, C, *size]``.
+            keep: Boolean ``[B, num_mask_units]``, True for visible units; or None.
+
+        Returns:
+            The visible units, int64 ``[B, K]``, ascending, on the clip's device; None where ``keep`` is None.
+
+        Raises:
+            RequestError: ``keep`` does not fit ``clip``, or its rows show unequal numbers of units.
         """
         if keep is None:
             return None
@@ -173,24 +215,36 @@ class HieraTrunk(nn.Module):
         count = count_of(mask, (clip.shape[0], self.num_mask_units(tuple(clip.shape[2:]))), "keep")
         return moved(unit_ids(mask, count), clip.device)
 
-    def stages(self, clip: Tensor, ids: Tensor | None = None) -> Iterator[StageTokens]:
-        """Yields every stage once: the one walk that all forwards here consume.
+    def stages(
+        self, clip: Tensor, ids: Tensor | None = None, *, attentions: list[Tensor] | None = None
+    ) -> Iterator[StageTokens]:
+        """Walks through the stages (paper, Figure 2): the one walk that all forwards here consume.
 
-        ``clip`` is normalised float ``[B, C, *size]``; ``ids`` are the visible mask units, int64 ``[B, K]``
-        (:meth:`keep_ids`): all others are hidden, and nothing is computed for them.
+        Args:
+            clip: Normalised float ``[B, C, *size]``.
+            ids: The visible mask units, int64 ``[B, K]`` (:meth:`keep_ids`): nothing is computed for all others.
+            attentions: A list that gets each block's attention, ``[B, windows, heads, queries, keys]``, unrolled.
+
+        Yields:
+            What each stage leaves.
+
+        Raises:
+            SizeError: Mask units do not divide the clip's size.
         """
-        arch = self.arch
-        grid = arch.token_grid(tuple(clip.shape[2:]))
+        arch, strides = self.arch, self.strides
+        grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
         positions = self.position_embedding(grid)
         if ids is None:
-            tokens = unroll(self.patch_embed(clip) + positions, grid, arch.strides)
+            tokens = unroll(self.patch_embed(clip) + positions, grid, strides)
         else:
-            visible = self.patch_embed.visible_units(clip, ids, units(grid, arch.strides))
-            tokens = unroll(visible.flatten(0, 1), arch.mask_unit_size, arch.strides).view_as(visible)
-            tokens = tokens + gather_units(unroll(positions, grid, arch.strides).expand(len(clip), -1, -1, -1), ids)
-        strides, index = arch.strides, 0
+            visible = self.patch_embed.visible_units(clip, ids, units(grid, strides))
+            tokens = unroll(visible.flatten(0, 1), arch.mask_unit_size, strides).view_as(visible)
+            tokens = tokens + gather_units(unroll(positions, grid, strides).expand(len(clip), -1, -1, -1), ids)
+        index = 0
         for stage, blocks in enumerate(arch.stages):
             for block in self.blocks[index : index + blocks]:
+                if attentions is not None:
+                    attentions.append(block.attn.weights(block.norm1(tokens)))
                 tokens = self._run(block, tokens)
             index += blocks
             if 0 < stage <= arch.q_pool:
@@ -204,54 +258,82 @@ class HieraTrunk(nn.Module):
         return block(tokens)
 
     def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
-        """Tokens of the last stage ``[B, N, C]``, not normalised, in row-major (t, y, x) order.
+        """The tokens of the last stage, not normalised.
 
-        With ``keep`` only those of visible mask units, unit by unit in ascending order, each row-major inside.
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            keep: Boolean ``[B, num_mask_units]``, True for visible units. Default: all are visible.
+
+        Returns:
+            ``[B, N, C]`` in row-major (t, y, x) order. With ``keep`` only tokens of visible mask units, unit by unit
+            in ascending order, each row-major inside.
+
+        Raises:
+            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
         """
         *_, last = self.stages(clip, self.keep_ids(clip, keep))
-        return _public_order(last, by_unit=keep is not None)
+        return public_order(last, by_unit=keep is not None)
 
     def forward_intermediates(
         self, clip: Tensor, *, stages: list[int] | None = None, keep: Mask | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Last-stage tokens as :meth:`forward_features` gives them, and maps ``[B, T', H', W', C]`` of the stages.
+        """The tokens of the last stage, and feature maps.
 
-        ``stages`` counts from 1 (default: all). Hidden places of a map are zero.
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            stages: Which stages to give maps of, counted from 1. Default: all.
+            keep: As in :meth:`forward_features`.
+
+        Returns:
+            The tokens as :meth:`forward_features` gives them, and for each of ``stages`` a map ``[B, T', H', W', C]``
+            (images ``[B, H', W', C]``), whose hidden places are zero.
+
+        Raises:
+            SizeError, RequestError: As in :meth:`forward_features`; or the model has no such stage.
         """
         total = len(self.arch.stages)
-        wanted = range(1, total + 1) if stages is None else stages
-        if bad := [stage for stage in wanted if not 1 <= stage <= total]:
+        chosen = range(1, total + 1) if stages is None else stages
+        if bad := [stage for stage in chosen if not 1 <= stage <= total]:
             raise RequestError(f"stage {bad[0]} does not exist; this model has stages 1 to {total}")
         ids = self.keep_ids(clip, keep)
         outputs = list(self.stages(clip, ids))
-        maps = [reroll(*outputs[stage - 1], ids) for stage in wanted]
-        return _public_order(outputs[-1], by_unit=keep is not None), maps
+        maps = [reroll(*outputs[stage - 1], ids) for stage in chosen]
+        return public_order(outputs[-1], by_unit=keep is not None), maps
 
     @torch.no_grad()
     def forward_attentions(self, clip: Tensor, keep: Mask | None = None) -> list[Tensor]:
-        """Attention of every block, ``[B, windows, heads, queries, keys]`` after the softmax, without gradients.
+        """The attention of every block, computed beside the fused path, which is left as it is.
 
-        Windows are row-major mask units, or one for global attention; so are queries and keys inside a window
-        (in global attention with ``keep``: unit by unit). Computed beside the fused path, which is left as it is.
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            keep: As in :meth:`forward_features`.
+
+        Returns:
+            For each block ``[B, windows, heads, queries, keys]`` after the softmax, without gradients. Windows are
+            row-major mask units, or one for global attention; so are queries and keys inside a window (in global
+            attention with ``keep``: unit by unit).
+
+        Raises:
+            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
         """
-        attentions = [module for module in self.blocks.modules() if isinstance(module, MaskUnitAttention)]
         weights: list[Tensor] = []
-        with contextlib.ExitStack() as hooks:
-            for attention in attentions:
-                look = attention.register_forward_pre_hook(lambda attn, args: weights.append(attn.weights(args[0])))
-                hooks.callback(look.remove)
-            outputs = list(self.stages(clip, self.keep_ids(clip, keep)))
+        outputs = list(self.stages(clip, self.keep_ids(clip, keep), attentions=weights))
         ordered: list[Tensor] = []
         for blocks, before, after in zip(self.arch.stages, (outputs[0], *outputs[:-1]), outputs, strict=True):
             for keys in (before, *(after,) * (blocks - 1)):
-                local = attentions[len(ordered)].local
-                rows, columns = (_window_order(stage, local=local, by_unit=keep is not None) for stage in (after, keys))
+                local = self.blocks[len(ordered)].attn.local
+                rows, columns = (window_order(stage, local=local, by_unit=keep is not None) for stage in (after, keys))
                 ordered.append(weights[len(ordered)][..., rows, :][..., columns])
         return ordered
 
 
 class Hiera(HieraTrunk):
-    """The classifier: logits from the normalised mean of the last stage's tokens."""
+    """The classifier: logits from the normalised mean of the last stage's tokens (paper, section 3).
+
+    It takes the arguments of :class:`HieraTrunk`.
+    """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)
@@ -272,9 +354,11 @@ class Hiera(HieraTrunk):
                 parameter.mul_(self.arch.head_init_scale)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head of ``num_classes``, started as in training; the labels of the old one are dropped.
+        """Makes a new head, started as in training; the labels of the old one are dropped.
 
-        With 0 classes there is none, and :meth:`forward` gives the embedding ``[B, C]``, as in timm.
+        Args:
+            num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding
+                ``[B, C]``, as in timm.
         """
         self.arch = replace(self.arch, num_classes=num_classes)
         head = Head(self.num_features, num_classes, self.arch.head_dropout).train(self.training)
@@ -284,34 +368,31 @@ class Hiera(HieraTrunk):
         self.labels = None
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Last-stage tokens ``[B, ..., C]`` in any order -> logits ``[B, num_classes]``.
+        """Answers from the last stage's tokens.
 
-        With ``pre_logits`` the embedding ``[B, C]`` that the head sees: the normalised mean of the tokens.
+        Args:
+            tokens: ``[B, ..., C]`` in any order.
+            pre_logits: Whether to stop before the head.
+
+        Returns:
+            Logits ``[B, num_classes]``; with ``pre_logits`` the embedding ``[B, C]`` that the head sees: the
+            normalised mean of the tokens.
         """
         embedding = self.norm(tokens.flatten(1, -2).mean(dim=1))
         return embedding if pre_logits else self.head(embedding)
 
     def forward(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
-        """Normalised clip ``[B, C, T, H, W]`` (images ``[B, C, H, W]``) -> logits ``[B, num_classes]``.
+        """Classifies clips.
 
-        With ``keep`` (boolean ``[B, num_mask_units]``) from the visible tokens alone.
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            keep: Boolean ``[B, num_mask_units]``: True where a mask unit is seen. Default: all are.
+
+        Returns:
+            Logits ``[B, num_classes]``, in training and in evaluation alike.
+
+        Raises:
+            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
         """
         *_, last = self.stages(clip, self.keep_ids(clip, keep))
         return self.forward_head(last.tokens)
-
-
-def _public_order(stage: StageTokens, *, by_unit: bool) -> Tensor:
-    """Tokens ``[B, N, C]`` in row-major order, or unit by unit where only some units are there."""
-    if not by_unit:
-        return reroll(*stage).flatten(1, -2)
-    batch, num_units = stage.tokens.shape[:2]
-    each = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), unit_size(stage.strides, len(stage.grid)), stage.strides)
-    return each.flatten(1, -2).unflatten(0, (batch, num_units)).flatten(1, 2)
-
-
-def _window_order(stage: StageTokens, *, local: bool, by_unit: bool) -> Tensor:
-    """Where to find, in an attention window of this stage, its tokens in public order."""
-    tokens = stage.tokens[:1, :1, :, :1] if local else stage.tokens[:1, :, :, :1]
-    index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-    window = stage._replace(tokens=index, grid=unit_size(stage.strides, len(stage.grid)) if local else stage.grid)
-    return _public_order(window, by_unit=by_unit and not local).flatten()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hiera_video.models.unroll import Size, pool
 
-CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 #: ``hidden_act`` by transformers' names.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -28,8 +27,44 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class _WindowConvolution(nn.Module):
+    """Lets a convolution also take windows that bring their margins along, so that it must not pad them.
+
+    The kernel is read in the convolution's own forward: there the hooks of accelerate have put it on its device.
+    """
+
+    def forward(self, input: Tensor, padded: bool = False) -> Tensor:
+        conv: Any = self  # torch types the three convolutions apart
+        return CONVOLVE[input.ndim - 2](input, conv.weight, conv.bias, conv.stride, 0 if padded else conv.padding)
+
+
+class PatchConv1d(_WindowConvolution, nn.Conv1d):
+    """The convolution of sequences."""
+
+
+class PatchConv2d(_WindowConvolution, nn.Conv2d):
+    """The convolution of images."""
+
+
+class PatchConv3d(_WindowConvolution, nn.Conv3d):
+    """The convolution of video."""
+
+
+#: Convolutions by the number of axes, as modules and as functions.
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: PatchConv1d, 2: PatchConv2d, 3: PatchConv3d}
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
 class PatchEmbed(nn.Module):
-    """Overlapping patch convolution: pixels ``[B, C, *size]`` -> row-major tokens ``[B, N, embed_dim]``."""
+    """Overlapping patch convolution of all tokens, or of the visible mask units' alone (paper, Table 1 and section 3).
+
+    Args:
+        in_chans: Channels of the pixels.
+        embed_dim: Channels of the tokens.
+        kernel: Size of a patch in pixels (frames), one for each axis.
+        stride: Pixels (frames) from one patch to the next, for each axis.
+        padding: Zeros before and behind each axis.
+    """
 
     def __init__(self, in_chans: int, embed_dim: int, kernel: Size, stride: Size, padding: Size) -> None:
         super().__init__()
@@ -37,38 +72,56 @@ class PatchEmbed(nn.Module):
         self.proj: Any = CONVOLUTIONS[len(kernel)](in_chans, embed_dim, kernel, stride, padding)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Embeds the whole clip.
+
+        Args:
+            pixels: Float ``[B, C, *size]``.
+
+        Returns:
+            Tokens ``[B, N, embed_dim]`` in row-major order.
+        """
         return self.proj(pixels).flatten(2).transpose(1, 2)
 
     def visible_units(self, pixels: Tensor, keep_ids: Tensor, units: Size) -> Tensor:
-        """The tokens ``[B, K, T, embed_dim]``, row-major inside each unit, of the mask units ``keep_ids`` ``[B, K]``
-        alone, out of a grid of ``units``.
+        """Embeds the visible mask units alone.
 
-        Pixels of hidden units are zeroed first: the kernel overlaps them, and nothing may leak (DESIGN section 3).
-        Equal to the convolution of the zeroed clip, but only the visible units and their margins are convolved.
+        Pixels of hidden units are zeroed first: the kernel overlaps them, and nothing may leak. The tokens equal the
+        convolution of the zeroed clip, but only the visible units and their margins are convolved.
+
+        Args:
+            pixels: Float ``[B, C, *size]``.
+            keep_ids: The visible units, int64 ``[B, K]``.
+            units: The grid of mask units.
+
+        Returns:
+            Tokens ``[B, K, T, embed_dim]``, row-major inside each unit.
         """
         batch, conv = pixels.shape[0], self.proj
         hidden = torch.zeros(batch, math.prod(units), dtype=pixels.dtype, device=pixels.device)
         mask = hidden.scatter(1, keep_ids, 1.0).view(batch, 1, *units)
         windows = pixels * F.interpolate(mask, size=pixels.shape[2:])
         windows = F.pad(windows, [margin for padding in reversed(conv.padding) for margin in (padding, padding)])
-        where: list[Tensor] = []
+        places: list[Tensor] = []
         rest = keep_ids  # by hand: torch.unravel_index copies the sizes to the device and waits for it
-        for number in reversed(units):
-            where.insert(0, rest % number)
-            rest = rest // number
-        for axis, number in enumerate(units):
-            step = pixels.shape[2 + axis] // number
+        for count in reversed(units):
+            places.insert(0, rest % count)
+            rest = rest // count
+        for axis, count in enumerate(units):
+            step = pixels.shape[2 + axis] // count
             windows = windows.unfold(2 + axis, step + conv.kernel_size[axis] - conv.stride[axis], step)
         rows = torch.arange(batch, device=pixels.device)[:, None]
-        picked: Any = (rows, slice(None), *where)
+        picked: Any = (rows, slice(None), *places)
         windows = windows[picked]  # [B, K, C, *window]
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(units) - 1]
-        tokens = convolve(windows.flatten(0, 1), conv.weight, conv.bias, conv.stride)
+        tokens = conv(windows.flatten(0, 1), padded=True)
         return tokens.flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): a sample's residual branch is dropped with probability ``rate``."""
+    """Stochastic depth (arXiv 1603.09382).
+
+    Args:
+        rate: The probability that a sample's residual branch is dropped, in training.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -82,10 +135,18 @@ class DropPath(nn.Module):
 
 
 class MaskUnitAttention(nn.Module):
-    """Attention within each mask unit (``local``) or over all tokens, its queries max-pooled by ``q_stride``.
+    """Attention within each mask unit or over all tokens, whose queries may be max-pooled (paper, section 3).
 
     Mask units are folded into the batch: the fused kernels take four dimensions, and with five fall back to the
-    slow one (DESIGN section 6).
+    slow one (6.6 times slower for the base video model's global attention on a CPU).
+
+    Args:
+        dim: Channels of the tokens.
+        dim_out: Channels of what comes out.
+        heads: Attention heads.
+        q_stride: The pooling of the queries, or None.
+        local: Whether attention stays within mask units.
+        qkv_bias: Whether queries, keys and values have a bias.
     """
 
     def __init__(
@@ -97,9 +158,14 @@ class MaskUnitAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
 
     def project(self, tokens: Tensor) -> list[Tensor]:
-        """``[B, M, T, dim]`` -> queries, keys, values ``[B * M, heads, T, dim_out / heads]``.
+        """Makes queries, keys and values.
 
-        Global attention has them as ``[B, heads, M * T, dim_out / heads]``; pooled queries have a smaller T.
+        Args:
+            tokens: Unrolled ``[B, M, T, dim]``.
+
+        Returns:
+            The three as ``[B * M, heads, T, dim_out / heads]``, in global attention ``[B, heads, M * T, dim_out /
+            heads]``; pooled queries have a smaller T.
         """
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         if self.q_stride is not None:
@@ -113,9 +179,14 @@ class MaskUnitAttention(nn.Module):
         return self.proj(mixed.reshape(*tokens.shape[:2], -1, self.proj.in_features))
 
     def weights(self, tokens: Tensor) -> Tensor:
-        """Softmaxed attention ``[B, windows, heads, queries, keys]``: the slow path, for those who ask to see it.
+        """The attention itself: the slow path, for those who ask to see it.
 
-        Windows are the mask units, or one for all tokens; queries and keys are in unrolled order.
+        Args:
+            tokens: Unrolled ``[B, M, T, dim]``.
+
+        Returns:
+            ``[B, windows, heads, queries, keys]`` after the softmax. Windows are the mask units, or one for all
+            tokens; queries and keys are in unrolled order.
         """
         query, key, _ = self.project(tokens)
         scores = (query @ key.transpose(-2, -1)) / math.sqrt(query.shape[-1])
@@ -184,12 +255,18 @@ class Head(nn.Module):
 
 
 def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tensor:
-    """A position table ``[1, prod(old), C]`` (row-major) for another grid: ``[1, prod(new), C]``.
+    """Resizes a table of position embeddings: the last two axes together (bicubic), a single axis linearly.
 
-    ``window`` is the part of the grid whose phase is kept. With the mask unit, each place within a unit is
-    interpolated over units alone: plain interpolation shifts the phases that mask-unit attention has learned,
-    which is known to hurt (arXiv 2311.05613). With a window of ones it is the plain way. The last two axes go
-    together (bicubic), an axis before them linearly, as do sequences. Grids must divide by ``window``.
+    Args:
+        table: ``[1, prod(old), C]``, row-major.
+        old: The grid that it was made for.
+        new: The grid wanted.
+        window: The part of the grid whose phase is kept; it divides both grids. With the mask unit, each place within
+            a unit is interpolated over units alone: plain interpolation shifts the phases that mask-unit attention
+            has learned, which is known to hurt (arXiv 2311.05613). A window of ones is the plain way.
+
+    Returns:
+        ``[1, prod(new), C]``, of the table's dtype.
     """
     if old == new:
         return table
@@ -218,9 +295,11 @@ def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tenso
 
 
 def init_weights(module: nn.Module, bias: float) -> None:
-    """The classifier's start: weights truncated normal of std 0.02, biases of linear layers and norms at ``bias``.
+    """Starts a classifier's layer: weights truncated normal of std 0.02, as in the reference package.
 
-    The patch convolution keeps torch's own bias, as in the reference.
+    Args:
+        module: The layer. The patch convolution keeps torch's own bias.
+        bias: What biases of linear layers and norms start at.
     """
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)

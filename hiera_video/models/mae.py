@@ -7,6 +7,7 @@ decoder predicts the normalised pixels of the hidden ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,14 +19,18 @@ from hiera_video.models.hiera import HieraTrunk
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
 from hiera_video.models.masks import random_keep as random_keep
-from hiera_video.models.unroll import Size, reroll, unit_size, unroll
+from hiera_video.models.unroll import Size, reroll, reroll_units, unroll
 from hiera_video.spec import ClipSpec
 
 
 class MAEOutput(NamedTuple):
-    """``loss``: scalar, mean squared error on the positions predicted. ``prediction`` and ``target``:
-    ``[B, P, patch]`` of those P positions (or of all that there are) in row-major order. ``keep``: boolean
-    ``[B, num_mask_units]``, where it was given or drawn.
+    """What :class:`HieraMAE` gives.
+
+    Args:
+        loss: Mean squared error on the positions predicted, a float32 scalar.
+        prediction: Predicted pixels of those P positions (or of all that there are), ``[B, P, patch]``, row-major.
+        target: The true pixels, of the same shape, each patch normalised.
+        keep: Boolean ``[B, num_mask_units]``, on the device where it was given or drawn.
     """
 
     loss: Tensor
@@ -35,9 +40,15 @@ class MAEOutput(NamedTuple):
 
 
 class HieraMAE(HieraTrunk):
-    """Encoder and decoder of the pretext task."""
+    """Encoder and decoder of the pretext task (paper, section 4 and appendix A).
+
+    Args:
+        arch: The architecture.
+        spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
+    """
 
     arch: MAEArchitecture
+    __call__: Callable[..., MAEOutput]
 
     def __init__(self, arch: MAEArchitecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)
@@ -76,7 +87,7 @@ class HieraMAE(HieraTrunk):
         self.license: str | None = None  # travels with the weights
 
     def final_grid(self, size: Size) -> Size:
-        """The grid of tokens that the decoder works on, for an input of ``size`` pixels."""
+        """As :meth:`MAEArchitecture.final_grid`."""
         return self.arch.final_grid(size)
 
     def forward(
@@ -88,18 +99,27 @@ class HieraMAE(HieraTrunk):
         generator: torch.Generator | None = None,
         all_positions: bool = False,
     ) -> MAEOutput:
-        """Normalised clip ``[B, C, *size]`` -> loss, predictions and targets of the hidden positions.
-
-        ``keep`` (boolean ``[B, num_mask_units]``, True = visible) is drawn with ``generator`` where it is not given.
-        With ``decode`` (boolean of the same shape, in each row as many of the hidden units) these units alone are
-        decoded and predicted (VideoMAE V2, arXiv 2303.16727). The loss is then the mean over them: noisier, and not
-        quite the same number, since the decoder sees fewer mask tokens. ``all_positions`` predicts the visible
-        positions too, for pictures; the loss is the same.
+        """Predicts the pixels of the hidden positions.
 
         Masks may be tensors or numpy arrays. On the host, or drawn here, they cost no synchronisation with the
-        device; each one that lies on the device is read once. Raises :class:`RequestError` for masks that do not
-        fit ``clip`` or each other. Compiled, ``keep`` must show the number of units that ``mask_ratio`` says, or the
-        device raises, and ``decode`` breaks the graph.
+        device; each one that lies on the device is read once. Compiled, ``keep`` must show the number of units that
+        ``mask_ratio`` says, or the device raises, and ``decode`` breaks the graph.
+
+        Args:
+            clip: Normalised float ``[B, C, *size]``.
+            keep: Boolean ``[B, num_mask_units]``, True for visible units. Default: drawn with ``generator``.
+            decode: Boolean of the same shape, in each row as many of the hidden units: these units alone are decoded
+                and predicted (VideoMAE V2, arXiv 2303.16727). The loss is then the mean over them: noisier, and not
+                quite the same value, since the decoder sees fewer mask tokens.
+            generator: Draws ``keep``. Default: torch's global generator of the clip's device.
+            all_positions: Whether to predict the visible positions too, for pictures; the loss is the same.
+
+        Returns:
+            The loss, predictions, targets and ``keep``.
+
+        Raises:
+            SizeError: Mask units do not divide the clip's size.
+            RequestError: The masks do not fit ``clip`` or each other, or ``keep`` hides nothing.
         """
         if decode is not None and all_positions:
             raise RequestError("decode and all_positions cannot be asked for together")
@@ -117,21 +137,34 @@ class HieraMAE(HieraTrunk):
         return MAEOutput(loss, prediction, target, keep)
 
     def encode(self, clip: Tensor, ids: Tensor) -> Tensor:
-        """The fused and normalised tokens of the visible mask units ``ids``: ``[B, K, T, C]``."""
+        """Encodes the visible mask units, and fuses the stages.
+
+        Args:
+            clip: Normalised float ``[B, C, *size]``.
+            ids: The visible units, int64 ``[B, K]``.
+
+        Returns:
+            Normalised tokens ``[B, K, T, C]``.
+        """
         stages = list(self.stages(clip, ids))
         fused = stages[-1].tokens
         for head, stage in zip(self.multi_scale_fusion_heads, stages[: self.arch.q_pool], strict=False):
-            unit = unit_size(stage.strides, len(stage.grid))
-            maps = reroll(stage.tokens.flatten(0, 1).unsqueeze(1), unit, stage.strides)
+            maps = reroll_units(*stage).flatten(0, 1)
             merged = head(maps.movedim(-1, 1)).flatten(2).transpose(1, 2)
             fused = fused + merged.view_as(fused)
         return self.encoder_norm(fused)
 
     def decode(self, latent: Tensor, places: Tensor, grid: Size) -> Tensor:
-        """Encoded ``[B, V, C]`` -> decoded tokens ``[B, S, decoder_embed_dim]`` of the positions ``places`` ``[B, S]``.
+        """Decodes; attention is global here, so tokens may come in any order.
 
-        Of these row-major positions the first V are those of ``latent``; mask tokens stand for the others. Attention
-        is global here, so tokens may come in any order.
+        Args:
+            latent: Encoded tokens ``[B, V, C]``.
+            places: Row-major positions, int64 ``[B, S]``: the first V are those of ``latent``, mask tokens stand for
+                the others.
+            grid: The grid of tokens that the decoder works on.
+
+        Returns:
+            Tokens ``[B, S, decoder_embed_dim]`` of these positions.
         """
         visible = self.decoder_embed(latent)
         hidden = self.mask_token.to(visible.dtype).expand(len(latent), places.shape[1] - latent.shape[1], -1)
@@ -148,10 +181,14 @@ class HieraMAE(HieraTrunk):
         return self.decoder_norm(tokens.squeeze(1))
 
     def target(self, clip: Tensor) -> Tensor:
-        """Pixels of every position, ``[B, N, patch]``: of the first frame of each temporal patch, for video.
+        """Cuts a clip into what is to be predicted: of a video the first frame of each temporal patch.
 
-        Pixels lie (row, column, channel) in a video's patch and (channel, row, column) in an image's, as in the
-        published weights.
+        Args:
+            clip: Normalised float ``[B, C, *size]``.
+
+        Returns:
+            Pixels of every position, ``[B, N, patch]``. They lie (row, column, channel) in a video's patch and
+            (channel, row, column) in an image's, as in the published weights.
         """
         side = self.patch_side
         if clip.ndim == 5:
@@ -165,11 +202,20 @@ class HieraMAE(HieraTrunk):
 
     @torch.no_grad()
     def reconstruct(self, clip: Tensor, keep: Mask) -> tuple[Tensor, Tensor]:
-        """What the encoder saw, and what the model makes of it: two of ``[B, C, T', H, W]`` (images ``[B, C, H, W]``).
+        """Shows what the encoder saw, and what the model makes of it.
 
-        Both are float32, normalised like ``clip``; T' are the frames that are predicted, the first of each temporal
-        patch. Hidden places are 0 (the mean colour) in the first; in the second the prediction, brought back to the
-        true patch's mean and standard deviation, which the model is not asked for. Visible places are the clip's own.
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            keep: Boolean ``[B, num_mask_units]``, True for visible units.
+
+        Returns:
+            Two of float32 ``[B, C, T', H, W]`` (images ``[B, C, H, W]``), normalised like ``clip``; T' are the frames
+            that are predicted, the first of each temporal patch. Hidden places are 0 (the mean colour) in the first;
+            in the second they are the prediction, brought back to the true patch's mean and standard deviation, which
+            the model is not asked for. Visible places are the clip's own.
+
+        Raises:
+            SizeError, RequestError: As in :meth:`forward`.
         """
         out = self(clip, keep, all_positions=True)
         grid = self.final_grid(tuple(clip.shape[2:]))
@@ -214,14 +260,14 @@ class HieraMAE(HieraTrunk):
             count = count_of(mask, shape, "keep")
         if count == shape[1]:
             raise RequestError("keep shows every mask unit: an MAE needs hidden ones to predict")
-        chosen, number = ~mask, shape[1] - count
+        chosen, predicted = ~mask, shape[1] - count
         if decode is not None:
             chosen = moved(torch.as_tensor(decode), mask.device)
-            number = count_of(chosen, shape, "decode", apart_from=mask)
+            predicted = count_of(chosen, shape, "decode", apart_from=mask)
         visible = unit_ids(mask, count)
-        numbers = torch.arange(math.prod(grid), device=mask.device).view(1, -1, 1)
-        table = unroll(numbers, grid, self.arch.final_strides)[0, :, :, 0]  # [M, T]
-        hidden = table[unit_ids(chosen, number)].flatten(1).sort(dim=1).values
+        positions = torch.arange(math.prod(grid), device=mask.device).view(1, -1, 1)
+        table = unroll(positions, grid, self.arch.final_strides)[0, :, :, 0]  # [M, T]
+        hidden = table[unit_ids(chosen, predicted)].flatten(1).sort(dim=1).values
         places = torch.cat([table[visible].flatten(1), hidden], dim=1)
         return mask, moved(visible, clip.device), moved(places, clip.device)
 

@@ -24,9 +24,21 @@ def random_keep(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Boolean ``[batch, num_mask_units]`` with :func:`num_visible` True in each row, at random.
+    """Draws which mask units are seen, the same number in each row (paper, section 4).
 
-    Drawn where ``generator`` lives (without one on ``device``), and never read back.
+    Args:
+        batch: Number of rows.
+        num_mask_units: Mask units of a clip.
+        mask_ratio: The part of them that is hidden, from 0 to 1.
+        generator: Where the randomness comes from, and the device that it is drawn on. Default: torch's global
+            generator of ``device``.
+        device: Where the result lies.
+
+    Returns:
+        Boolean ``[batch, num_mask_units]``, True where a unit is visible; it is never read back.
+
+    Raises:
+        RequestError: The ratio leaves no visible or no hidden unit.
     """
     count = num_visible(num_mask_units, mask_ratio)
     if generator is None:  # torch.compile knows no generator, not even None
@@ -38,9 +50,17 @@ def random_keep(
 
 
 def num_visible(num_mask_units: int, mask_ratio: float) -> int:
-    """``int(num_mask_units * (1 - mask_ratio))``: how many units of a clip are visible.
+    """How many mask units of a clip are visible.
 
-    Raises :class:`RequestError` where that leaves no visible or no hidden unit.
+    Args:
+        num_mask_units: Mask units of a clip.
+        mask_ratio: The part of them that is hidden, from 0 to 1.
+
+    Returns:
+        ``int(num_mask_units * (1 - mask_ratio))``.
+
+    Raises:
+        RequestError: That leaves no visible or no hidden unit.
     """
     count = int(num_mask_units * (1 - mask_ratio))
     if not 0 < count < num_mask_units:
@@ -49,15 +69,24 @@ def num_visible(num_mask_units: int, mask_ratio: float) -> int:
 
 
 def count_of(mask: Tensor, shape: tuple[int, int], name: str, *, apart_from: Tensor | None = None) -> int:
-    """How many units each row of ``mask`` (called ``name`` in errors) shows: the one reading of a mask.
+    """Reads a mask, once: this waits for the device where the mask lies there.
 
-    It waits for the device where the mask lies there. Raises :class:`RequestError` where the mask is not boolean of
-    ``shape`` (clips, mask units), where its rows show unequal numbers of units, or none, and where it shares a unit
-    with ``apart_from``, a ``keep``.
+    Args:
+        mask: What should be boolean of ``shape``.
+        shape: (clips, mask units).
+        name: What errors call the mask.
+        apart_from: A ``keep`` with which the mask may share no unit.
+
+    Returns:
+        How many units each row shows.
+
+    Raises:
+        RequestError: The mask is not boolean of ``shape``, its rows show unequal numbers of units, or none, or it
+            shares a unit with ``apart_from``.
     """
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        found = f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
-        raise RequestError(f"{name} must be bool {list(shape)}, one entry per clip and mask unit, not {found}")
+        given = f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
+        raise RequestError(f"{name} must be bool {list(shape)}, one entry per clip and mask unit, not {given}")
     shared = (mask & apart_from).sum(dim=1) if apart_from is not None else mask.new_zeros(len(mask), dtype=torch.int64)
     read = torch.stack([mask.sum(dim=1), shared]).tolist()
     counts = set(read[0])
@@ -69,11 +98,27 @@ def count_of(mask: Tensor, shape: tuple[int, int], name: str, *, apart_from: Ten
 
 
 def unit_ids(mask: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` True entries of each row: int64 ``[B, count]``, ascending, where ``mask`` lies."""
+    """Turns a mask into indices, where it lies.
+
+    Args:
+        mask: Boolean ``[B, num_mask_units]``.
+        count: How many entries of each row are True.
+
+    Returns:
+        Their indices, int64 ``[B, count]``, ascending.
+    """
     # A stable sort puts True first, both parts ascending.
     return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """``tensor`` on ``device``; nobody waits, unless it comes from an accelerator to the host."""
+    """Moves a tensor; nobody waits, unless it comes from an accelerator to the host.
+
+    Args:
+        tensor: What to move.
+        device: Where to.
+
+    Returns:
+        ``tensor`` on ``device``.
+    """
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")

@@ -30,28 +30,88 @@ With one stride the same grid is four mask units of four tokens:
 [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 All functions are given the sizes in each call and hold nothing; ``strides`` are the poolings still to come,
-first one first. Sizes must divide: callers check that once, where a user can be told what would fit.
+first one first. Sizes must divide: :func:`token_grid` checks that once, and tells the user what would fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from hiera_video.errors import SizeError
 
 Size = tuple[int, ...]
 
 
+class StageTokens(NamedTuple):
+    """What a stage of a model leaves: unrolled tokens ``[B, M, T, C]``, their grid, and the strides not pooled yet."""
+
+    tokens: Tensor
+    grid: Size
+    strides: tuple[Size, ...]
+
+
+def token_grid(size: Size, patch_stride: Size, mask_unit_size: Size) -> Size:
+    """Divides an input into patches.
+
+    Args:
+        size: The input's size in pixels (frames), one number for each axis.
+        patch_stride: Pixels (frames) from one patch to the next, for each axis.
+        mask_unit_size: The size of a mask unit in patches, for each axis.
+
+    Returns:
+        The grid of tokens, one for each patch.
+
+    Raises:
+        SizeError: Mask units do not divide ``size``. The nearest sizes that fit are named.
+    """
+    step = tuple(p * m for p, m in zip(patch_stride, mask_unit_size, strict=True))
+    if len(size) != len(step):
+        raise SizeError(f"an input of size {_times(size)} has {len(size)} axes, this model takes {len(step)}")
+    if any(n < s or n % s for n, s in zip(size, step, strict=True)):
+        down = tuple(max(n // s, 1) * s for n, s in zip(size, step, strict=True))
+        up = tuple(max(-(-n // s), 1) * s for n, s in zip(size, step, strict=True))
+        nearest = _times(down) if down == up else f"{_times(down)} and {_times(up)}"
+        raise SizeError(
+            f"input size {_times(size)} must be a multiple of {_times(step)} in each axis; "
+            f"the nearest that fit: {nearest}"
+        )
+    return tuple(n // p for n, p in zip(size, patch_stride, strict=True))
+
+
+def _times(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
 def units(grid: Size, strides: Sequence[Size]) -> Size:
-    """The grid of mask units left when every stride has been pooled away."""
+    """Pools a grid by every stride.
+
+    Args:
+        grid: A grid of tokens.
+        strides: The poolings still to come.
+
+    Returns:
+        The grid of mask units that is left.
+    """
     for stride in strides:
         grid = tuple(g // s for g, s in zip(grid, stride, strict=True))
     return grid
 
 
 def unit_size(strides: Sequence[Size], dims: int) -> Size:
-    """The size of a mask unit, in tokens, while ``strides`` are still to come."""
+    """Multiplies the strides up.
+
+    Args:
+        strides: The poolings still to come.
+        dims: The number of axes.
+
+    Returns:
+        The size of a mask unit in tokens of now.
+    """
     # A list for each axis: torch.compile would break its graph at a generator.
     return tuple(math.prod([stride[axis] for stride in strides]) for axis in range(dims))
 
@@ -70,7 +130,16 @@ def _split(grid: Size, strides: Sequence[Size]) -> tuple[list[int], list[int]]:
 
 
 def unroll(tokens: Tensor, grid: Size, strides: Sequence[Size]) -> Tensor:
-    """Row-major tokens ``[B, N, C]`` of a grid of any number of dimensions -> unrolled ``[B, M, T, C]``."""
+    """Sorts row-major tokens into mask units (paper, section 3; see the top of this file).
+
+    Args:
+        tokens: ``[B, N, C]`` in row-major order.
+        grid: Their grid, of any number of dimensions.
+        strides: The poolings to come, the first one first.
+
+    Returns:
+        ``[B, M, T, C]``: M mask units in row-major order, T tokens in each.
+    """
     shape, order = _split(grid, strides)
     batch, _, channels = tokens.shape
     split = tokens.reshape(batch, *shape, channels).permute(0, *(axis + 1 for axis in order), len(shape) + 1)
@@ -78,10 +147,16 @@ def unroll(tokens: Tensor, grid: Size, strides: Sequence[Size]) -> Tensor:
 
 
 def reroll(tokens: Tensor, grid: Size, strides: Sequence[Size], keep_ids: Tensor | None = None) -> Tensor:
-    """The inverse: unrolled ``[B, M, T, C]`` -> channels-last map ``[B, *grid, C]`` in row-major order.
+    """Puts unrolled tokens back into row-major order: the inverse of :func:`unroll`.
 
-    ``grid`` and ``strides`` are those of the stage that the tokens come from. With ``keep_ids`` (int64 ``[B, K]``,
-    the visible mask units) the tokens are those of the visible units, ``[B, K, T, C]``; hidden places are zero.
+    Args:
+        tokens: ``[B, M, T, C]``, or those of the visible mask units alone, ``[B, K, T, C]``.
+        grid: The grid of the stage that the tokens come from.
+        strides: The poolings still to come after that stage.
+        keep_ids: The visible mask units, int64 ``[B, K]``, where only they are there.
+
+    Returns:
+        A map ``[B, *grid, C]``; hidden places are zero.
     """
     if keep_ids is not None:
         hidden = tokens.new_zeros(tokens.shape[0], math.prod(units(grid, strides)), *tokens.shape[2:])
@@ -92,16 +167,86 @@ def reroll(tokens: Tensor, grid: Size, strides: Sequence[Size], keep_ids: Tensor
     return split.permute(0, *inverse, split.ndim - 1).reshape(tokens.shape[0], *grid, -1)
 
 
+def reroll_units(tokens: Tensor, grid: Size, strides: Sequence[Size]) -> Tensor:
+    """Puts the tokens of each mask unit into row-major order, the units apart.
+
+    Args:
+        tokens: Unrolled ``[B, M, T, C]``, of all mask units or of the visible ones.
+        grid: The grid of the stage that the tokens come from.
+        strides: The poolings still to come after that stage.
+
+    Returns:
+        A map of each unit, ``[B, M, *unit, C]``.
+    """
+    maps = reroll(tokens.flatten(0, 1).unsqueeze(1), unit_size(strides, len(grid)), strides)
+    return maps.unflatten(0, tokens.shape[:2])
+
+
 def gather_units(tokens: Tensor, keep_ids: Tensor) -> Tensor:
-    """Unrolled ``[B, M, T, C]`` -> the visible mask units ``keep_ids`` ``[B, K]`` alone, ``[B, K, T, C]``."""
+    """Picks the visible mask units.
+
+    Args:
+        tokens: Unrolled ``[B, M, T, C]``.
+        keep_ids: The visible mask units, int64 ``[B, K]``.
+
+    Returns:
+        ``[B, K, T, C]``.
+    """
     return tokens.gather(1, keep_ids[:, :, None, None].expand(-1, -1, *tokens.shape[2:]))
 
 
 def scatter_units(visible: Tensor, keep_ids: Tensor, tokens: Tensor) -> Tensor:
-    """``tokens`` ``[B, M, T, C]`` with the mask units ``keep_ids`` replaced by ``visible`` ``[B, K, T, C]``."""
+    """Puts visible mask units in their places.
+
+    Args:
+        visible: Tokens of the visible units, ``[B, K, T, C]``.
+        keep_ids: Where they belong, int64 ``[B, K]``.
+        tokens: ``[B, M, T, C]``, which says what stands in the other places.
+
+    Returns:
+        A copy of ``tokens`` with ``visible`` in it.
+    """
     return tokens.scatter(1, keep_ids[:, :, None, None].expand_as(visible), visible)
 
 
 def pool(tokens: Tensor, stride: Size) -> Tensor:
-    """Unrolled ``[B, M, T, C]`` -> ``[B, M, T / prod(stride), C]``: the maximum over each pooling window."""
+    """Takes the maximum over each pooling window.
+
+    Args:
+        tokens: Unrolled ``[B, M, T, C]``.
+        stride: The first of the strides that the tokens were unrolled by.
+
+    Returns:
+        ``[B, M, T / prod(stride), C]``, unrolled by the strides that follow.
+    """
     return tokens.unflatten(2, (math.prod(stride), -1)).amax(dim=2)
+
+
+def public_order(stage: StageTokens, *, by_unit: bool) -> Tensor:
+    """Puts a stage's tokens into the order in which users see them.
+
+    Args:
+        stage: What the stage left.
+        by_unit: Whether only the visible mask units are there.
+
+    Returns:
+        ``[B, N, C]`` in row-major order; with ``by_unit`` unit by unit, each row-major inside.
+    """
+    return (reroll_units if by_unit else reroll)(*stage).flatten(1, -2)
+
+
+def window_order(stage: StageTokens, *, local: bool, by_unit: bool) -> Tensor:
+    """Says where the tokens of an attention window lie, in the order in which users see them.
+
+    Args:
+        stage: What a stage left.
+        local: Whether a window is a mask unit, or all tokens.
+        by_unit: Whether only the visible mask units are there.
+
+    Returns:
+        Indices into the window's unrolled tokens, int64 ``[N]``.
+    """
+    tokens = stage.tokens[:1, :1, :, :1] if local else stage.tokens[:1, :, :, :1]
+    index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+    window = stage._replace(tokens=index, grid=unit_size(stage.strides, len(stage.grid)) if local else stage.grid)
+    return public_order(window, by_unit=by_unit and not local).flatten()

@@ -48,9 +48,15 @@ Runner: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written: its ``input`` (B: any batch), and its ``difference`` from the model, checked before.
+    """A file that was written.
 
-    ``difference`` is max|a - b| / max|b| of the logits of random clips.
+    Args:
+        output: The file.
+        format: "onnx" or "torch-export".
+        input: The shape of a batch of clips, with B for any batch size.
+        megabytes: Its size, weights beside it included.
+        difference: max|a - b| / max|b| of the logits of random clips, beside the model's, checked before.
+        error: None: a file that cannot be written is a request that cannot be met.
     """
 
     output: str
@@ -89,26 +95,44 @@ def export(
         format: onnx, or torch-export, which torch.export.load reads.
         size: Height and width of the clips in pixels. Default: the model's own.
         num_frames: Frames of a clip. Default: the model's own.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        RequestError: The format lacks a package, the output's ending is another format's, or the model has no logits.
+        OutputError: The file cannot be written, or does not give the model's logits.
     """
     output = Path(output)
     _check_request(output, format)
-    found = from_pretrained(model)
-    if found.new_head:
+    classifier = from_pretrained(model)
+    if classifier.new_head:
         raise RequestError(
             f"{model} is a masked autoencoder, or the encoder of one, and has no logits to export: "
             f"fine-tune it first (hiera-video finetune --model {model} --train VIDEOS)"
         )
-    asked = _input_size(found.arch.input_size, size, num_frames)
-    if asked != found.arch.input_size:
-        found = from_pretrained(model, input_size=asked)
-    return Results(1, iter([export_model(found, output, format)]))
+    input_size = _input_size(classifier.arch.input_size, size, num_frames)
+    if input_size != classifier.arch.input_size:
+        classifier = from_pretrained(model, input_size=input_size)
+    return Results(1, iter([export_model(classifier, output, format)]))
 
 
 def export_model(model: Hiera, output: Path, format: Format = "onnx") -> Exported:
-    """Writes ``model``, which goes to the CPU and into evaluation mode, once the file gives the model's own logits.
+    """Writes a classifier, once the file gives the model's own logits.
 
-    Weights above 2 GB come to lie beside an ONNX file, in ``NAME.onnx.data``: the two belong together. Raises
-    :class:`OutputError` where it cannot be written, or differs by more than ``TOLERANCE``; nothing is written then.
+    Weights above 2 GB come to lie beside an ONNX file, in ``NAME.onnx.data``: the two belong together.
+
+    Args:
+        model: The classifier; it goes to the CPU and into evaluation mode.
+        output: The file to write.
+        format: "onnx" or "torch-export".
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        RequestError: The format lacks a package, or the output's ending is another format's.
+        OutputError: The file cannot be written, or its logits differ by more than ``TOLERANCE``; nothing is written.
     """
     _check_request(output, format)
     model = model.cpu().float().eval().requires_grad_(False)
@@ -189,10 +213,10 @@ def _write_torch(program: torch.export.ExportedProgram, path: Path, config: str)
 def _difference(model: Hiera, run: Runner) -> float:
     """The largest max|a - b| / max|b| of the logits, over random clips in batches of ``BATCHES``."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    differences = []
     for batch in BATCHES:
         shape = (batch, model.arch.in_chans, *model.arch.input_size)
         clips = model.spec.normalize(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
         expected = model(clips)
-        found.append((run(clips) - expected).abs().max() / expected.abs().max())
-    return torch.stack(found).max().item()  # Python's max would pass over a NaN
+        differences.append((run(clips) - expected).abs().max() / expected.abs().max())
+    return torch.stack(differences).max().item()  # Python's max would pass over a NaN

@@ -40,8 +40,8 @@ from hiera_video.models.architecture import Architecture, MAEArchitecture
 from hiera_video.models.checkpoints.formats import convert
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
+from hiera_video.models.published import ARCHITECTURES, MAE_ARCHITECTURES
 from hiera_video.models.unroll import units
-from hiera_video.models.zoo import ARCHITECTURES, MAE_ARCHITECTURES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Largest relative difference of outputs and losses, and of gradients.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hiera_video.errors import RequestError, SizeError, WeightsError
 from hiera_video.fields import from_mapping
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
-from hiera_video.models.checkpoints.download import hub_file
+from hiera_video.models.checkpoints.download import Hub, hub_file
 from hiera_video.models.checkpoints.formats import DECODER, Facts, State, convert, describe, split_state
 from hiera_video.models.checkpoints.io import (
     architecture_of,
@@ -34,35 +34,44 @@ A = TypeVar("A", bound=Architecture)
 
 
 def from_disk(path: Path) -> tuple[State, Facts]:
-    """State, under our names, and facts of a weights file or of a folder with a config.json and one.
+    """Reads a checkpoint from this disk.
 
-    A ``config.json`` beside a ``.safetensors`` or ``.bin`` file belongs to it. Raises :class:`WeightsError`.
+    Args:
+        path: A weights file, or a folder with a config.json and one. A config.json beside a ``.safetensors`` or
+            ``.bin`` file belongs to it.
+
+    Returns:
+        The tensors under our names, and what the config says.
+
+    Raises:
+        WeightsError: A file is missing, cannot be read, or is of no known layout.
     """
     if not path.is_dir():
         config = path.with_name("config.json")
         beside = path.suffix in (".safetensors", ".bin") and config.is_file()
         return convert(read_state(path)), read_config(config) if beside else Facts()
-    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not found or not (path / "config.json").is_file():
+    weights = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not weights or not (path / "config.json").is_file():
         raise WeightsError(f"{path} is no model folder: it needs config.json and {' or '.join(WEIGHT_FILES)}")
-    return convert(read_state(found[0])), read_config(path / "config.json")
+    return convert(read_state(weights[0])), read_config(path / "config.json")
 
 
-def from_hub(
-    repo: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
-) -> tuple[State, Facts]:
-    """State, under our names, and facts of a hub repository of any layout that :func:`describe` knows."""
-    config = hub_file(repo, ("config.json",), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-    facts = read_config(config)
-    path = hub_file(
-        repo,
-        WEIGHT_FILES,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        license=facts.license,
-    )
-    return convert(read_state(path)), facts
+def from_hub(repo: str, hub: Hub) -> tuple[State, Facts]:
+    """Reads a checkpoint from a hub repository of any layout that :func:`describe` knows.
+
+    Args:
+        repo: The repository, ``owner/name``.
+        hub: Where to look.
+
+    Returns:
+        The tensors under our names, and what the config says.
+
+    Raises:
+        UnavailableError: The repository cannot be had.
+        WeightsError: A file cannot be read, or is of no known layout.
+    """
+    facts = read_config(hub_file(repo, ("config.json",), hub))
+    return convert(read_state(hub_file(repo, WEIGHT_FILES, hub, license=facts.license))), facts
 
 
 def read_config(path: Path) -> Facts:
@@ -81,20 +90,32 @@ def assemble(
     facts: Facts,
     *,
     source: str,
-    known: dict[str, Architecture],
     arch: Architecture | None = None,
     num_classes: int | None = None,
     input_size: Size | None = None,
     position_resize: str | None = None,
     config: dict[str, Any],
 ) -> Hiera:
-    """A classifier in evaluation mode from ``state`` (our names), made to fit what is asked for.
+    """Builds a classifier of a checkpoint's weights, made to fit what is asked for.
 
-    ``known`` are the architectures to recognise where neither ``arch`` nor the facts say; the other arguments are
-    those of :func:`hiera_video.models.zoo.from_pretrained`.
+    Args:
+        state: Tensors under our names.
+        facts: What the config says. Where neither it nor ``arch`` says so, the tensors tell the architecture.
+        source: What messages call the checkpoint.
+        arch: As in :func:`hiera_video.from_pretrained`, and so all that follow.
+        num_classes: Classes of the head.
+        input_size: The size of the clips.
+        position_resize: "window" or "plain".
+        config: Other fields of the architecture.
+
+    Returns:
+        The classifier in evaluation mode.
+
+    Raises:
+        WeightsError, RequestError, SizeError: As in :func:`hiera_video.from_pretrained`.
     """
     state, decoder = split_state(state)
-    trained = facts.arch or _given(arch, state) or architecture_of(state, known, source)
+    trained = facts.arch or _given(arch, state) or architecture_of(state, source)
     trained = classifier_form(mae_form(trained) if decoder else trained)
     target = classifier_form(arch or trained)
     head = state.get("head.projection.weight")
@@ -130,21 +151,35 @@ def assemble_mae(
     facts: Facts,
     *,
     source: str,
-    known: dict[str, Architecture],
     arch: Architecture | None = None,
     input_size: Size | None = None,
     position_resize: str | None = None,
     config: dict[str, Any],
 ) -> HieraMAE:
-    """An MAE in evaluation mode from ``state``, with its decoder where that fits and with a new one where not.
+    """Builds an MAE of a checkpoint's weights, with its decoder where that fits and with a new one where not.
 
-    A decoder fits an MAE of its own width, depth and poolings; the arguments are as in :func:`assemble`.
+    A decoder fits an MAE of its own width, depth and poolings.
+
+    Args:
+        state: Tensors under our names.
+        facts: What the config says. Where neither it nor ``arch`` says so, the tensors tell the architecture.
+        source: What messages call the checkpoint.
+        arch: As in :func:`hiera_video.mae_from_pretrained`, and so all that follow.
+        input_size: The size of the clips.
+        position_resize: "window" or "plain".
+        config: Other fields of the architecture.
+
+    Returns:
+        The MAE in evaluation mode.
+
+    Raises:
+        WeightsError, RequestError, SizeError: As in :func:`hiera_video.mae_from_pretrained`.
     """
     state, decoder = split_state(state)
-    found = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, known, source))
+    encoder = facts.arch or classifier_form(_given(arch, state) or architecture_of(state, source))
     heads = config.get("decoder_num_heads", arch.decoder_num_heads if isinstance(arch, MAEArchitecture) else 16)
-    trained = _mae_of(found, decoder, heads)
-    target = changed(_mae_of(arch or trained, decoder, heads), found.num_classes, input_size, config)
+    trained = _mae_of(encoder, decoder, heads)
+    target = changed(_mae_of(arch or trained, decoder, heads), encoder.num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
     shape = ("q_pool", "decoder_embed_dim", "decoder_depth")
     fits = not _is_inflated(trained, target) and all(getattr(trained, name) == getattr(target, name) for name in shape)
@@ -216,10 +251,20 @@ def _given(arch: Architecture | None, state: State) -> Architecture | None:
 
 
 def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str, Any]) -> A:
-    """``arch`` with other classes, another size (checked) and other fields.
+    """Changes an architecture.
 
-    Raises :class:`RequestError` for a field that does not exist, naming the nearest, or for a value that is not of its
-    type, :class:`SizeError` for a size.
+    Args:
+        arch: An architecture of either kind.
+        num_classes: Classes of the head.
+        input_size: The size of the clips. Default: that of ``arch``.
+        config: Other fields by name.
+
+    Returns:
+        An architecture of the same kind.
+
+    Raises:
+        RequestError: There is no such field (the nearest is named), or its value cannot be.
+        SizeError: The input size does not fit the model; the nearest that fit are named.
     """
     if num_classes < 1:
         raise RequestError(f"num_classes must be at least 1, not {num_classes}")
@@ -233,20 +278,45 @@ def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str
 
 
 def position_way(way: str | None) -> str:
-    """Checked name of a way to resize position embeddings."""
+    """Checks the name of a way to resize position embeddings.
+
+    Args:
+        way: "window", "plain" or None.
+
+    Returns:
+        The way; "window" for None.
+
+    Raises:
+        RequestError: It is something else.
+    """
     if way is not None and way not in POSITION_WAYS:
         raise RequestError(f"position_resize {way!r} must be one of {', '.join(POSITION_WAYS)}")
     return way or POSITION_WAYS[0]
 
 
 def default_spec(arch: Architecture) -> ClipSpec:
+    """What a clip is where a checkpoint does not say: as for the published models, of the architecture's size.
+
+    Args:
+        arch: An architecture of either kind.
+
+    Returns:
+        The specification.
+    """
     return fitted(IMAGE_SPEC if len(arch.input_size) == 2 else ClipSpec(), arch.input_size)
 
 
 def fitted(spec: ClipSpec, size: Size) -> ClipSpec:
-    """``spec`` for an input of ``size``: the short side before the crop grows with it, a clip spans the same time.
+    """Fits a specification to another input size: the short side before the crop grows with it.
 
-    The span is kept because the temporal position embedding is resized: fewer frames lie further apart.
+    A clip spans the same time, because the temporal position embedding is resized: fewer frames lie further apart.
+
+    Args:
+        spec: The specification.
+        size: (frames, height, width) or (height, width); for a sequence nothing changes.
+
+    Returns:
+        The specification of that size.
     """
     if len(size) < 2:
         return spec

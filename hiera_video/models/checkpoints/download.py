@@ -12,6 +12,7 @@ import re
 import socket
 import sys
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,39 +28,58 @@ TIMEOUT = 10
 LICENSES = {"cc-by-nc-4.0": "CC BY-NC 4.0: no commercial use", "apache-2.0": "Apache 2.0"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """Where to look on the hub.
+
+    Args:
+        revision: A repository's branch, tag or commit. Default: the main branch.
+        cache_dir: Where downloads are kept. Default: the hub's cache.
+        local_files_only: Whether to look into the cache alone.
+    """
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+
 class UnavailableError(WeightsError):
     """This source does not have the file, or cannot be reached; another one may."""
 
 
-def hub_file(
-    repo: str,
-    names: tuple[str, ...],
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    license: str | None = None,
-) -> Path:
-    """The first of ``names`` that the hub repository ``repo`` has, in the hub's own cache.
+def hub_file(repo: str, names: tuple[str, ...], hub: Hub, *, license: str | None = None) -> Path:
+    """Fetches a file from the hub into the hub's own cache.
 
     ``HF_HUB_OFFLINE``, ``HF_ENDPOINT``, ``HF_HOME`` count as everywhere on the hub. Without a connection only the
-    cache is looked at, at once. ``license`` is said on stderr when the file is downloaded. Raises
-    :class:`UnavailableError`, or :class:`WeightsError` where the file's digest is not the hub's.
+    cache is looked at, at once.
+
+    Args:
+        repo: The repository, ``owner/name``.
+        names: File names, of which the first that the repository has is fetched.
+        hub: Where to look.
+        license: What to say on stderr when the file is downloaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnavailableError: The repository has no such file, or cannot be reached.
+        WeightsError: The file's digest is not the hub's.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    offline = local_files_only or constants.HF_HUB_OFFLINE
+    offline = hub.local_files_only or constants.HF_HUB_OFFLINE
     # The hub's client would retry for half a minute where there is no network at all.
     unreachable = not offline and not _reachable(constants.ENDPOINT)
     for name in names:
-        known = isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision), str)
+        cached = isinstance(try_to_load_from_cache(repo, name, cache_dir=hub.cache_dir, revision=hub.revision), str)
         try:
             path = hf_hub_download(
                 repo,
                 name,
-                revision=revision,
-                cache_dir=cache_dir,
+                revision=hub.revision,
+                cache_dir=hub.cache_dir,
                 local_files_only=offline or unreachable,
                 endpoint=constants.ENDPOINT,
             )
@@ -71,7 +91,7 @@ def hub_file(
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise UnavailableError(f"{repo} on {constants.ENDPOINT}: {lines[0].rstrip('. ')}") from error
         _hold_to_hub_digest(Path(path))
-        if license and not known:
+        if license and not cached:
             _say_license(repo, license)
         return Path(path)
     if unreachable:
@@ -104,23 +124,25 @@ def _hold_to_hub_digest(path: Path) -> None:
         )
 
 
-def author_file(
-    url: str,
-    *,
-    sha256: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    license: str | None = None,
-) -> Path:
-    """The authors' file at ``url`` from the cache, downloaded with a progress bar where it is not there yet.
+def author_file(url: str, hub: Hub, *, sha256: str | None = None, license: str | None = None) -> Path:
+    """Fetches a file from the authors' server, with a progress bar, where it is not in the cache yet.
 
-    The cache is ``hiera_video`` beside the hub's (inside ``cache_dir`` where that is given). The file's SHA-256
-    must be ``sha256``, or else the one that ``FILE.sha256`` beside it recorded at the first download. Raises
-    :class:`UnavailableError` without a connection, :class:`WeightsError` for a file that is not what it was.
+    Args:
+        url: The file's address.
+        hub: Downloads are kept in a folder ``hiera_video`` inside its ``cache_dir``. Default: beside the hub's cache.
+        sha256: The file's checksum. Default: the one that ``FILE.sha256`` beside it recorded at the first download.
+        license: What to say on stderr when the file is downloaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        UnavailableError: There is no connection.
+        WeightsError: The file is not what it was.
     """
     from huggingface_hub import constants
 
-    folder = (Path(cache_dir) if cache_dir else Path(constants.HF_HUB_CACHE).parent) / "hiera_video"
+    folder = (Path(hub.cache_dir) if hub.cache_dir else Path(constants.HF_HUB_CACHE).parent) / "hiera_video"
     path = folder / url.rsplit("/", 1)[-1]
     record = path.with_name(path.name + ".sha256")
     if mirror := os.environ.get(MIRROR):
@@ -133,7 +155,7 @@ def author_file(
                 f"{path} has changed: its SHA-256 is {digest[:12]}..., not {expected[:12]}...; "
                 f"delete it to fetch it again"
             )
-    elif local_files_only or constants.HF_HUB_OFFLINE:
+    elif hub.local_files_only or constants.HF_HUB_OFFLINE:
         raise UnavailableError(f"{path.name} is not in {folder}, and offline mode is on")
     else:
         digest = _download(url, path, expected)
@@ -177,7 +199,14 @@ def _download(url: str, path: Path, expected: str | None) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Computes a file's SHA-256, reading it in pieces.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

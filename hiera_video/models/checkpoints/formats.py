@@ -61,7 +61,16 @@ TIMM = ((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.projection."), (r"^p
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a checkpoint's config says beside its tensors; None where it does not say. An MAE's ``arch`` says so."""
+    """What a checkpoint's config says beside its tensors; None where it does not say.
+
+    Args:
+        arch: The architecture; an MAE's where there is a decoder.
+        spec: What a clip is.
+        labels: Class names.
+        views: Test views, clips x crops.
+        license: The licence of the weights.
+        position_resize: How position embeddings are resized.
+    """
 
     arch: Architecture | None = None
     spec: ClipSpec | None = None
@@ -72,10 +81,16 @@ class Facts:
 
 
 def convert(state: State) -> State:
-    """A state dict of any layout above under our names, the decoder's included; the tensors are the same objects.
+    """Renames the tensors of any layout above, the decoder's included.
 
-    Names of no known layout are left as they are: loading lists them. Raises :class:`WeightsError` for timm's
-    "abswin" variants, which are another architecture under the same name.
+    Args:
+        state: Tensors by name. Names of no known layout are left as they are: loading lists them.
+
+    Returns:
+        The same tensors under our names.
+
+    Raises:
+        WeightsError: They are of timm's "abswin" variants, another architecture under the same name.
     """
     if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
         return _renamed(_numbered(state), TRANSFORMERS)
@@ -89,7 +104,14 @@ def convert(state: State) -> State:
 
 
 def split_state(state: State) -> tuple[State, State]:
-    """The encoder (with a classifier's norm and head), and what only an MAE has; ``state`` has our names."""
+    """Takes an MAE apart.
+
+    Args:
+        state: Tensors under our names.
+
+    Returns:
+        The encoder (with a classifier's norm and head), and what only an MAE has.
+    """
     decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
     return {key: value for key, value in state.items() if key not in decoder}, decoder
 
@@ -106,8 +128,8 @@ def _renamed(state: State, rules: tuple[tuple[str, str], ...]) -> State:
 def _numbered(state: State) -> State:
     """transformers counts blocks within each stage, we count them through."""
     pattern = re.compile(r"^(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.")
-    found = {(int(match[1]), int(match[2])) for key in state if (match := pattern.match(key))}
-    depths = Counter(stage for stage, _ in found)
+    blocks = {(int(match[1]), int(match[2])) for key in state if (match := pattern.match(key))}
+    depths = Counter(stage for stage, _ in blocks)
     first = {stage: sum(depths[earlier] for earlier in range(stage)) for stage in depths}
     return {
         pattern.sub(lambda match: f"blocks.{first[int(match[1])] + int(match[2])}.", key): value
@@ -116,9 +138,17 @@ def _numbered(state: State) -> State:
 
 
 def describe(config: dict[str, Any], source: str) -> Facts:
-    """The facts in a parsed ``config.json`` of any layout; ``source`` names it in errors.
+    """Understands a ``config.json`` of any layout.
 
-    Raises :class:`WeightsError` for a layout, a field or a value that this package does not know.
+    Args:
+        config: What it holds.
+        source: What errors call it.
+
+    Returns:
+        The facts in it.
+
+    Raises:
+        WeightsError: A layout, a field or a value is unknown to this package.
     """
     try:
         if "format_version" in config:

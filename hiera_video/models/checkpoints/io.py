@@ -30,16 +30,24 @@ from hiera_video.models.checkpoints.formats import FORMAT_VERSION, State
 from hiera_video.models.hiera import Hiera, HieraTrunk
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.mae import HieraMAE
+from hiera_video.models.published import ARCHITECTURES
 
 #: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
 WRAPPERS = ("model_state", "model", "state_dict", "model_state_dict")
 
 
 def read_state(path: str | Path) -> State:
-    """The tensors of a ``.safetensors`` file, or of a pickle in which no code may run (``weights_only=True``).
+    """Reads the tensors of a ``.safetensors`` file, or of a pickle in which no code may run (``weights_only=True``).
 
-    Raises :class:`WeightsError` for a missing, damaged or truncated file, for a pickle with code in it (which is
-    not run) and for a file that holds anything but named tensors.
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        WeightsError: The file is missing, damaged or truncated, is a pickle with code in it (which is not run), or
+            holds anything but named tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,10 +81,16 @@ def read_state(path: str | Path) -> State:
 
 
 def load_state(model: nn.Module, state: State, *, source: str, fresh: tuple[str, ...] = ()) -> None:
-    """Loads ``state`` strictly; only names that start with one of ``fresh`` may be missing, and then stay as they are.
+    """Loads tensors strictly.
 
-    Raises :class:`WeightsError` with one report of missing, unexpected and mis-shaped names; the model is then
-    as it was.
+    Args:
+        model: What they are loaded into.
+        state: Tensors under the model's names.
+        source: What errors call them.
+        fresh: Only names that start with one of these may be missing, and then stay as they are.
+
+    Raises:
+        WeightsError: Names are missing, unexpected or mis-shaped; one report lists them, and the model is as it was.
     """
     own = model.state_dict()
     missing = [key for key in own if key not in state and not key.startswith(fresh)]
@@ -103,10 +117,16 @@ def weights_of(model: HieraTrunk) -> str:
 
 
 def resize_tables(state: State, old: Architecture, new: Architecture, way: str) -> State:
-    """``state`` with position embeddings made for ``new.input_size`` out of those for ``old.input_size``.
+    """Resizes position embeddings, an MAE's decoder's too.
 
-    ``way`` is "window" (the phase within a mask unit is kept) or "plain" (bicubic in space, linear in time). A
-    table that does not belong to ``old`` is left for the loading report.
+    Args:
+        state: Tensors under our names. A table that does not belong to ``old`` is left for the loading report.
+        old: The architecture whose input size they were trained for.
+        new: The architecture with the new one.
+        way: "window" (the phase within a mask unit is kept) or "plain" (bicubic in space, linear in time).
+
+    Returns:
+        A copy of ``state`` with the new tables.
     """
     before, after = old.token_grid(old.input_size), new.token_grid(new.input_size)
     window = new.mask_unit_size if way == "window" else (1,) * len(after)
@@ -128,12 +148,19 @@ def resize_tables(state: State, old: Architecture, new: Architecture, way: str) 
 
 
 def inflate(state: State, video: Architecture) -> State:
-    """An image model's state for the video form of the same blocks, at the image's own height and width.
+    """Makes an image model's tensors those of the video form, at the image's own height and width.
 
-    The rule: the 2D patch kernel is repeated over the frames of the 3D kernel and divided by their number
+    The 2D patch kernel is repeated over the frames of the 3D kernel and divided by their number
     (arXiv 1705.07750, section 2), the 2D position embedding becomes the spatial one, the temporal one is zero.
     A clip of one still picture then has at every time the image's tokens, except where the kernel reaches over
     the first or last frame into the zero padding.
+
+    Args:
+        state: An image model's tensors, under our names.
+        video: The architecture of the same blocks for video.
+
+    Returns:
+        The video model's tensors.
     """
     inflated = dict(state)
     frames = video.patch_kernel[0]
@@ -151,11 +178,20 @@ def inflate(state: State, video: Architecture) -> State:
     return inflated
 
 
-def architecture_of(state: State, known: dict[str, Architecture], source: str) -> Architecture:
-    """The architecture that tensors in our names belong to, by width, depths and patch kernel, out of ``known``.
+def architecture_of(state: State, source: str) -> Architecture:
+    """Recognises a published architecture by its tensors: width, depths and patch kernel.
 
-    Another (square) input size or another number of channels is read off the tensors too. Raises
-    :class:`WeightsError` where no known one has these tensors: heads cannot be read off, so a guess would be wrong.
+    Another (square) input size or another number of channels is read off the tensors too.
+
+    Args:
+        state: Tensors under our names.
+        source: What errors call them.
+
+    Returns:
+        A classifier's architecture.
+
+    Raises:
+        WeightsError: No published one has these tensors: heads cannot be read off, so a guess would be wrong.
     """
     kernel = state.get("patch_embed.proj.weight")
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.norm1\.weight$", key))]
@@ -164,11 +200,11 @@ def architecture_of(state: State, known: dict[str, Architecture], source: str) -
     starts = sorted(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.proj\.weight$", key)))
     ends = [*starts, max(blocks) + 1]
     stages = tuple(end - start for start, end in zip([0, *starts], ends, strict=True))
-    for arch in known.values():
+    for arch in ARCHITECTURES.values():
         if (arch.embed_dim, arch.stages, arch.patch_kernel) == (kernel.shape[0], stages, tuple(kernel.shape[2:])):
             joint = "pos_embed" in state
-            found = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
-            return replace(found, input_size=_input_size(state, found))
+            arch = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
+            return replace(arch, input_size=_input_size(state, arch))
     raise WeightsError(
         f"{source} is of an architecture without a name here (embed_dim {kernel.shape[0]}, stages {stages}, "
         f"patch kernel {tuple(kernel.shape[2:])}); put its config.json beside it, or pass arch="
@@ -193,7 +229,14 @@ def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:
 
 
 def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
-    """What ``config.json`` says of ``model``: reading it back gives an equal model."""
+    """What ``config.json`` says of a model.
+
+    Args:
+        model: A classifier or an MAE.
+
+    Returns:
+        Values for JSON; reading them back gives an equal model.
+    """
     answers = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
     return {
         **vars(model.arch),
@@ -206,9 +249,19 @@ def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
 
 
 def save_pretrained(model: Hiera | HieraMAE, folder: str | Path) -> Path:
-    """Writes ``model`` as our folder and returns it; each file under a temporary name, renamed when whole.
+    """Writes a model as our folder: ``model.safetensors``, ``config.json`` and ``README.md``.
 
-    Tensors keep their dtype. Raises :class:`OutputError` where the folder cannot be written.
+    Each file is written under a temporary name and renamed when it is whole. Tensors keep their dtype.
+
+    Args:
+        model: A classifier or an MAE.
+        folder: Where to; it is made where it is not there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: The folder cannot be written.
     """
     folder = Path(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -237,9 +290,21 @@ def push_to_hub(
     revision: str | None = None,
     commit_message: str = "Upload a hiera_video model",
 ) -> str:
-    """Saves ``model`` and uploads our folder to the hub (``HF_ENDPOINT`` honoured), making the repository if need be.
+    """Uploads a model to the hub, as :func:`save_pretrained` writes it; ``HF_ENDPOINT`` counts.
 
-    Returns the commit's address. Raises :class:`OutputError` where the hub refuses or cannot be reached.
+    Args:
+        model: A classifier or an MAE.
+        repo_id: The repository, ``owner/name``; it is made where it is not there.
+        private: Whether a new repository is private. Default: as the owner's settings say.
+        token: The hub's access token. Default: the one that was saved at login.
+        revision: The branch to commit to. Default: the main one.
+        commit_message: The commit's message.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        OutputError: The hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi, constants
 

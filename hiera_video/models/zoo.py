@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
+from hiera_video.files import labels_of
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
 from hiera_video.models.checkpoints.build import (
     WEIGHT_FILES,
@@ -125,17 +126,6 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     names = CHECKPOINTS if pretrained else [*ARCHITECTURES, *MAE_ARCHITECTURES]
     return [name for name in names if fnmatch.fnmatch(name, pattern)]
-
-
-def labels_of(name: str) -> list[str]:
-    """Class names in the order of the published heads: "kinetics400" or "imagenet1k" (torchvision's lists)."""
-    if name == "kinetics400":
-        from torchvision.models.video import R3D_18_Weights
-
-        return list(R3D_18_Weights.DEFAULT.meta["categories"])
-    from torchvision.models import ResNet50_Weights
-
-    return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
 def create_model(

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TextIO, get_origin, get_type_hints
 
@@ -61,6 +61,21 @@ JOBS = {
         "count the videos of a dataset that are missing, broken or too short",
         "hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
+    "data prepare": (
+        "hiera_video.tasks.data.prepare:prepare",
+        "make lists of the videos of Kinetics that can be used",
+        "hiera-video data prepare /data/k400 --output lists/k400",
+    ),
+    "data shards": (
+        "hiera_video.tasks.data.shards:shards",
+        "copy the videos of a list into tar shards, or code them anew on the way",
+        "hiera-video data shards kinetics400 --root /data/k400 --output /data/shards/train --short-side 256",
+    ),
+    "data index": (
+        "hiera_video.tasks.data.shards:index",
+        "make the index of tar shards that others wrote",
+        "hiera-video data index /data/others_shards",
+    ),
     "pretrain": (
         "hiera_video.tasks.train.pretrain:pretrain",
         "pre-train a masked autoencoder on videos without labels",
@@ -87,6 +102,9 @@ UNITS = {
     "export": None,
     "serve": None,
     "data check": None,
+    "data prepare": None,
+    "data shards": None,
+    "data index": None,
     "pretrain": None,
     "finetune": None,
     "evaluate": None,
@@ -321,6 +339,9 @@ def _parser(job: str, function: Any, example: str) -> Any:
             default = None if needed else parameter.default
             if hints[name] is bool:
                 parser.add_argument(option, action="store_true", help=text)
+                continue
+            if get_origin(hints[name]) is Sequence:
+                parser.add_argument(option, nargs="+", type=str, default=default, help=text)
                 continue
             parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
         elif get_origin(hints[name]) is list:

@@ -157,12 +157,17 @@ def test_manifests_are_read_back_in_the_order_of_the_list_and_of_the_classes(kin
 
 
 def test_counts_are_printed_beside_the_published_ones(
-    kinetics: Path, again: Path, capsys: pytest.CaptureFixture[str]
+    kinetics: Path, again: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(kinetics, again) == 1
-    out, err = capsys.readouterr()
-    assert [re.findall(r"\S+ (?=listed|usable|missing|.*broken|too|dupl|publ)|^\w+", line) for line in out.splitlines()] == []
-    assert "train: 397 classes have no usable video: air drumming, " in err
+    out = capsys.readouterr().out
+    assert "train       11 listed         6 usable          1 missing " in out
+    assert [[word for word in line.split() if word.isdecimal()] for line in out.splitlines()] == [
+        ["11", "6", "1", "1", "1", "1", "3", "246534", "240258"],
+        ["3", "2", "1", "0", "0", "0", "0", "19906", "19881"],
+        ["2", "1", "0", "0", "0", "0", "1", "39805", "38685"],
+    ]
+    assert "train: 397 classes have no usable video: air drumming, " in caplog.text
     report = json.loads((again / "report.json").read_text())
     assert [one["usable"] for one in report["splits"]] == [6, 2, 1]
     assert "abseiling" not in report["splits"][1]["absent_classes"]
@@ -251,13 +256,26 @@ def test_interrupted_while_it_compares_it_goes_on_there(
 
 
 def test_a_file_that_cannot_be_hashed_is_compared_with_none(
-    kinetics: Path, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kinetics: Path, again: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (again / "hashes.jsonl").unlink()
     monkeypatch.setattr(prepare_module, "digest_of", lambda path: None)
     assert run(kinetics, again) == 1 and (again / "hashes.jsonl").read_text() == ""
-    assert f"{name('twin_of_a')} cannot be read to its end and is compared with none" in capsys.readouterr().err
+    assert f"{name('twin_of_a')} cannot be read to its end and is compared with none" in caplog.text
     assert "twin_of_a" in words(again / "train.csv") and words(again / "train.csv").count("fine_b") == 1
+
+
+def test_files_have_the_permissions_that_the_umask_gives(kinetics: Path, tmp_path: Path) -> None:
+    official(tmp_path / "train.csv", ["fine_a", "twin_of_a"])
+    (tmp_path / "train").symlink_to(kinetics / "train")
+    before = os.umask(0o027)
+    try:
+        assert run(tmp_path, tmp_path / "lists", "--splits", "train") == 0
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "lists").iterdir()}
+    assert set(WRITTEN) - {"val.csv", "test.csv"} < modes.keys() and set(modes.values()) == {"0o640"}
+    assert (tmp_path / "lists").stat().st_mode & 0o777 == 0o750
 
 
 def same(again: Path, made: Path) -> None:
@@ -270,15 +288,21 @@ def same(again: Path, made: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["{tmp}/nowhere", "--output", "{tmp}/x"], "there is no folder {tmp}/nowhere: ROOT holds annotations/"),
+        (["{tmp}/nowhere", "--output", "{tmp}/x"], "there is no folder {tmp}/nowhere: root holds annotations/"),
         (["{tmp}", "--output", "{tmp}/x"], "{tmp} has no annotations of kinetics400, split train: expected annotat"),
         (["{root}", "--output", "{root}/annotations"], "{root}/annotations is where official lists lie"),
-        (["{root}", "--output", "{root}"], "{root} is where official lists lie, of the same names: name another"),
+        (
+            ["{root}", "--output", "{root}"],
+            "output {root} is where official lists lie, of the same names: name another",
+        ),
         (["{root}", "--output", "{tmp}/x", "--num-workers", "0"], "num_workers is 0, but is at least 1"),
-        (["{root}", "--output", "{tmp}/x", "--splits", "dev"], "argument --splits: invalid choice: 'dev'"),
+        (["{root}", "--output", "{tmp}/x", "--splits", "dev"], "splits is 'dev', but can be one of train, val, test"),
         (["{root}", "--output", "{tmp}/file/x"], "{tmp}/file/x cannot be made: Not a directory"),
-        (["{root}", "--output", "{tmp}/foreign"], "{tmp}/foreign/hashes.jsonl, line 1 is none of this script's"),
-        (["{root}"], "the following arguments are required: --output"),
+        (
+            ["{root}", "--output", "{tmp}/foreign"],
+            "{tmp}/foreign/hashes.jsonl, line 1: found 'my notes', but expected a line that data prepare wrote",
+        ),
+        (["{root}"], "--output is missing: see hiera-video data prepare --help"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_exit_2(
@@ -292,6 +316,5 @@ def test_a_wrong_request_is_one_sentence_and_exit_2(
         code = main(["data", "prepare", *(word.format(tmp=tmp_path, root=kinetics) for word in words)])
     except SystemExit as stop:
         code = int(str(stop.code))
-    err = capsys.readouterr().err.splitlines()
-    assert code == 2 and sentence.format(tmp=tmp_path, root=kinetics) in err[-1]
-    assert all(line.endswith("videos are listed") for line in err[:-1])
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hiera-video: ")]
+    assert code == 2 and len(err) == 1 and sentence.format(tmp=tmp_path, root=kinetics) in err[0]

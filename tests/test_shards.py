@@ -172,6 +172,16 @@ def test_copies_come_back_byte_for_byte_with_their_labels(source: Path, copied: 
     ]
 
 
+def test_shards_have_the_permissions_that_the_umask_gives(source: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert run(source, "--output", tmp_path / "out", "--shard-size", 8) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) >= 7 and {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
 def test_frames_come_out_of_a_shard_in_this_process_and_in_a_child(copied: Path) -> None:
     videos = list_videos(copied)
     for backend in ("pyav", "decord"):
@@ -412,7 +422,10 @@ def shard_texts(folder: Path) -> list[bytes]:
         (["shards", "{source}", "--output", "{copied}"], "copied0 was begun with shard_size 3, not 1GB: name another"),
         (["shards", "{source}", "--output", "{copied}", "--crf", "9", "--shard-size", "3"], "with crf 23, not 9: name"),
         (["shards", "{copied}", "--output", "{copied}", "--shard-size", "3"], "was begun with another list of videos"),
-        (["shards", "{source}", "--output", "{tmp}/o", "--shard-size", "1 brick"], "but is a number of videos (1000) or"),
+        (
+            ["shards", "{source}", "--output", "{tmp}/o", "--shard-size", "1 brick"],
+            "but is a number of videos (1000) or",
+        ),
         (["shards", "{source}", "--output", "{tmp}/o", "--short-side", "0"], "short_side is 0, but is at least 16"),
         (
             ["shards", "{source}", "--output", "{tmp}/o", "--keyframe-interval", "0"],

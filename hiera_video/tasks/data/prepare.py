@@ -47,6 +47,7 @@ log = logging.getLogger("hiera_video")
 KINDS = {None: "", "short": "too short", "damaged": "partly broken", "unreadable": "broken", "missing": "missing"}
 #: A video that is in several splits stays in the first of these: what is tested must not be learned.
 FIRST = ("val", "test", "train")
+SPLITS = ("train", "val", "test")
 LEAVE_OUT = ("short", "damaged")
 COLUMNS = ("split", "path", "label", "kind", "detail")
 
@@ -129,7 +130,7 @@ def prepare(
     *,
     output: Path,
     dataset: str = "kinetics400",
-    splits: Sequence[str] = ("train", "val", "test"),
+    splits: Sequence[str] = SPLITS,
     decode: Decode = "ends",
     num_workers: int | None = None,
     time_limit: float = 60.0,
@@ -162,7 +163,7 @@ def prepare(
     possible = [name for name in names("datasets") if load_card(name).format == "kinetics"]
     for option, values, legal in (
         ("dataset", [dataset], possible),
-        ("splits", splits, FIRST),
+        ("splits", splits, SPLITS),
         ("leave_out", leave_out, LEAVE_OUT),
     ):
         for value in values:

@@ -82,7 +82,7 @@ class Header:
             if len(places) > 1:
                 both = " and ".join(repr(self.columns[place]) for place in places[:2])
                 raise wrong(
-                    file, self.line, self.text, f"one column of {what}, not {both}: name the right one {groups[0][0]}"
+                    file, self.line, self.text, f"one column of {what}, not {both}: name the right one {groups[0]}"
                 )
             if places:
                 return places[0]
@@ -204,9 +204,10 @@ def rows_below(file: str | os.PathLike[str], lines: Sequence[str], header: Heade
     Raises:
         RequestError: A row has another number of fields, or a quote that is not closed.
     """
-    rows = csv.reader(
-        (f"{line}\n" for line in lines[header.line :]), delimiter=header.delimiter, skipinitialspace=True, strict=True
-    )
+    # csv takes blanks between a closing quote and the delimiter for an error.
+    after_quote = re.compile(rf'(?<!")" +(?={re.escape(header.delimiter)}|$)')
+    texts = (after_quote.sub('"', line) + "\n" for line in lines[header.line :])
+    rows = csv.reader(texts, delimiter=header.delimiter, skipinitialspace=True, strict=True)
     between = DELIMITERS[header.delimiter]
     begin = header.line + 1
     try:

@@ -341,7 +341,7 @@ def _parser(job: str, function: Any, example: str) -> Any:
                 parser.add_argument(option, action="store_true", help=text)
                 continue
             if get_origin(hints[name]) is Sequence:
-                parser.add_argument(option, nargs="+", type=str, default=list(default), help=text)
+                parser.add_argument(option, nargs="+", type=str, default=list(parameter.default), help=text)
                 continue
             parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
         elif get_origin(hints[name]) is list:

@@ -181,12 +181,13 @@ def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: 
     results = [compare(name, paths, folder, rounds, repeats) for name, paths in sets.items()]
     print(f"\n{cpu_name()}, {os.cpu_count()} cores, PyAV {av.__version__}")
     for result in results:
+        verdict = "holds" if result.ratio >= LIMIT else "MISSED"
         print(
-            f"{result.name}: {result.originals:.1f} clips/s from {result.files} originals, {result.shards:.1f} from shards, "
-            f"{result.ratio:.2f} times (limit {LIMIT}: {'holds' if result.ratio >= LIMIT else 'MISSED'}), "
-            f"in CPU time {result.cpu_ratio:.2f}; decoded frames "
-            f"{result.frames[0]} and {result.frames[1]} a clip, pixels allow {result.bound:.2f}; size {result.size_ratio:.2f} "
-            f"times, {result.grey_difference:.1f} grey levels off (worst video {result.grey_difference_worst:.1f})"
+            f"{result.name}: {result.originals:.1f} clips/s from {result.files} originals, {result.shards:.1f} from "
+            f"shards, {result.ratio:.2f} times (limit {LIMIT}: {verdict}), in CPU time {result.cpu_ratio:.2f}; decoded "
+            f"frames {result.frames[0]} and {result.frames[1]} a clip, pixels allow {result.bound:.2f}; size "
+            f"{result.size_ratio:.2f} times, {result.grey_difference:.1f} grey levels off (worst video "
+            f"{result.grey_difference_worst:.1f})"
         )
     write_json(output, [asdict(result) for result in results])
 

@@ -156,8 +156,7 @@ def _main(argv: list[str]) -> int:
         print(f"hiera-video {__version__}")
         return 0
     for count in (1, 2):
-        if " ".join(argv[:count]) in JOBS:
-            job = " ".join(argv[:count])
+        if (job := " ".join(argv[:count])) in JOBS:
             return (_run_recipe if job in RECIPES else _run)(job, argv[count:])
     for name in (argv[0], " ".join(argv[:2])):  # the second word may belong to the job, or be an input
         nearest = difflib.get_close_matches(name, JOBS, n=1) or (jobs_within if len(argv) == 1 else [])
@@ -169,7 +168,7 @@ def _main(argv: list[str]) -> int:
 def usage() -> str:
     """The text of ``hiera-video --help``."""
     lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
-    lines += [f"  {job:10} {text}" for job, (_, text, _) in JOBS.items()]
+    lines += [f"  {job:12} {text}" for job, (_, text, _) in JOBS.items()]
     lines += ["", "pretrain, finetune and evaluate take --config RECIPE and --section.field value."]
     return "\n".join([*lines, "hiera-video JOB --help shows a job's options and an example."])
 
@@ -306,8 +305,7 @@ def _recipe_help(job: str) -> str:
     lines += [f"  --{name.replace('_', '-'):14} {text}" for name, text in OPTIONS.items()]
     lines += [f"  --{name:14} short for --{field}" for name, field in (RECIPES[job][1] | SHORT).items()]
     lines += ["", "fields of a recipe, with their defaults:"]
-    hints = get_type_hints(kind)
-    section = ""
+    hints, section = get_type_hints(kind), ""
     for name, field in fields.fields_of(kind).items():
         if "." not in name:
             continue
@@ -339,11 +337,10 @@ def _parser(job: str, function: Any, example: str) -> Any:
             default = None if needed else parameter.default
             if hints[name] is bool:
                 parser.add_argument(option, action="store_true", help=text)
-                continue
-            if get_origin(hints[name]) is Sequence:
+            elif get_origin(hints[name]) is Sequence:
                 parser.add_argument(option, nargs="+", type=str, default=list(parameter.default), help=text)
-                continue
-            parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
+            else:
+                parser.add_argument(option, type=hints[name], default=default, required=needed, help=text)
         elif get_origin(hints[name]) is list:
             parser.add_argument(name, nargs="+", type=str, metavar="INPUT", help=text)
         elif parameter.default is parameter.empty:

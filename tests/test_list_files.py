@@ -230,7 +230,7 @@ LABELS = st.text("run-é ", min_size=1, max_size=6).map(str.strip).filter(bool) 
     st.sampled_from(ENCODINGS),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_header_is_never_a_video_and_no_table_is_a_traceback(
     tmp_path: Path, header: list[str], rows: list[tuple[str, str]], delimiter: str, encoding: str, end: str
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_header_is_never_a_video_and_no_table_is_a_traceback(
 
 
 @given(st.binary(max_size=60) | st.text("ab.mp4,; \t\n\r\"'0", max_size=40).map(str.encode))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_a_list_or_one_sentence(tmp_path: Path, data: bytes) -> None:
     file = written(tmp_path / "list.txt", data)
     try:

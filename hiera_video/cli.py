@@ -85,6 +85,21 @@ JOBS = {
         text="count the videos of a dataset that are missing, broken or too short",
         example="hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
+    "data prepare": Job(
+        function="hiera_video.tasks.data.prepare:prepare",
+        text="make lists of the videos of Kinetics that can be used",
+        example="hiera-video data prepare /data/k400 --output lists/k400",
+    ),
+    "data shards": Job(
+        function="hiera_video.tasks.data.shards:shards",
+        text="copy the videos of a list into tar shards, or code them anew on the way",
+        example="hiera-video data shards kinetics400 --root /data/k400 --output /data/shards/train --short-side 256",
+    ),
+    "data index": Job(
+        function="hiera_video.tasks.data.shards:index",
+        text="make the index of tar shards that others wrote",
+        example="hiera-video data index /data/others_shards",
+    ),
     "pretrain": Job(
         function="hiera_video.tasks.train.pretrain:pretrain",
         text="pre-train a masked autoencoder on videos without labels",
@@ -251,7 +266,7 @@ def options_of(name: str) -> dict[str, Field]:
 def usage() -> str:
     """The text of ``hiera-video --help``."""
     lines = ["hiera-video: video recognition with Hiera", "", "usage: hiera-video JOB INPUT... [--option value]", ""]
-    lines += [f"  {name:10} {job.text}" for name, job in JOBS.items()]
+    lines += [f"  {name:12} {job.text}" for name, job in JOBS.items()]
     lines += ["", "pretrain, finetune and evaluate take --config RECIPE and --section.field value."]
     return "\n".join([*lines, "hiera-video JOB --help shows a job's options and an example."])
 

@@ -128,3 +128,21 @@ def _folders(kind: Kind) -> list[Path]:
     """An editable install never reads a stale copy; beside an installed package, "datasets" is somebody else's."""
     checkout = PACKAGE.parent
     return ([checkout / kind] if (checkout / "pyproject.toml").is_file() else []) + [PACKAGE / kind]
+
+
+def labels_of(name: str) -> list[str]:
+    """The names of classes that torchvision carries, in the order of the published heads.
+
+    Args:
+        name: "kinetics400" or "imagenet1k".
+
+    Returns:
+        400 or 1000 names.
+    """
+    if name == "kinetics400":
+        from torchvision.models.video import R3D_18_Weights
+
+        return list(R3D_18_Weights.DEFAULT.meta["categories"])
+    from torchvision.models import ResNet50_Weights
+
+    return list(ResNet50_Weights.DEFAULT.meta["categories"])

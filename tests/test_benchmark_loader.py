@@ -40,7 +40,7 @@ def run(folders: tuple[Path, Path]) -> tuple[str, dict[str, Any]]:
         [sys.executable, SCRIPT, *command.split(), "--output", output, "--only", *CONTESTANTS],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
     )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout, json.loads(output.read_text())

@@ -18,12 +18,13 @@ pytest.importorskip("hiera")
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # as Python does for a script
     spec = importlib.util.spec_from_file_location("benchmark_model", SCRIPT)
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "benchmark_model", module)  # where dataclasses look for their annotations
     spec.loader.exec_module(module)
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parents[2]))
     return module
 
 

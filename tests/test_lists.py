@@ -289,7 +289,7 @@ def test_a_video_may_have_several_labels_by_number_or_none(tmp_path: Path) -> No
         ("path,start,label\na.mp4,0,x\n", "line 1: .*expected the columns path,label or"),
         ("path,label\na.mp4,x\nb.mp4,y,z\n", "line 3: found 'b.mp4,y,z', but expected 2 fields: path,label"),
         ("path,label\na.mp4,\n", "line 2: .*expected a path and a label"),
-        ('path,label\n"a.mp4,x\n' + "y" * 140_000, "line 3: "),
+        ('path,label\n"a.mp4,x\n' + "y" * 140_000, "line 2: found '\"a.mp4,x', but expected .*quotes in pairs"),
         ("\n", "is empty: expected one line for each video"),
     ],
 )

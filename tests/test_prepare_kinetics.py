@@ -1,9 +1,8 @@
-"""``scripts/prepare_kinetics.py``: a made copy of Kinetics in which each fault is found; resumed after any end."""
+"""``hiera-video data prepare``: a made copy of Kinetics in which each fault is found; resumed after any end."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -18,14 +17,10 @@ from pathlib import Path
 import pytest
 from assets import FRONT_INDEX, H264, HEVC
 
+from hiera_video.cli import main
 from hiera_video.data.lists.video_list import list_videos
 from hiera_video.data.reading.child_process import IsolatedReader
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_kinetics.py"
-spec = importlib.util.spec_from_file_location("prepare_kinetics", SCRIPT)
-assert spec is not None and spec.loader is not None
-prepare_kinetics = sys.modules["prepare_kinetics"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_kinetics)
+from hiera_video.tasks.data import prepare as prepare_module
 
 #: Sorted as they stand; as names of folders, without brackets, the last two would change places.
 CLASSES = ["abseiling", "skiing (not slalom or crosscountry)", "skiing crosscountry"]
@@ -91,7 +86,7 @@ def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, output: Path, *options: str) -> int:
-    return int(prepare_kinetics.main([str(root), "--output", str(output), "--num-workers", "1", *options]))
+    return main(["data", "prepare", str(root), "--output", str(output), "--num-workers", "1", *options])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +107,7 @@ def again(made: Path, tmp_path: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of files that are opened as videos or hashed from here on."""
     seen: list[str] = []
-    for owner, function in ((IsolatedReader, "open"), (prepare_kinetics, "digest_of")):
+    for owner, function in ((IsolatedReader, "open"), (prepare_module, "digest_of")):
 
         def spy(*args: str, real: object = getattr(owner, function), **more: object) -> object:
             seen.append(Path(args[-1]).name[:11].rstrip("-"))
@@ -162,16 +157,17 @@ def test_manifests_are_read_back_in_the_order_of_the_list_and_of_the_classes(kin
 
 
 def test_counts_are_printed_beside_the_published_ones(
-    kinetics: Path, again: Path, capsys: pytest.CaptureFixture[str]
+    kinetics: Path, again: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(kinetics, again) == 1
-    out, err = capsys.readouterr()
-    assert [line.split() for line in out.splitlines()[1:]] == [
-        ["train", "11", "6", "1", "1", "1", "1", "3", "246534", "240258"],
-        ["val", "3", "2", "1", "0", "0", "0", "0", "19906", "19881"],
-        ["test", "2", "1", "0", "0", "0", "0", "1", "39805", "38685"],
+    out = capsys.readouterr().out
+    assert "train       11 listed         6 usable          1 missing " in out
+    assert [[word for word in line.split() if word.isdecimal()] for line in out.splitlines()] == [
+        ["11", "6", "1", "1", "1", "1", "3", "246534", "240258"],
+        ["3", "2", "1", "0", "0", "0", "0", "19906", "19881"],
+        ["2", "1", "0", "0", "0", "0", "1", "39805", "38685"],
     ]
-    assert "train: 397 classes have no usable video: air drumming, " in err
+    assert "train: 397 classes have no usable video: air drumming, " in caplog.text
     report = json.loads((again / "report.json").read_text())
     assert [one["usable"] for one in report["splits"]] == [6, 2, 1]
     assert "abseiling" not in report["splits"][1]["absent_classes"]
@@ -218,15 +214,14 @@ def test_killed_and_started_again_it_writes_the_same_bytes(kinetics: Path, made:
     """Opening is slowed down, so that the kill comes in the middle; the half line is made here."""
     again, report = tmp_path / "again", tmp_path / "again" / "check.jsonl"
     code = (
-        "import runpy, sys, time; from hiera_video.data.reading.child_process import IsolatedReader as R; "
+        "import sys, time; from hiera_video.data.reading.child_process import IsolatedReader as R; "
         "real = R.open; "
         "R.open = lambda *a, **k: (time.sleep(0.2), real(*a, **k))[1]; "
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "from hiera_video.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, SCRIPT, kinetics, "--output", again, "--num-workers", "1"]
-    running = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    )
+    command = [sys.executable, "-c", code, "data", "prepare", kinetics, "--output", again, "--num-workers", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, env=environment)
     while not report.exists() or report.read_bytes().count(b"\n") < 3:
         assert running.poll() is None
         time.sleep(0.01)
@@ -245,7 +240,7 @@ def test_interrupted_while_it_compares_it_goes_on_there(
 ) -> None:
     for file in ("hashes.jsonl", *WRITTEN):
         (again / file).unlink()
-    real = prepare_kinetics.digest_of
+    real = prepare_module.digest_of
 
     def interrupted(path: str) -> str:
         if len(opened) == 3:
@@ -253,7 +248,7 @@ def test_interrupted_while_it_compares_it_goes_on_there(
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_kinetics, "digest_of", interrupted)
+        patch.setattr(prepare_module, "digest_of", interrupted)
         assert run(kinetics, again) == 130
     assert len(opened) == 3 and not (again / "train.csv").exists()
     assert run(kinetics, again) == 1 and len(opened) == len(set(opened)) == 10
@@ -261,13 +256,26 @@ def test_interrupted_while_it_compares_it_goes_on_there(
 
 
 def test_a_file_that_cannot_be_hashed_is_compared_with_none(
-    kinetics: Path, again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kinetics: Path, again: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (again / "hashes.jsonl").unlink()
-    monkeypatch.setattr(prepare_kinetics, "digest_of", lambda path: None)
+    monkeypatch.setattr(prepare_module, "digest_of", lambda path: None)
     assert run(kinetics, again) == 1 and (again / "hashes.jsonl").read_text() == ""
-    assert f"{name('twin_of_a')} cannot be read to its end and is compared with none" in capsys.readouterr().err
+    assert f"{name('twin_of_a')} cannot be read to its end and is compared with none" in caplog.text
     assert "twin_of_a" in words(again / "train.csv") and words(again / "train.csv").count("fine_b") == 1
+
+
+def test_files_have_the_permissions_that_the_umask_gives(kinetics: Path, tmp_path: Path) -> None:
+    official(tmp_path / "train.csv", ["fine_a", "twin_of_a"])
+    (tmp_path / "train").symlink_to(kinetics / "train")
+    before = os.umask(0o027)
+    try:
+        assert run(tmp_path, tmp_path / "lists", "--splits", "train") == 0
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "lists").iterdir()}
+    assert set(WRITTEN) - {"val.csv", "test.csv"} < modes.keys() and set(modes.values()) == {"0o640"}
+    assert (tmp_path / "lists").stat().st_mode & 0o777 == 0o750
 
 
 def same(again: Path, made: Path) -> None:
@@ -280,15 +288,21 @@ def same(again: Path, made: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["{tmp}/nowhere", "--output", "{tmp}/x"], "there is no folder {tmp}/nowhere: ROOT holds annotations/"),
+        (["{tmp}/nowhere", "--output", "{tmp}/x"], "there is no folder {tmp}/nowhere: root holds annotations/"),
         (["{tmp}", "--output", "{tmp}/x"], "{tmp} has no annotations of kinetics400, split train: expected annotat"),
         (["{root}", "--output", "{root}/annotations"], "{root}/annotations is where official lists lie"),
-        (["{root}", "--output", "{root}"], "{root} is where official lists lie, of the same names: name another"),
+        (
+            ["{root}", "--output", "{root}"],
+            "output {root} is where official lists lie, of the same names: name another",
+        ),
         (["{root}", "--output", "{tmp}/x", "--num-workers", "0"], "num_workers is 0, but is at least 1"),
-        (["{root}", "--output", "{tmp}/x", "--splits", "dev"], "argument --splits: invalid choice: 'dev'"),
+        (["{root}", "--output", "{tmp}/x", "--splits", "dev"], "splits is 'dev', but can be one of train, val, test"),
         (["{root}", "--output", "{tmp}/file/x"], "{tmp}/file/x cannot be made: Not a directory"),
-        (["{root}", "--output", "{tmp}/foreign"], "{tmp}/foreign/hashes.jsonl, line 1 is none of this script's"),
-        (["{root}"], "the following arguments are required: --output"),
+        (
+            ["{root}", "--output", "{tmp}/foreign"],
+            "{tmp}/foreign/hashes.jsonl, line 1: found 'my notes', but expected a line that data prepare wrote",
+        ),
+        (["{root}"], "--output is missing: see hiera-video data prepare --help"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_exit_2(
@@ -299,9 +313,8 @@ def test_a_wrong_request_is_one_sentence_and_exit_2(
     shutil.copy(made / "check.jsonl", tmp_path / "foreign")
     (tmp_path / "foreign" / "hashes.jsonl").write_text("my notes\n")
     try:
-        code = prepare_kinetics.main([word.format(tmp=tmp_path, root=kinetics) for word in words])
+        code = main(["data", "prepare", *(word.format(tmp=tmp_path, root=kinetics) for word in words)])
     except SystemExit as stop:
         code = int(str(stop.code))
-    err = capsys.readouterr().err.splitlines()
-    assert code == 2 and sentence.format(tmp=tmp_path, root=kinetics) in err[-1]
-    assert all(line.endswith("videos are listed") for line in err[:-1])
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hiera-video: ")]
+    assert code == 2 and len(err) == 1 and sentence.format(tmp=tmp_path, root=kinetics) in err[0]

@@ -33,6 +33,8 @@ NOT_RUN = (
     ("pip install", ".ci/run installs and tests as the README says"),
     ("pytest", ".ci/run installs and tests as the README says"),
     ("hiera-video classify videos/ --model hiera_base", "test_a_kinetics_model_is_fetched_and_answers runs it"),
+    ("hiera-video data prepare /data", "needs Kinetics; tests/test_prepare_kinetics.py runs it on a made copy"),
+    ("hiera-video data shards kinetics400", "needs Kinetics; tests/test_shards.py runs it on made videos"),
     ("hiera-video data check kinetics400", "needs Kinetics; tests/test_check.py runs it on a small one"),
     ("hiera-video classify 0", "needs a camera; tests/test_live.py runs it on a stream"),
     ("hiera-video serve", "does not end; tests/test_serve.py opens it"),

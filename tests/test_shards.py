@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import http.server
-import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +23,7 @@ from assets import AVI, LATE_START, ODD_SIZE, ONE_FRAME, ROTATED, VARIABLE, VP9,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hiera_video.cli import main
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.data.loader import ClipLoader
@@ -35,22 +33,13 @@ from hiera_video.data.reading.reader import open_video
 from hiera_video.data.reading.shards import Member, is_member, member_path, parse_member
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import Augment, ClipSpec
+from hiera_video.tasks.data import one_shard
 from hiera_video.tasks.data.check import check
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_shards.py"
 SPEC = ClipSpec(num_frames=4, frame_stride=4, size=(32, 32), resize=40)
 PLAIN = Augment(crop_area=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=0.0, num_ops=0, erasing=0.0)
 NUM_VIDEOS = 8
 CHARACTERS = st.characters(exclude_categories=["Cs"])
-
-
-@pytest.fixture(scope="module")
-def make_shards() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_shards", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["make_shards"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +54,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "list.csv"
 
 
-def run(make_shards: ModuleType, *argv: object) -> int:
-    return int(make_shards.main([*map(str, argv), "--num-workers", "1"]))
+def run(*argv: object) -> int:
+    return main(["data", "shards", *map(str, argv), "--num-workers", "1"])
 
 
 @pytest.fixture(scope="module")
-def copied(make_shards: ModuleType, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of three files, as they are."""
     folder = tmp_path_factory.mktemp("copied")
-    assert run(make_shards, "make", source, "--output", folder, "--shard-size", 3) == 0
+    assert run(source, "--output", folder, "--shard-size", 3) == 0
     return folder
 
 
@@ -183,6 +172,16 @@ def test_copies_come_back_byte_for_byte_with_their_labels(source: Path, copied: 
     ]
 
 
+def test_shards_have_the_permissions_that_the_umask_gives(source: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert run(source, "--output", tmp_path / "out", "--shard-size", 8) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) >= 7 and {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
 def test_frames_come_out_of_a_shard_in_this_process_and_in_a_child(copied: Path) -> None:
     videos = list_videos(copied)
     for backend in ("pyav", "decord"):
@@ -206,14 +205,14 @@ def test_webdataset_reads_the_same(source: Path, copied: Path) -> None:
 
 
 def test_what_is_coded_anew_has_the_same_frames_at_the_same_times(
-    make_shards: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assets = [VARIABLE, LATE_START, ODD_SIZE, ROTATED, ONE_FRAME, AVI, VP9]
     lines = [f"{asset.write(tmp_path)},{asset.name}\n" for asset in assets]
     (tmp_path / "list.csv").write_text("path,label\n" + "".join(lines) + f"{tmp_path}/missing.mp4,x\n")
     output = tmp_path / "out"
     options = ("--short-side", 32, "--keyframe-interval", 8, "--shard-size", "1GB", "--crf", 12)
-    assert run(make_shards, "make", tmp_path / "list.csv", "--output", output, *options) == 1
+    assert run(tmp_path / "list.csv", "--output", output, *options) == 1
     videos = list_videos(output)
     assert len(videos) == len(assets)
     for index, asset in enumerate(assets):
@@ -233,7 +232,7 @@ def test_what_is_coded_anew_has_the_same_frames_at_the_same_times(
     assert "grey_difference_mean" in capsys.readouterr().out
 
 
-def test_classes_segments_and_several_labels_survive(make_shards: ModuleType, source: Path, tmp_path: Path) -> None:
+def test_classes_segments_and_several_labels_survive(source: Path, tmp_path: Path) -> None:
     names = [path for path in sorted(source.parent.iterdir()) if path.suffix == ".mp4"]
     (tmp_path / "classInd.txt").write_text("1 Zed\n2 Never\n3 Abc\n")
     (tmp_path / "trainlist01.txt").write_text("Abc/0.mp4 3\nZed/1.mp4 1\n")
@@ -244,17 +243,17 @@ def test_classes_segments_and_several_labels_survive(make_shards: ModuleType, so
         (tmp_path / name).symlink_to(names[number])
     for file in ("trainlist01.txt", "s.csv", "m.csv"):
         output = tmp_path / f"shards_{file}" / "train"
-        assert run(make_shards, "make", tmp_path / file, "--output", output) == 0
+        assert run(tmp_path / file, "--output", output) == 0
         before, after = list_videos(tmp_path / file), list_videos(output.parent)
         assert after.classes == before.classes and after.labels.tolist() == before.labels.tolist()
         assert after.starts.tolist() == before.starts.tolist() and after.ends.tolist() == before.ends.tolist()
         with serving(output) as server:
             assert list_videos(f"{server.url}/index.csv").classes == before.classes
         index = (output / "index.csv").read_bytes()
-        assert make_shards.main(["index", str(output)]) == 0 and (output / "index.csv").read_bytes() == index
+        assert main(["data", "index", str(output)]) == 0 and (output / "index.csv").read_bytes() == index
 
 
-def test_shards_that_webdataset_wrote_are_indexed(make_shards: ModuleType, source: Path, tmp_path: Path) -> None:
+def test_shards_that_webdataset_wrote_are_indexed(source: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     videos = paths_of(list_videos(source))
     kinds: list[tuple[str, Any]] = [("json", {"label": "é"}), ("cls", 3), ("txt", "some words")]
@@ -265,7 +264,7 @@ def test_shards_that_webdataset_wrote_are_indexed(make_shards: ModuleType, sourc
             for number, path in enumerate(videos[:2]):
                 data = Path(path).read_bytes()
                 tar.write({"__key__": f"deep/{number:04d}", "jpg": b"thumb", "mp4": data, kind: label})
-        assert make_shards.main(["index", str(folder)]) == 0
+        assert main(["data", "index", str(folder)]) == 0
         listed = list_videos(folder)
         assert [bytes_of(path) for path in paths_of(listed)] == [Path(path).read_bytes() for path in videos[:2]]
         assert listed.classes[int(listed.labels[0])] == str(label["label"] if isinstance(label, dict) else label)
@@ -373,20 +372,20 @@ def test_an_index_of_other_shards_is_not_believed(copied: Path, tmp_path: Path) 
 
 
 def test_a_killed_run_goes_on_to_the_same_index(
-    make_shards: ModuleType, source: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Copies: x264 gives a byte more or less once in a hundred times.
     output = tmp_path / "killed"
-    command = ["make", str(source), "--output", str(output), "--shard-size", "3", "--num-workers", "1"]
-    add_video = make_shards.add_video
+    command = ["data", "shards", str(source), "--output", str(output), "--shard-size", "3", "--num-workers", "1"]
+    add_video = one_shard.add_video
 
     def slowly(*args: Any) -> Any:
         time.sleep(0.1)
         return add_video(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(make_shards, "add_video", slowly)
-        process = multiprocessing.get_context("fork").Process(target=make_shards.main, args=(command,))
+        patch.setattr(one_shard, "add_video", slowly)
+        process = multiprocessing.get_context("fork").Process(target=main, args=(command,))
         process.start()
         while not (output / "train-000000.tar").exists():
             time.sleep(0.01)
@@ -395,10 +394,10 @@ def test_a_killed_run_goes_on_to_the_same_index(
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert not (output / "index.csv").exists() and not (output / "train-000002.tar").exists()
-    with pytest.raises(RequestError, match=r"has shards but no index\.csv: `scripts/make_shards\.py index` makes it"):
+    with pytest.raises(RequestError, match=r"has shards but no index\.csv: `hiera-video data index .*` makes it"):
         list_videos(output)
     first = (output / "train-000000.tar").stat().st_mtime_ns
-    assert make_shards.main(command) == 0
+    assert main(command) == 0
     assert (output / "train-000000.tar").stat().st_mtime_ns == first
     for name in ("index.csv", "classes.txt", "report.json", "train-000001.tar", "train-000002.tar"):
         assert (output / name).read_bytes() == (copied / name).read_bytes(), name
@@ -419,28 +418,30 @@ def shard_texts(folder: Path) -> list[bytes]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["make", "nothing.csv", "--output", "{tmp}/o"], "there is no file, folder or card 'nothing.csv'; cards: "),
-        (["make", "{source}", "--output", "{copied}"], "copied0 was begun with shard_size 3, not 1GB: name another"),
-        (["make", "{source}", "--output", "{copied}", "--crf", "9", "--shard-size", "3"], "with crf 23, not 9: name"),
-        (["make", "{copied}", "--output", "{copied}", "--shard-size", "3"], "was begun with another list of videos"),
-        (["make", "{source}", "--output", "{tmp}/o", "--shard-size", "1 brick"], "but is a number of videos (1000) or"),
-        (["make", "{source}", "--output", "{tmp}/o", "--short-side", "0"], "--short-side is 0, but is at least 16"),
+        (["shards", "nothing.csv", "--output", "{tmp}/o"], "there is no file, folder or card 'nothing.csv'; cards: "),
+        (["shards", "{source}", "--output", "{copied}"], "copied0 was begun with shard_size 3, not 1GB: name another"),
+        (["shards", "{source}", "--output", "{copied}", "--crf", "9", "--shard-size", "3"], "with crf 23, not 9: name"),
+        (["shards", "{copied}", "--output", "{copied}", "--shard-size", "3"], "was begun with another list of videos"),
         (
-            ["make", "{source}", "--output", "{tmp}/o", "--keyframe-interval", "0"],
-            "keyframe-interval is 0, but is at",
+            ["shards", "{source}", "--output", "{tmp}/o", "--shard-size", "1 brick"],
+            "but is a number of videos (1000) or",
         ),
-        (["make", "{source}", "--output", "{tmp}/o", "--crf", "52"], "--crf is 52, but is from 0 (best) to 51"),
-        (["make", "{source}", "--output", "{tmp}/o", "--num-workers", "0"], "--num-workers is 0, but is at least 1"),
-        (["make", "{source}", "--output", "{tmp}/tars"], "holds shards that are not this script's: name another"),
+        (["shards", "{source}", "--output", "{tmp}/o", "--short-side", "0"], "short_side is 0, but is at least 16"),
+        (
+            ["shards", "{source}", "--output", "{tmp}/o", "--keyframe-interval", "0"],
+            "keyframe_interval is 0, but is at",
+        ),
+        (["shards", "{source}", "--output", "{tmp}/o", "--crf", "52"], "crf is 52, but is from 0 (best) to 51"),
+        (["shards", "{source}", "--output", "{tmp}/o", "--num-workers", "0"], "num_workers is 0, but is at least 1"),
+        (["shards", "{source}", "--output", "{tmp}/tars"], "holds shards that `hiera-video data shards` did not make"),
         (["index", "{tmp}"], "has no .tar files: name the folder of the shards"),
         (["index", "{tmp}/tars"], "a.tar is no whole tar without compression"),
-        (["make"], "the following arguments are required: SOURCE, --output"),
+        (["shards"], "nothing to do: name at least one input (hiera-video data shards INPUT...)"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_sentence(
     argv: list[str],
     message: str,
-    make_shards: ModuleType,
     source: Path,
     copied: Path,
     tmp_path: Path,
@@ -450,7 +451,7 @@ def test_a_wrong_request_is_refused_in_one_sentence(
     (tmp_path / "tars" / "a.tar").write_bytes((copied / "train-000000.tar").read_bytes()[:5000])
     filled = [word.format(tmp=tmp_path, source=source, copied=copied) for word in argv]
     try:
-        code = make_shards.main(filled)
+        code = main(["data", *filled])
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr().err

@@ -50,7 +50,7 @@ class Checkpoint:
         metric: The published figure.
         spec: What a clip is.
         num_classes: Classes of the head.
-        labels: The list of class names, for :func:`labels_of`.
+        labels: The list of class names, for :func:`hiera_video.files.labels_of`.
         views: Test views, clips x crops.
         encoder_only: Whether it is the encoder of an MAE: norm and head start new (those in the files were never
             trained).
@@ -133,21 +133,3 @@ MAEName = Literal[
     "mae_hiera_huge_16x224.mae_k400",
 ]
 # fmt: on
-
-
-def labels_of(name: str) -> list[str]:
-    """Class names in the order of the published heads, out of torchvision.
-
-    Args:
-        name: "kinetics400" or "imagenet1k".
-
-    Returns:
-        400 or 1,000 names.
-    """
-    if name == "kinetics400":
-        from torchvision.models.video import R3D_18_Weights
-
-        return list(R3D_18_Weights.DEFAULT.meta["categories"])
-    from torchvision.models import ResNet50_Weights
-
-    return list(ResNet50_Weights.DEFAULT.meta["categories"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
+from hiera_video.files import labels_of
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form
 from hiera_video.models.checkpoints.build import (
     WEIGHT_FILES,
@@ -36,7 +37,6 @@ from hiera_video.models.published import (
     SHIPPED,
     ClassifierName,
     MAEName,
-    labels_of,
 )
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
 from hiera_video.models.unroll import Size

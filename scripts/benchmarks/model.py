@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from common import cpu_name, in_turn, ratio, spread, write_json
+from model_report import picture, report, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -186,12 +187,6 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median, "quartile_low": low, "quartile_high": high}
-
-
 def agree(case: Case, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
     """Gives all of them our weights, and the largest relative differences of what they compute.
 
@@ -244,7 +239,7 @@ def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> 
     calls["product"] = lambda: matrix @ matrix
     calls["product"]()
     for number in range(rounds):
-        for name in calls if number % 2 == 0 else reversed(calls):
+        for name in in_turn(calls, number):
             times[name].append(seconds(calls[name], case.device))
     work, ceiling = flops(case), 2 * side**3 / statistics.median(times["product"])
     rows = {}
@@ -257,16 +252,18 @@ def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> 
             "times_floor": median / (work / ceiling),
             "differences": differences[name],
             "memory": memories.get(name),
-            "speed_over": {
-                peer: spread([p / o for p, o in zip(times[peer], times[name], strict=True)])
-                for peer in names
-                if peer in PEERS
-            },
+            "speed_over": {peer: ratio(times[peer], times[name]) for peer in names if peer in PEERS},
         }
     facts = {"case": asdict(case), "rounds": rounds, "flops": work, "ceiling_flops_per_second": ceiling}
     if case.device.startswith("cuda"):
         facts["ours_synchronises"] = synchronises(contenders["ours"])
-    return facts | {"machine": machine(case.device), "rows": rows}
+    return facts | {"machine": device_of(case.device), "rows": rows}
+
+
+def device_of(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
+    return {"device": name, "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def synchronises(contender: Contender) -> str | None:
@@ -283,16 +280,6 @@ def synchronises(contender: Contender) -> str | None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return None
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu
-    return {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def memory_in_child(case: Case, name: str) -> dict[str, float]:
@@ -333,83 +320,7 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# ---- showing
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table, a row for each contender of each case."""
-    header = (
-        "task, model, input, precision, batch",
-        "",
-        "clips/s",
-        "GFLOP/s",
-        "times floor",
-        "MiB a step",
-        "speed over",
-    )
-    lines = [f"| {' | '.join(header)} |", "|" + "-|" * len(header)]
-    for result in results:
-        case = result["case"]
-        size = "x".join(map(str, case["size"]))
-        what = f"{case['task']}, {case['model']}, {size}, {case['precision']}, {case['batch_size']}"
-        for name, row in result["rows"].items():
-            ratios = {peer: ratio["median"] for peer, ratio in row["speed_over"].items() if peer != name}
-            over = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in ratios.items())
-            used = f"{row['memory']['step']:.0f}" if row["memory"] else ""
-            figures = f"{row['clips_per_second']:.3g} | {row['flops_per_second'] / 1e9:.0f} | {row['times_floor']:.2f}"
-            lines.append(f"| {what} | {name} | {figures} | {used} | {over} |")
-            what = ""
-    return "\n".join(lines)
-
-
-def report(result: dict[str, Any]) -> None:
-    """What is measured of one case, in words."""
-    on = result["machine"]
-    ceiling = result["ceiling_flops_per_second"] / 1e9
-    print(f"{on['device']}, {on['threads']} CPU threads, torch {on['torch']}; {result['rounds']} rounds, medians")
-    print(f"a step is {result['flops'] / 1e9:.1f} GFLOP; a large matrix product does {ceiling:.0f} GFLOP/s")
-    print(table([result]))
-    for name, row in result["rows"].items():
-        quartiles = f"{row['seconds']['quartile_low']:.3f} to {row['seconds']['quartile_high']:.3f} s a step"
-        differences = ", ".join(f"{what} {value:.1e}" for what, value in row["differences"].items())
-        peak = f"; {row['memory']['peak']:.0f} MiB at the peak" if row["memory"] else ""
-        print(f"{name}: quartiles {quartiles}; relative to ours: {differences}{peak}")
-    if result.get("ours_synchronises"):
-        print(f"a step of ours waits for the device: {result['ours_synchronises']}")
-
-
-def picture(results: list[dict[str, Any]], path: Path) -> None:
-    """Seconds a clip against frames and against resolution, both axes logarithmic; dashed, the floor."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, StrMethodFormatter
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    videos = [result for result in results if len(result["case"]["size"]) == 3]
-    for axis, plot, label in ((0, axes[0], "frames"), (1, axes[1], "height and width, pixels")):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for result in videos:
-            case = result["case"]
-            usual = ARCHITECTURES[case["model"]].input_size
-            if any(case["size"][other] != usual[other] for other in range(3) if (other == 0) != (axis == 0)):
-                continue
-            floor = result["flops"] / result["ceiling_flops_per_second"]
-            points = {name: row["seconds"]["median"] for name, row in result["rows"].items()} | {"floor": floor}
-            for name, value in points.items():
-                key = f"{case['model']}, {name}"
-                lines.setdefault(key, []).append((case["size"][axis], value / case["batch_size"]))
-        for name, line in lines.items():
-            x, y = zip(*sorted(line), strict=True)
-            plot.plot(x, y, linestyle="--" if name.endswith("floor") else "-", marker="o", markersize=3, label=name)
-        ticks = sorted({x for line in lines.values() for x, _ in line})
-        plot.set(xscale="log", yscale="log", xlabel=label, xticks=ticks, xticklabels=ticks)
-        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        plot.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        plot.minorticks_off()
-        plot.grid(alpha=0.3)
-    axes[0].set_ylabel(f"seconds a clip ({videos[0]['case']['task']})" if videos else "")
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+# ---- the command line
 
 
 def contenders_of(task: str, image: bool, peers: list[str], compiled: str) -> list[str]:
@@ -455,8 +366,7 @@ def main() -> None:
             names = contenders_of(options.task, len(size) == 2, options.peers, options.compile)
             results.append(measure(case, names, options.rounds, with_memory=not options.no_memory))
             report(results[-1])
-            if options.json:  # after each case: a long list may be stopped
-                options.json.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(options.json, results)  # after each case: a long list may be stopped
     if options.picture:
         picture(results, options.picture)
 

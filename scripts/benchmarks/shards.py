@@ -1,4 +1,4 @@
-"""Training clips a second from original files and from shards of the same videos, coded anew by make_shards.py.
+"""Training clips a second from original files and from shards of them, coded anew by `hiera-video data shards`.
 
     python scripts/benchmarks/shards.py --videos ../shared/videos --folder /tmp/shards --output shards.json
 
@@ -12,9 +12,7 @@ decoder decodes for the same clips, each weighted by its pixels.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import av
-import make_shards
 import numpy as np
 import torch
+from common import cpu_name, in_turn, ratio, write_json
 from jsonargparse import auto_cli
 from torch.nn.functional import interpolate
 
@@ -36,6 +34,7 @@ from hiera_video.data.reading.decoders import PyAVDecoder
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import Augment, ClipSpec
+from hiera_video.tasks.data.shards import shards as make_shards
 
 LIMIT = 1.6
 #: Height, width, and the grain's standard deviation in grey levels.
@@ -141,31 +140,31 @@ def compare(name: str, paths: list[Path], folder: Path, rounds: int, repeats: in
     """Makes the shards where they are not there yet, and measures."""
     listed = folder / f"{name}.csv"
     originals, output = write_list(listed, paths), folder / f"{name}_shards"
-    if make_shards.main(["make", str(listed), "--output", str(output), "--short-side", "256"]) != 0:
-        raise SystemExit(f"the shards of {name} cannot be made")
+    (report,) = make_shards(str(listed), output=output, short_side=256)
+    if report.error is not None:
+        raise SystemExit(f"the shards of {name} cannot be made: {report.error}")
     both = {"originals": originals, "shards": list_videos(output)}
     datasets = {kind: ClipDataset(videos, ClipSpec(), augment=CROPS) for kind, videos in both.items()}
     rates: dict[str, list[float]] = {kind: [] for kind in both}
-    for one in datasets.values():  # children start
-        clips_a_second(one, rounds, 1)
+    for dataset in datasets.values():  # children start
+        clips_a_second(dataset, rounds, 1)
     for epoch in range(rounds):
-        for kind in list(both)[:: -1 if epoch % 2 else 1]:
+        for kind in in_turn(both, epoch):
             rates[kind].append(clips_a_second(datasets[kind], epoch, repeats))
     counted = [decoded(videos, rounds * repeats) for videos in both.values()]
     (frames, pixels, cpu), (frames_anew, pixels_anew, cpu_anew) = counted
-    report = json.loads((output / "report.json").read_text())
     return Result(
         name,
         len(paths),
         statistics.median(rates["originals"]),
         statistics.median(rates["shards"]),
-        statistics.median(np.array(rates["shards"]) / np.array(rates["originals"])),
+        ratio(rates["shards"], rates["originals"])["median"],
         cpu / cpu_anew,
         (round(frames, 1), round(frames_anew, 1)),
         pixels / pixels_anew,
-        report["bytes_after"] / report["bytes_before"],
-        report["grey_difference_mean"],
-        report["grey_difference_worst"],
+        report.bytes_after / report.bytes_before,
+        report.grey_difference_mean or 0.0,
+        report.grey_difference_worst or 0.0,
     )
 
 
@@ -180,17 +179,17 @@ def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: 
         for clip, target in zip(clips, sets[name], strict=True):
             make_long(clip, target, (height, width), grain)
     results = [compare(name, paths, folder, rounds, repeats) for name, paths in sets.items()]
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, PyAV {av.__version__}")
-    for one in results:
+    print(f"\n{cpu_name()}, {os.cpu_count()} cores, PyAV {av.__version__}")
+    for result in results:
+        verdict = "holds" if result.ratio >= LIMIT else "MISSED"
         print(
-            f"{one.name}: {one.originals:.1f} clips/s from {one.files} originals, {one.shards:.1f} from shards, "
-            f"{one.ratio:.2f} times (limit {LIMIT}: {'holds' if one.ratio >= LIMIT else 'MISSED'}), "
-            f"in CPU time {one.cpu_ratio:.2f}; decoded frames "
-            f"{one.frames[0]} and {one.frames[1]} a clip, pixels allow {one.bound:.2f}; size {one.size_ratio:.2f} "
-            f"times, {one.grey_difference:.1f} grey levels off (worst video {one.grey_difference_worst:.1f})"
+            f"{result.name}: {result.originals:.1f} clips/s from {result.files} originals, {result.shards:.1f} from "
+            f"shards, {result.ratio:.2f} times (limit {LIMIT}: {verdict}), in CPU time {result.cpu_ratio:.2f}; decoded "
+            f"frames {result.frames[0]} and {result.frames[1]} a clip, pixels allow {result.bound:.2f}; size "
+            f"{result.size_ratio:.2f} times, {result.grey_difference:.1f} grey levels off (worst video "
+            f"{result.grey_difference_worst:.1f})"
         )
-    if output is not None:
-        output.write_text(json.dumps([asdict(one) for one in results], indent=2) + "\n")
+    write_json(output, [asdict(result) for result in results])
 
 
 if __name__ == "__main__":

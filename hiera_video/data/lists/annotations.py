@@ -7,7 +7,6 @@ the paths, come in :mod:`hiera_video.data.lists.video_list`. A file that is not 
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -16,13 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from hiera_video.data.lists import tables
+from hiera_video.data.lists.tables import Header, header_of, is_media, read_lines, rows_below, wrong
 from hiera_video.errors import RequestError
 
 #: Columns of the official Kinetics files; training lists of Kinetics-400 have ``is_cc`` too.
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-PATH_COLUMNS = ("path", "file")
-LABEL_COLUMNS = ("label", "labels")
+#: A split -> the names that it goes by in a table.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass
@@ -51,44 +55,44 @@ class Entries:
         self.lines.append(line)
 
 
-def wrong(file: str | os.PathLike[str], line: int, found: object, expected: str) -> RequestError:
-    """The error for a line that is not what it should be."""
-    text = found if isinstance(found, str) else json.dumps(found)
-    shown = repr(text if len(text) <= 80 else f"{text[:77]}...") if text else "nothing"
-    where = f"{os.fspath(file)}, line {line}" if line else os.fspath(file)
-    return RequestError(f"{where}: found {shown}, but expected {expected}")
-
-
 # --- Kinetics ---------------------------------------------------------------------------------------------------------
 
 
 def read_kinetics(file: str | os.PathLike[str], split: str, *, unlabelled: bool = False) -> Entries:
     """An official CSV: ``label,youtube_id,time_start,time_end,split[,is_cc]``, with paths ``ID_SSSSSS_EEEEEE.mp4``.
 
-    A file that holds several splits gives the rows of ``split``. ``unlabelled``: a file without the column ``label``
-    (the old test lists) is accepted.
+    Args:
+        file: The CSV.
+        split: Of a file that holds several splits, the rows of this one are taken.
+        unlabelled: A file without the column ``label`` (the old test lists) is accepted.
+
+    Returns:
+        The videos, without a folder.
+
+    Raises:
+        RequestError: A column is not there, or a line is not what it should be.
     """
-    columns = columns_of(file)
+    lines = read_lines(file)
+    header = header_of(lines) or Header(lines[0], 1, lines[0].lower().split(","), ",")
+    columns = header.columns
     needed = KINETICS_COLUMNS[1:4] if unlabelled else KINETICS_COLUMNS[:4]
     absent = [name for name in needed if name not in columns]
     if absent == ["label"]:
-        raise wrong(file, 1, ",".join(columns), "a column label: only a test split's list may be without")
+        raise wrong(file, 1, header.text, "a column label: only a test split's list may be without")
     if absent:
-        raise wrong(file, 1, ",".join(columns), f"the columns {','.join(KINETICS_COLUMNS)}")
-    rows = [(line, dict(zip(columns, row, strict=False)), len(row)) for line, row in _rows(file, ",", start=2)]
-    several = len({row.get("split") for _, row, _ in rows}) > 1
+        raise wrong(file, 1, header.text, f"the columns {','.join(KINETICS_COLUMNS)}")
+    rows = [(line, dict(zip(columns, row, strict=True))) for line, row in rows_below(file, lines, header)]
+    several = len({row.get("split") for _, row in rows}) > 1
     entries = Entries(os.fspath(file))
-    for line, row, count in rows:
-        if count != len(columns):
-            raise wrong(file, line, ",".join(row.values()), f"{len(columns)} fields: {','.join(columns)}")
+    for line, row in rows:
         if several and _split(row["split"]) != _split(split):
             continue
-        identity, start, end = (row[name].strip() for name in KINETICS_COLUMNS[1:4])
+        identity, start, end = (row[name] for name in KINETICS_COLUMNS[1:4])
         if not re.fullmatch(r"[\w-]{11}", identity, re.ASCII):
             raise wrong(file, line, identity, "a youtube_id of 11 letters, digits, - or _")
         if not (start.isdecimal() and end.isdecimal() and int(start) < int(end)):
             raise wrong(file, line, f"{start},{end}", "time_start and time_end in whole seconds, the start first")
-        label = [row["label"].strip()] if "label" in row else []
+        label = [row["label"]] if "label" in row else []
         if label == [""]:
             raise wrong(file, line, ",".join(row.values()), "a label in the column label")
         entries.add(line, f"{identity}_{int(start):06d}_{int(end):06d}.mp4", label)
@@ -96,81 +100,127 @@ def read_kinetics(file: str | os.PathLike[str], split: str, *, unlabelled: bool 
 
 
 def _split(name: str) -> str:
-    """Kinetics calls one split by three names."""
-    return "val" if name.strip() in ("val", "validate", "validation") else name.strip()
+    """Splits go by several names."""
+    name = name.lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
 
 
 # --- lists and tables -------------------------------------------------------------------------------------------------
 
 
 def read_list(file: str | os.PathLike[str], folder: str) -> Entries:
-    """SlowFast's and VideoMAE's lists: ``path label`` in each line, with a blank, comma or tab between.
+    """SlowFast's and VideoMAE's lists: ``path label`` in each line, with a blank, comma, tab or semicolon between.
 
     Which of them it is, the whole file decides; a line is split at its last one, since paths hold blanks and commas.
-    A path may stand in double quotes. Several labels are ``label;label``, by number or by name.
+    Path and label may stand in double quotes. Several labels are ``label;label``, by number or by name.
+
+    Args:
+        file: The list.
+        folder: What its paths are relative to.
+
+    Returns:
+        The videos.
+
+    Raises:
+        RequestError: A line is no path and label, or the first line names columns.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(_lines(file), start=1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(read_lines(file), start=1) if line.strip()]
     separator = _separator([line for _, line in lines])
     entries = Entries(os.fspath(file), folder)
     for number, line in lines:
         path, label = _halves(line, separator)
-        if not path or not _can_be_label(label, separator):
-            between = {" ": "a blank", ",": "a comma", "\t": "a tab"}[separator]
-            raise wrong(file, number, line, f"a path and its label with {between} between them")
-        entries.add(number, path, _split_labels(label))
+        fields = not is_media(path) and separator in path and any(map(is_media, path.split(separator)))
+        if not path or not _can_be_label(label, separator) or fields:
+            between = tables.DELIMITERS[separator]
+            columns = "; with more fields, a first line that names the columns" if fields else ""
+            raise wrong(file, number, line, f"a path and its label with {between} between them{columns}")
+        entries.add(number, path, _split_labels(label) if separator != ";" else [label])
         entries.several |= ";" in label
+    _refuse_header(entries, lines[0][1])
     return entries
 
 
+def _refuse_header(entries: Entries, text: str) -> None:
+    """Raises :class:`RequestError` where the first path is the name of a column, as far as can be told."""
+    first, rest = entries.paths[0], entries.paths[1:]
+    if is_media(first) or "://" in first or os.path.exists(os.path.join(entries.folder, first)):
+        return
+    num_media = sum(map(is_media, rest))
+    if 2 * num_media > len(rest) or not (num_media or re.search(r"[/\\]|\.\w{1,5}$", first)):
+        expected = "a video with its extension, or the columns path,label"
+        raise wrong(entries.file, entries.lines[0], text, expected)
+
+
 def _separator(lines: Sequence[str]) -> str:
-    """Of tab, comma and blank the first after whose last place every line has numbers; else the first after which
-    most lines have what can be a label; else a blank.
+    """Of tab, comma, semicolon and blank the first after whose last place every line has numbers; else the first after
+    which most lines have what can be a label; else a blank. A semicolon comes after a video: "a.mp4 3;1" has a blank.
     """
-    ends = {one: [_halves(line, one)[1] for line in lines if one in line] for one in "\t, "}
-    for separator, labels in ends.items():
-        if len(labels) == len(lines) and all(re.fullmatch(r"[\d; ]*\d", label) for label in labels):
+    halves = {separator: [_halves(line, separator) for line in lines if separator in line] for separator in "\t,; "}
+    halves[";"] = [(path, label) for path, label in halves[";"] if is_media(path)]
+    for separator, pairs in halves.items():
+        if len(pairs) == len(lines) and all(re.fullmatch(r"[\d; ]*\d", label) for _, label in pairs):
             return separator
-    for separator, labels in ends.items():
-        if 2 * sum(_can_be_label(label, separator) for label in labels) > len(lines):
+    for separator, pairs in halves.items():
+        if 2 * sum(_can_be_label(label, separator) for _, label in pairs) > len(lines):
             return separator
     return " "
 
 
 def _halves(line: str, separator: str) -> tuple[str, str]:
     """What stands before and after the last separator; either may be quoted as in CSV."""
-    if '"' in line:
-        fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
-        return separator.join(fields[:-1]).strip(), fields[-1].strip()
+    quoted = r'"((?:[^"]|"")*)"'
     path, _, label = line.rpartition(separator)
+    if label.rstrip().endswith('"') and (match := re.search(rf"{re.escape(separator)}\s*{quoted}\s*$", line)):
+        path, label = line[: match.start()], match[1].replace('""', '"')
+    if match := re.fullmatch(quoted, path.strip()):
+        path = match[1].replace('""', '"')
     return path.strip(), label.strip()
 
 
 def _can_be_label(text: str, separator: str) -> bool:
     """Not where the text is the end of a path: that of a file, or after a blank in a folder's name."""
-    return bool(text) and not re.search(r"\.[A-Za-z]\w{1,3}$", text) and not (separator == " " and "/" in text)
+    ends = any(re.search(r"\.[A-Za-z]\w{1,3}$", part.strip()) for part in text.split(";"))
+    return bool(text) and not ends and not (separator == " " and "/" in text)
 
 
 def _split_labels(text: str) -> list[str]:
     return list(dict.fromkeys(label.strip() for label in text.split(";") if label.strip()))
 
 
-def read_table(file: str | os.PathLike[str], folder: str) -> Entries:
-    """A table whose first line names its columns, with commas or tabs: ``path`` (or ``file``) and ``label``; or
-    ``labels`` for several, as ``label;label``, none if empty; and, for segments, ``start`` and ``end`` in seconds
-    after the first frame, an empty ``end`` being that of the video. Other columns are passed over.
+def read_table(file: str | os.PathLike[str], folder: str, split: str = "train") -> Entries:
+    """A table whose first line names its columns, in any order, with tabs, commas, semicolons or bars between.
+
+    ``path`` and ``label``; or ``labels`` for several, as ``label;label``, none if empty; and, for segments, ``start``
+    and ``end`` in seconds after the first frame, an empty ``end`` being that of the video. Usual other names, such as
+    ``video`` and ``class``, are understood (:data:`hiera_video.data.lists.tables.PATHS`). Of a column ``split`` that
+    names several splits, the rows of ``split`` are taken. Other columns are passed over.
+
+    Args:
+        file: The table.
+        folder: What its paths are relative to.
+        split: train, val or test, where the table has a column for it.
+
+    Returns:
+        The videos or segments.
+
+    Raises:
+        RequestError: A column is not there or two could be meant, or a line is not what it should be.
     """
-    header, columns = _lines(file)[0], columns_of(file)
-    path, label = _column(columns, PATH_COLUMNS), _column(columns, LABEL_COLUMNS)
-    start, end = _column(columns, ("start",)), _column(columns, ("end",))
-    if path is None or label is None or (start is None) != (end is None):
-        raise wrong(file, 1, header, "the columns path,label or path,labels or path,start,end,label")
-    entries = Entries(os.fspath(file), folder, several=columns[label] == "labels")
-    for line, row in _rows(file, "\t" if "\t" in header else ",", start=2):
-        if len(row) != len(columns):
-            raise wrong(file, line, ",".join(row), f"{len(columns)} fields: {','.join(columns)}")
-        if not row[path].strip() or not (entries.several or row[label].strip()):
-            raise wrong(file, line, ",".join(row), f"a {columns[path]} and a {columns[label]}")
-        entries.add(line, row[path].strip(), _split_labels(row[label]) if entries.several else [row[label].strip()])
+    lines = read_lines(file)
+    header = header_of(lines)
+    path, label, start, end, several = _columns(file, header, lines)
+    assert header is not None
+    rows = list(rows_below(file, lines, header))
+    place = next((header.columns.index(name) for name in ("split", "subset") if name in header.columns), None)
+    splits = {_split(row[place]) for _, row in rows} if place is not None else set()
+    chosen = _split(split) if len(splits) > 1 and splits <= {"train", "val", "test"} else None
+    entries = Entries(os.fspath(file), folder, several=several)
+    for line, row in rows:
+        if not row[path] or not (several or row[label]):
+            raise wrong(file, line, ",".join(row), f"a {header.columns[path]} and a {header.columns[label]}")
+        if place is not None and chosen is not None and _split(row[place]) != chosen:
+            continue
+        entries.add(line, row[path], _split_labels(row[label]) if several else [row[label]])
         if start is not None and end is not None:
             first, last = _seconds(row[start]), _seconds(row[end] or "inf")
             if first is None or last is None or not 0 <= first < last or first == float("inf"):
@@ -178,6 +228,23 @@ def read_table(file: str | os.PathLike[str], folder: str) -> Entries:
             entries.starts.append(first)
             entries.ends.append(last)
     return entries
+
+
+def _columns(
+    file: str | os.PathLike[str], header: Header | None, lines: Sequence[str]
+) -> tuple[int, int, int | None, int | None, bool]:
+    """Where path, label, start and end are in a table, and whether a video may have several labels."""
+    expected = "the columns path,label or path,labels or path,start,end,label"
+    if header is None:
+        raise wrong(file, 1, lines[0], expected)
+    path, label = header.column(file, tables.PATHS, "paths"), header.column(file, tables.LABELS, "labels")
+    start, end = header.column(file, tables.STARTS, "starts"), header.column(file, tables.ENDS, "ends")
+    times = [name for name in header.columns if re.search(r"(^|_)(start|end|begin|stop)(_|$)", name)]
+    if path is None or label is None or (start is None) != (end is None) or (start is None and times):
+        raise wrong(file, header.line, header.text, expected)
+    if header.delimiter == " ":
+        raise wrong(file, header.line, header.text, f"{expected}, with commas or tabs between them")
+    return path, label, start, end, header.columns[label] in tables.SEVERAL.split()
 
 
 def _seconds(text: str) -> float | None:
@@ -217,7 +284,7 @@ def read_ssv2(file: str | os.PathLike[str], folder: str, *, unlabelled: bool = F
 def _ssv2_classes(file: Path) -> list[str]:
     """Template (no brackets) by number."""
     expected = 'a map from each template to its number: {"Holding something": "0", ...}'
-    text = "\n".join(_lines(file))
+    text = "\n".join(read_lines(file))
     try:
         numbers = json.loads(text)
     except json.JSONDecodeError as error:
@@ -239,7 +306,7 @@ def _ssv2_classes(file: Path) -> list[str]:
 def _json_items(file: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     """(line, item) of a JSON list, without reading it twice to find a line."""
     expected = 'a JSON list of {"id": ..., "template": ...}'
-    text = "\n".join(_lines(file))
+    text = "\n".join(read_lines(file))
     decoder, between = json.JSONDecoder(), re.compile(r"\s*([\[\],]?)\s*")
     line, counted, position, before = 1, 0, 0, "["
     while True:
@@ -271,14 +338,14 @@ def read_ucf101(file: str | os.PathLike[str], folder: str) -> Entries:
     """
     classes_file = Path(file).with_name("classInd.txt")
     classes: list[str] = []
-    for line, text in enumerate(_lines(classes_file), start=1):
+    for line, text in enumerate(read_lines(classes_file), start=1):
         number, _, name = text.strip().partition(" ")
         if text.strip() and (number != str(len(classes) + 1) or not name):
             raise wrong(classes_file, line, text, f"number and class: '{len(classes) + 1} NameOfClass'")
         classes += [name] if name else []
     numbers = {name: str(number) for number, name in enumerate(classes, start=1)}
     entries = Entries(os.fspath(file), folder, classes=classes)
-    for line, text in enumerate(_lines(file), start=1):
+    for line, text in enumerate(read_lines(file), start=1):
         path, _, number = text.strip().rpartition(" ")
         if not number.isdecimal():
             path, number = text.strip(), ""
@@ -303,7 +370,7 @@ def read_hmdb51(splits: str | os.PathLike[str], split: str, fold: int, folder: s
     entries = Entries(os.fspath(splits), folder, classes=classes)
     for name, label in zip(files, classes, strict=True):
         file = os.path.join(splits, name)
-        for line, text in enumerate(_lines(file), start=1):
+        for line, text in enumerate(read_lines(file), start=1):
             path, _, number = text.strip().rpartition(" ")
             if text.strip() and (not path or number not in ("0", "1", "2")):
                 raise wrong(file, line, text, "'file.avi N' with N of 0 (unused), 1 (train) or 2 (test)")
@@ -315,60 +382,13 @@ def read_hmdb51(splits: str | os.PathLike[str], split: str, fold: int, folder: s
 # --- what all have in common ------------------------------------------------------------------------------------------
 
 
-def read_folders(folder: str | os.PathLike[str], *, images: bool = False) -> Entries:
-    """One folder per class, sorted by name; each is searched to its depths for videos (or for pictures), hidden files
-    apart.
-    """
-    wanted = IMAGE_EXTENSIONS if images else VIDEO_EXTENSIONS
-    classes = sorted(subfolders(folder))
-    entries = Entries(os.fspath(folder), classes=classes)
-    for name in classes:
-        for where, folders, files in os.walk(os.path.join(folder, name)):
-            folders[:] = sorted(one for one in folders if not one.startswith("."))
-            for file in sorted(files):
-                if extension(file) in wanted and not file.startswith("."):
-                    entries.add(0, os.path.join(where, file), [name])
-    return entries
-
-
-def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in a folder, hidden ones apart."""
-    with os.scandir(folder) as found:
-        return [one.name for one in found if not one.name.startswith(".") and one.is_dir()]
-
-
 def plain(label: str) -> str:
-    """A label without what folder names leave out or replace: brackets, quotes, underscores, capitals."""
+    """A label without what folder names leave out or replace: brackets, quotes, underscores, capitals.
+
+    Args:
+        label: The name of a class or of its folder.
+
+    Returns:
+        The text by which both are compared.
+    """
     return " ".join(re.sub(r"[()\[\]\"']", "", label).replace("_", " ").casefold().split())
-
-
-def _lines(file: str | os.PathLike[str]) -> list[str]:
-    """All lines, at least one. Bytes that are no UTF-8 are kept: file names may hold any."""
-    try:
-        text = Path(file).read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    except OSError as error:
-        raise RequestError(f"{os.fspath(file)} cannot be read ({error.strerror}): check the path") from error
-    if not text.strip():
-        raise RequestError(f"{os.fspath(file)} is empty: expected one line for each video")
-    return text.replace("\r\n", "\n").split("\n")
-
-
-def _rows(file: str | os.PathLike[str], separator: str, *, start: int) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of each line from ``start`` on that is not empty, quoted fields unquoted."""
-    rows = csv.reader(_lines(file)[start - 1 :], delimiter=separator)
-    try:
-        for row in rows:
-            if any(map(str.strip, row)):
-                yield rows.line_num + start - 1, row
-    except csv.Error as error:
-        raise wrong(file, rows.line_num + start - 1, str(error), f"fields with {separator!r} between them") from None
-
-
-def columns_of(file: str | os.PathLike[str]) -> list[str]:
-    """The fields of the first line, in lower case: the names of columns where it is a table's."""
-    header = _lines(file)[0]
-    return [name.strip(' "').lower() for name in header.split("\t" if "\t" in header else ",")]
-
-
-def _column(columns: list[str], names: tuple[str, ...]) -> int | None:
-    return next((columns.index(name) for name in names if name in columns), None)

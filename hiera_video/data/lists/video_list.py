@@ -20,19 +20,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from hiera_video import files
 from hiera_video.data.lists import annotations as formats
-from hiera_video.data.lists.annotations import Entries, plain, wrong
+from hiera_video.data.lists.annotations import Entries, plain
 from hiera_video.data.lists.cards import TORCHVISION, Card, load_card
+from hiera_video.data.lists.folders import class_folders, files_below, read_folders, subfolders
+from hiera_video.data.lists.tables import header_of, read_lines, wrong
 from hiera_video.data.reading.files import is_address, local_file
 from hiera_video.data.reading.shards import below_address, is_member
 from hiera_video.errors import RequestError, UnreadableVideo
 
 log = logging.getLogger("hiera_video")
 
-KINETICS, IMAGENET = TORCHVISION
+IMAGENET = TORCHVISION[1]
 #: A list without names of classes has as many as its greatest number says; beyond this it is no class.
 MAX_CLASSES = 100_000
-#: A folder with folders of these names alone holds splits, not classes.
-SPLITS = ("train", "val", "valid", "validate", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,12 @@ class VideoList:
         """The number of its class, or float32 [num_classes] of zeros and ones."""
         return int(self.labels[index]) if self.labels.ndim == 1 else self.labels[index]
 
+    def class_names(self, index: int) -> list[str]:
+        """The names of its classes; none where it is unlabelled."""
+        label = self.label(index)
+        numbers = np.flatnonzero(label).tolist() if isinstance(label, np.ndarray) else [label] if label >= 0 else []
+        return [self.classes[number] for number in numbers]
+
     def subset(self, indices: Sequence[int] | NDArray[Any] | slice) -> VideoList:
         """The videos of these indices, or where a mask is true, in that order, with the same classes."""
         kept = np.arange(len(self))[indices if isinstance(indices, (slice, np.ndarray)) else list(indices)]
@@ -129,7 +135,7 @@ def list_videos(
         entries = _entries_of_card(card, place, split, fold)
         classes = classes or _classes_of_card(card, entries, place, fold)
     elif os.path.isdir(source):
-        entries = _class_folders(os.fspath(source), split, images=images)
+        entries = class_folders(os.fspath(source), split, images=images)
     elif os.path.isfile(source):
         entries = _read_file(source, split, place)
     elif is_address(os.fspath(source)):
@@ -169,7 +175,7 @@ def _entries_of_card(card: Card, root: str, split: str, fold: int) -> Entries:
     if card.format == "images":
         entries = _picture_folders(root, card, folder)
     elif file is None and card.format == "kinetics" and card.classes and os.path.isdir(folder):
-        entries, published = _class_folders(folder, split), part.files
+        entries, published = class_folders(folder, split), part.files
     elif file is None:
         places = " or ".join(place.format(fold=fold) for place in part.annotations)
         raise RequestError(f"{root} has no annotations of {card.name}, split {split}: expected {places} in it")
@@ -202,14 +208,12 @@ def _read_file(file: str | os.PathLike[str], split: str, folder: str) -> Entries
         return formats.read_ucf101(path, folder)
     if re.fullmatch(r".+_test_split\d\.txt", path.name):
         raise RequestError(f"{path} is HMDB51's split file of one class: name the card hmdb51 and its root instead")
-    columns = formats.columns_of(path)
-    if "youtube_id" in columns:
+    header = header_of(read_lines(path))
+    if header is not None and "youtube_id" in header.columns:
         entries = formats.read_kinetics(path, split)
         _place_kinetics(entries, folder, os.path.join(folder, "replacement"))
         return entries
-    if len(columns) > 1 and set(columns) & set(formats.PATH_COLUMNS):
-        return formats.read_table(path, folder)
-    return formats.read_list(path, folder)
+    return formats.read_table(path, folder, split) if header is not None else formats.read_list(path, folder)
 
 
 def _fetch_file(address: str, split: str, folder: str) -> Entries:
@@ -261,7 +265,7 @@ def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
     for name in found:
         if name not in flat and os.path.isdir(os.path.join(folder, name)):
             of_class.setdefault(plain(name), []).append(os.path.join(folder, name))
-    spare = {name: where for where, _, names in os.walk(replacement) for name in names}
+    spare = {os.path.basename(path): os.path.dirname(path) for path in files_below(replacement)}
     listed: dict[str, set[str]] = {}
     homes: dict[str, list[str]] = {}
     for number, name in enumerate(entries.paths):
@@ -278,7 +282,7 @@ def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
 def _classes_of_card(card: Card, entries: Entries, root: str, fold: int) -> list[str]:
     """The names by number, checked against the card's number of classes."""
     if isinstance(card.classes, str):
-        classes = _torchvision_classes(card.classes)
+        classes = files.labels_of(card.classes.partition(":")[2])
     elif isinstance(card.classes, list):
         classes = card.classes
     elif entries.classes is not None:
@@ -300,17 +304,6 @@ def _classes_of_card(card: Card, entries: Entries, root: str, fold: int) -> list
     return classes
 
 
-def _torchvision_classes(name: str) -> list[str]:
-    """The names that torchvision carries, of one of :data:`TORCHVISION`."""
-    if name == KINETICS:
-        from torchvision.models.video import R3D_18_Weights
-
-        return list(R3D_18_Weights.DEFAULT.meta["categories"])
-    from torchvision.models import ResNet50_Weights
-
-    return list(ResNet50_Weights.DEFAULT.meta["categories"])
-
-
 def _first(root: str, places: Sequence[str], fold: int) -> str | None:
     """The first of several places below the root that is there."""
     paths = [os.path.normpath(os.path.join(root, place.format(fold=fold))) for place in places]
@@ -321,10 +314,10 @@ def _picture_folders(root: str, card: Card, folder: str) -> Entries:
     """The pictures of one split; its classes are the training split's folders, where these are there."""
     if not os.path.isdir(folder):
         raise RequestError(f"{root} has no pictures of {card.name}: expected the folder {folder}")
-    entries = formats.read_folders(folder, images=True)
+    entries = read_folders(folder, images=True)
     training = _first(root, card.splits["train"].folder, 1) if "train" in card.splits else None
     if training is not None:
-        entries.classes = sorted(formats.subfolders(training))
+        entries.classes = sorted(subfolders(training))
     return _with_names(entries, card) if card.classes == IMAGENET else entries
 
 
@@ -336,27 +329,10 @@ def _with_names(entries: Entries, card: Card) -> Entries:
             raise wrong(entries.file, 0, folder, "folders named by WordNet's numbers, such as n01440764")
     if len(folders) != card.num_classes:
         raise RequestError(f"{entries.file} has {len(folders)} classes, but {card.name} has {card.num_classes}")
-    names = dict(zip(folders, _torchvision_classes(IMAGENET), strict=True))
+    names = dict(zip(folders, files.labels_of("imagenet1k"), strict=True))
     _refuse_unknown(entries, set(names), f"one of {len(names)} classes", folders)
     entries.labels = [[names[label] for label in labels] for labels in entries.labels]
     return entries
-
-
-def _class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
-    """One folder per class, or one per split with such; their order is that of the training split."""
-    found = formats.subfolders(folder)
-    if found and set(found) <= set(SPLITS):
-        if split not in found:
-            raise RequestError(f"{folder} has no split {split!r}; it has {', '.join(sorted(found))}")
-        entries = formats.read_folders(os.path.join(folder, split), images=images)
-        if "train" in found:
-            entries.classes = sorted(formats.subfolders(os.path.join(folder, "train")))
-        return entries
-    if not found:
-        if any(name.endswith(".tar") for name in os.listdir(folder)):
-            raise RequestError(f"{folder} has shards but no index.csv: `scripts/make_shards.py index` makes it")
-        raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
-    return formats.read_folders(folder, images=images)
 
 
 def _numbered(entries: Entries, classes: list[str] | None) -> tuple[NDArray[Any], list[str]]:

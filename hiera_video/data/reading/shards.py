@@ -172,7 +172,7 @@ def _copy(member: Member, shard: BinaryIO, file: BinaryIO) -> bool:
     if size != member.size:
         raise UnreadableVideo(
             f"{member.shard} has no file of {member.size} bytes at byte {member.offset}: its index is another shard's, "
-            "or it is damaged; copy it again, or index it again (scripts/make_shards.py index)."
+            "or it is damaged; copy it again, or index it again (hiera-video data index)."
         )
     rest = member.size
     while rest and (block := shard.read(min(rest, 2**20))):

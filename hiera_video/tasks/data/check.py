@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +31,7 @@ from hiera_video.tasks.records import Results
 
 log = logging.getLogger("hiera_video")
 
+T = TypeVar("T")
 Decode = Literal["index", "ends", "all"]
 LEVELS = ("index", "ends", "all")
 #: What may be wrong with a video; a short one is usable.
@@ -178,7 +179,7 @@ class _Task:
 
 def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | None) -> _Task:
     """Raises :class:`RequestError`."""
-    num_workers = num_workers if num_workers is not None else os.cpu_count() or 1
+    num_workers = default_workers(num_workers)
     if decode not in LEVELS:
         raise RequestError(f"decode is {decode!r}, but can be one of {', '.join(LEVELS)}")
     if num_workers < 1:
@@ -188,11 +189,16 @@ def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | 
     return _Task(decode, time_limit, ClipSpec().span if card is None else card.sampling.span, num_workers)
 
 
+def default_workers(num_workers: int | None) -> int:
+    """The number that was asked for, or one for each core."""
+    return num_workers if num_workers is not None else os.cpu_count() or 1
+
+
 def _counts(
     videos: VideoList, files: dict[str, int], found: dict[str, Checked], task: _Task, report: Path | None
 ) -> Iterator[ClassCount]:
     """Checks what is not in ``found`` yet, then counts."""
-    todo = ((path, _class_of(videos, index)) for path, index in files.items() if path not in found)
+    todo = ((path, ";".join(videos.class_names(index))) for path, index in files.items() if path not in found)
     with ExitStack() as stack:
         readers: SimpleQueue[IsolatedReader] = SimpleQueue()
         for _ in range(task.num_workers):  # one for each thread
@@ -225,7 +231,7 @@ def _counts(
 def check_file(path: str, class_: str, reader: IsolatedReader, decode: str, span: float) -> Checked:
     """One file, as far as ``decode`` says. ``span``: seconds of one clip."""
     facts: dict[str, Any] = dict.fromkeys(("problem", "reason", "duration", "frames", "height", "width"))
-    size = _size(path)
+    size = size_of(path)
     if size is None and not is_address(path):
         facts.update(problem="missing", reason="there is no such file")
         return Checked(path, class_, size=None, decode=decode, **facts)
@@ -246,38 +252,72 @@ def check_file(path: str, class_: str, reader: IsolatedReader, decode: str, span
 
 
 def read_report(report: Path) -> dict[str, Checked]:
-    """The files in a report, by path; half a line at its end, as a killed run leaves it, is cut off.
+    """The files in a report, by path, each as its last line says.
 
-    Raises :class:`RequestError` for a file that is no such report, which is left as it is.
+    Args:
+        report: The .jsonl file of a check; it need not be there.
+
+    Returns:
+        What is known of each file.
+
+    Raises:
+        RequestError: The file is no such report; it is left as it is.
     """
-    if not report.exists():
-        return {}
-    whole, _, half = report.read_bytes().rpartition(b"\n")
-    found = {}
+    expected = "a line of data check's report: name another file"
+    return {checked.path: checked for checked in read_lines_of(report, Checked.from_json, expected)}
+
+
+def read_lines_of(file: Path, parse: Callable[[bytes], T], expected: str) -> list[T]:
+    """The lines of a .jsonl file that a job goes on writing, each an object that begins with its path.
+
+    Half a line at the end, as a killed run leaves it, is cut off.
+
+    Args:
+        file: The path of the file; it need not be there.
+        parse: Makes a record of a line, or raises ValueError or TypeError.
+        expected: What a line should be, and the remedy.
+
+    Returns:
+        The records, in the order of the lines.
+
+    Raises:
+        RequestError: A line is something else; the file is left as it is.
+    """
+    if not file.exists():
+        return []
+    whole, _, half = file.read_bytes().rpartition(b"\n")
+    records = []
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
-            checked = Checked.from_json(line)
-        except ValueError:
-            found_here = f"{report}, line {number}: found {line[:60].decode(errors='replace')!r}"
-            raise RequestError(f"{found_here}, but expected a line of data check's report: name another file") from None
-        found[checked.path] = checked
+            records.append(parse(line))
+        except (ValueError, TypeError):
+            found = f"{file}, line {number}: found {line[:60].decode(errors='replace')!r}"
+            raise RequestError(f"{found}, but expected {expected}") from None
     if half:
         start = b'{"path": "'
         if half[: len(start)] != start[: len(half)]:
-            raise RequestError(f"{report} is no report of data check: name another file")
-        os.truncate(report, len(whole) + bool(whole))
-    return found
+            found = f"{file}, last line: found {half[:60].decode(errors='replace')!r}"
+            raise RequestError(f"{found}, but expected {expected}")
+        os.truncate(file, len(whole) + bool(whole))
+    return records
 
 
 def _still_holds(checked: Checked, decode: str) -> bool:
     """Whether a file need not be checked again: a bad one that has changed since must be, and one seen less closely."""
     if LEVELS.index(checked.decode) < LEVELS.index(decode) and checked.problem not in ("missing", "unreadable"):
         return False
-    return checked.problem in (None, "short") or is_address(checked.path) or _size(checked.path) == checked.size
+    return checked.problem in (None, "short") or is_address(checked.path) or size_of(checked.path) == checked.size
 
 
-def _size(path: str) -> int | None:
-    """Bytes; of a file in a shard, those that are there: a shard that was cut off may have been copied again since."""
+def size_of(path: str) -> int | None:
+    """The size of a file; of one in a shard, how much is there: a shard that was cut off may be copied again later.
+
+    Args:
+        path: A path, or a file in a shard.
+
+    Returns:
+        Bytes, or None where there is no such file.
+    """
     member = parse_member(path)
     try:
         if member is not None:
@@ -301,12 +341,6 @@ def _as_they_come(
                     yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _class_of(videos: VideoList, index: int) -> str:
-    label = videos.label(index)
-    numbers = np.flatnonzero(label).tolist() if isinstance(label, np.ndarray) else [label] if label >= 0 else []
-    return ";".join(videos.classes[number] for number in numbers)
 
 
 def _per_class(videos: VideoList, found: dict[str, Checked], span: float) -> Iterator[ClassCount]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.cells import cells
-from hiera_video.data.lists.annotations import wrong
+from hiera_video.data.lists.tables import wrong
 from hiera_video.errors import RequestError
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
 from hiera_video.tasks.features.search import nearest, unit

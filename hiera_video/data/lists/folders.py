@@ -1,0 +1,117 @@
+"""Folders of videos or pictures, one for each class, and the links in them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from hiera_video.data.lists.annotations import Entries
+from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from hiera_video.errors import RequestError
+
+log = logging.getLogger("hiera_video")
+
+#: A folder with folders of these names alone holds splits, not classes.
+SPLITS = ("train", "val", "valid", "validate", "validation", "test")
+
+
+def read_folders(folder: str | os.PathLike[str], *, images: bool = False) -> Entries:
+    """The videos below class folders, sorted by name; each folder is searched to its depths, links are followed.
+
+    Files that are passed over (hidden ones, and those that are no videos) are counted in one line of the log.
+
+    Args:
+        folder: Holds one folder for each class.
+        images: The files are pictures, not videos.
+
+    Returns:
+        Paths below ``folder``, each with its class; the classes are the folders' names, sorted.
+    """
+    extensions = IMAGE_EXTENSIONS if images else VIDEO_EXTENSIONS
+    classes = sorted(subfolders(folder))
+    entries = Entries(os.fspath(folder), classes=classes)
+    others: Counter[str] = Counter()
+    for name in classes:
+        for path in files_below(os.path.join(folder, name)):
+            if os.path.basename(path).startswith("."):
+                others["hidden"] += 1
+            elif extension(path) in extensions:
+                entries.add(0, path, [name])
+            else:
+                others[extension(path) or "no extension"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        kinds += ", ..." if len(others) > 5 else ""
+        level = logging.INFO if set(others) == {"hidden"} else logging.WARNING
+        what = "pictures" if images else "videos"
+        log.log(level, "%s: %d files are passed over as no %s (%s)", os.fspath(folder), others.total(), what, kinds)
+    return entries
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """The files of a folder and of those below it, hidden folders apart, in the order of their names.
+
+    Links to folders are followed, but for those to a folder in which they lie, and each folder is searched once.
+
+    Args:
+        folder: The path of a folder, or of a link to one.
+
+    Yields:
+        Paths that begin with ``folder``; a link to a file that is not there is one too.
+    """
+    real_folder = os.path.realpath(folder)
+    seen = {real_folder, os.path.realpath(os.path.dirname(folder))}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            real = os.path.realpath(os.path.join(where, name))
+            if real not in seen and not f"{real_folder}/".startswith(f"{real.rstrip('/')}/"):
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        for file in sorted(files):
+            yield os.path.join(where, file)
+
+
+def subfolders(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in a folder, and of links to folders, hidden ones apart.
+
+    Args:
+        folder: The path of a folder.
+
+    Returns:
+        The names, in no order.
+    """
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+
+
+def class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
+    """The videos of one folder per class, or of one split of such.
+
+    Args:
+        folder: Holds one folder for each class; or a folder for each split (train, val, test) that does.
+        split: Which of the splits, where there are some.
+        images: The files are pictures, not videos.
+
+    Returns:
+        The videos; the order of the classes is that of the training split.
+
+    Raises:
+        RequestError: There are no class folders, or not this split.
+    """
+    names = subfolders(folder)
+    if names and set(names) <= set(SPLITS):
+        if split not in names:
+            raise RequestError(f"{folder} has no split {split!r}; it has {', '.join(sorted(names))}")
+        entries = read_folders(os.path.join(folder, split), images=images)
+        if "train" in names:
+            entries.classes = sorted(subfolders(os.path.join(folder, "train")))
+        return entries
+    if not names:
+        if any(name.endswith(".tar") for name in os.listdir(folder)):
+            raise RequestError(f"{folder} has shards but no index.csv: `hiera-video data index {folder}` makes it")
+        raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
+    return read_folders(folder, images=images)

@@ -38,7 +38,8 @@ from hiera_video.tasks.features.job import Extracted, Inputs, parse_part
 SMALL_SHARDS = [
     sys.executable,
     "-c",
-    "from hiera_video import cli; from hiera_video.tasks import feature_files as f; f.MAX_ROWS = 3; exit(cli.main())",
+    "from hiera_video import cli; from hiera_video.tasks.features import feature_table; feature_table.MAX_ROWS = 3; "
+    "exit(cli.main())",
     "extract",
 ]
 #: While a shard is written, a file may have no more than 6000 bytes.

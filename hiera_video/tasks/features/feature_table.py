@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from hiera_video.data.windows import CROPS
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing
-from hiera_video.models.checkpoints.io import weights_of as weights_of
 from hiera_video.tasks.features.extractor import WindowFeatures
 
 FORMAT = "hiera-video features 1"

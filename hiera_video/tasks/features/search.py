@@ -19,7 +19,7 @@ from hiera_video.data.windows import walk
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features.extractor import FeatureExtractor
-from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, weights_of
+from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
 
@@ -93,7 +93,7 @@ def search(
         raise RequestError(f"{query} is an image, which lasts no time: leave start and end out")
     facts = read_facts(index)
     extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
-    if weights_of(extractor.model) != facts["weights"]:
+    if extractor.weights != facts["weights"]:
         raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")
     wanted = embed(query, extractor, facts, first, last)
     hits = best_hits(*read_embeddings(index), wanted, top_k)
@@ -111,9 +111,9 @@ def embed(
     how = extractor.walk(crop=facts["crop"], batch_size=BATCH_SIZE)
     how = dataclasses.replace(how, spec=ClipSpec.from_dict(facts["clip"]), hop=facts["hop"])
     num_before = math.floor(max(0.0, (first - how.spec.span) / how.hop))  # windows that end before the stretch
-    stretches = takewhile(lambda one: one.starts[0] < last, walk(query, how, first=num_before))
-    windows = extractor.stream(((query, one) for one in stretches), ["embedding"], BATCH_SIZE)
-    touching = [one for one in windows if one.start < last and (one.end > first or first == 0)]  # an image ends at 0
+    decoded = takewhile(lambda windows: windows.starts[0] < last, walk(query, how, first=num_before))
+    rows = extractor.stream(decoded, ["embedding"], BATCH_SIZE)
+    touching = [row for row in rows if row.start < last and (row.end > first or first == 0)]  # an image ends at 0
     if not touching:
         raise RequestError(f"{query} ends before {first:g} s: name a stretch that lies in it")
     for error in dict.fromkeys(one.error for one in touching if one.error):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from assets import H264, numbers_in
 from PIL import Image
@@ -17,7 +24,7 @@ from hiera_video.data.reading.decoders import PyAVDecoder
 from hiera_video.data.sampling import window_clips, window_starts
 from hiera_video.data.transforms import plan_crops, plan_whole
 from hiera_video.data.windows import Decoded, Walk, Windows, read_ahead, walk
-from hiera_video.errors import UnreadableVideo
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, size=(64, 64), resize=64)  # spans 8 / 30 s
@@ -133,6 +140,49 @@ def test_many_inputs_come_whole_and_in_their_order_and_a_bad_one_as_a_sentence(
 
 def readers_left() -> int:
     return sum(thread.name.startswith("hiera_video reader") for thread in threading.enumerate())
+
+
+def test_threads_and_their_children_end_when_nobody_wants_their_windows(long: Path) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+
+    def left() -> int:
+        return readers_left() + len({child.pid for child in psutil.Process().children()} - before)
+
+    for _ in read_ahead([(str(long), 0)] * 50, HOW):
+        assert left() >= 2
+        break  # the generator is collected
+    gc.collect()
+    assert left() == 0
+
+    def list_that_ends_badly() -> Iterator[tuple[str, int]]:
+        yield str(long), 0
+        raise RequestError("line 2 is no path")
+
+    with pytest.raises(RequestError, match="line 2 is no path"):
+        list(read_ahead(list_that_ends_badly(), HOW))
+    assert left() == 0
+
+
+@pytest.mark.parametrize("how_it_ends", ["", "raise SystemExit(0)", "signal.raise_signal(signal.SIGINT)"])
+def test_a_program_that_ends_in_the_middle_ends_at_once(how_it_ends: str, long: Path) -> None:
+    code = f"""
+import signal, time
+from hiera_video.data.windows import Walk, read_ahead
+from hiera_video.spec import ClipSpec
+ahead = read_ahead([({str(long)!r}, 0)] * 500, Walk(ClipSpec(num_frames=4, frame_stride=2, size=(64, 64)), hop=0.1))
+print(next(ahead).input, time.time(), flush=True)
+{how_it_ends}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    name, last = done.stdout.split()
+    assert name == str(long) and time.time() - float(last) < 10
+    assert done.returncode == (-signal.SIGINT if "SIGINT" in how_it_ends else 0), done.stderr
+    assert "Traceback" not in done.stderr.replace("Traceback (most recent call last):", "", "SIGINT" in how_it_ends)
+
+
+def test_a_wrong_number_of_workers_is_refused() -> None:
+    with pytest.raises(RequestError, match="num_workers is -1, but is at least 0"):
+        next(read_ahead([], HOW, num_workers=-1))
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:

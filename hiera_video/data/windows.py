@@ -12,6 +12,7 @@ has one, or three along the long side. :class:`Windows` are a few that follow ea
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -39,8 +40,8 @@ Crop: TypeAlias = Literal["center", "three", "none"]
 CROPS: dict[Crop, tuple[str, ...]] = {"center": ("center",), "three": ("first", "center", "last"), "none": ("none",)}
 #: What each thread may have decoded before it is asked for: :class:`Windows`.
 AHEAD = 2
-#: Seconds to wait for a thread that is still decoding when nobody wants its windows any more.
-PATIENCE_S = 1.0
+#: Seconds to wait for a thread to end, once its child process is dead.
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -278,11 +279,12 @@ class _Pool:
     """Threads that decode into a queue."""
 
     def __init__(self, todo: Iterable[tuple[str, int]], how: Walk, readers: list[IsolatedReader]) -> None:
-        self._todo, self._how = iter(todo), how
+        self._todo, self._how, self._readers = iter(todo), how, readers
         self._lock = threading.Lock()  # of todo
         self._queue: Queue[Decoded | BaseException | None] = Queue(AHEAD * len(readers))
         self._stopped = False
-        # Daemons: a program that leaves the loop and ends does not wait for a decoder that hangs.
+        # A program may end while the generator is held: threads inside torch would bring it down.
+        atexit.register(self.stop)
         self._threads = [
             threading.Thread(target=self._run, args=(reader,), daemon=True, name=f"hiera_video reader {number}")
             for number, reader in enumerate(readers)
@@ -303,8 +305,11 @@ class _Pool:
                 yield item
 
     def stop(self) -> None:
-        """Have the threads end after what they are doing, and wait for that a little."""
+        """End the threads and their children, whatever they are doing."""
+        atexit.unregister(self.stop)
         self._stopped = True
+        for reader in self._readers:
+            reader.stop()
         deadline = time.monotonic() + PATIENCE_S
         for thread in self._threads:
             while thread.is_alive() and time.monotonic() < deadline:

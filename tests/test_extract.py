@@ -331,8 +331,8 @@ def test_of_an_mae_whose_head_is_drawn_at_load_the_same_command_goes_on(
     assert main(["extract", *words, "--part", "2/2"]) == 0
     assert main(["extract", *words]) == 0
     assert "9 before" in capsys.readouterr().out
-    (hit,) = search(str(clips / "8.mp4"), index=output, top_k=1)
-    assert hit.input == str(clips / "8.mp4") and hit.similarity == pytest.approx(1, abs=1e-5)
+    (hit,) = search(str(clips / "0.mp4"), index=output, top_k=1)
+    assert hit.input == str(clips / "0.mp4") and hit.similarity == pytest.approx(1, abs=1e-5)
     torch.manual_seed(1)
     again = FeatureExtractor.from_pretrained(tiny_mae, device="cpu")
     (row, *_) = again(clips / "8.mp4")

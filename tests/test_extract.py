@@ -26,19 +26,23 @@ from assets import H264
 from numpy.typing import NDArray
 from PIL import Image
 
-from hiera_video import FeatureExtractor, create_model, extract, save_pretrained
+from hiera_video import FeatureExtractor, create_model, extract, open_video, save_pretrained
 from hiera_video.cli import main
 from hiera_video.data.reading.decoders import PyAVDecoder
 from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, read_failures
-from hiera_video.tasks.features.job import Extracted, Inputs, parse_part
+from hiera_video.tasks.features.inputs import Inputs
+from hiera_video.tasks.features.job import Extracted, parse_part
+from hiera_video.tasks.features.probe import probe
+from hiera_video.tasks.features.search import search
 
 SMALL_SHARDS = [
     sys.executable,
     "-c",
-    "from hiera_video import cli; from hiera_video.tasks import feature_files as f; f.MAX_ROWS = 3; exit(cli.main())",
+    "from hiera_video import cli; from hiera_video.tasks.features import feature_table; feature_table.MAX_ROWS = 3; "
+    "exit(cli.main())",
     "extract",
 ]
 #: While a shard is written, a file may have no more than 6000 bytes.
@@ -204,6 +208,38 @@ def test_image_models_and_maes_and_other_sizes(name: str, clips: Path, tmp_path:
     assert (still.start, still.end, still.number, still.count) == (0.0, 0.0, 0, 1)
 
 
+def test_what_is_no_file_has_the_features_of_the_file(clips: Path, tmp_path: Path) -> None:
+    extractor = FeatureExtractor.from_pretrained(device="cpu")
+    file = clips / "8.mp4"
+    with open_video(file) as video:
+        frames = video.frames(range(len(video))).pixels
+    Image.fromarray(frames[0]).save(tmp_path / "still.png")
+    (still,) = extractor(tmp_path / "still.png")
+    expected = list(extractor(file, hop=0.5))
+    with file.open("rb") as stream:
+        sources: list[tuple[Any, float | None, str]] = [
+            (file.read_bytes(), None, f"<{file.stat().st_size} bytes>"),
+            (stream, None, str(file)),
+            (frames, 30, "<89 frames>"),
+            (torch.from_numpy(frames).permute(0, 3, 1, 2), 30, "<89 frames>"),
+            ([Image.fromarray(frame) for frame in frames], 30, "<89 frames>"),
+        ]
+        for source, fps, name in sources:
+            rows = list(extractor(source, hop=0.5, fps=fps))
+            assert {row.input for row in rows} == {name}
+            for row, other in zip(rows, expected, strict=True):
+                assert (row.start, row.end) == pytest.approx((other.start, other.end))
+                assert np.array_equal(row.frames, other.frames)
+                assert row.embedding == pytest.approx(other.embedding, rel=1e-4, abs=1e-5)
+    (same,) = extractor((tmp_path / "still.png").read_bytes())
+    assert (same.start, same.end, same.padded) == (0.0, 0.0, False)
+    assert np.array_equal(same.frames, still.frames)
+    with pytest.raises(RequestError, match="a video cannot be read from the type int"):
+        next(extractor(7))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"frames need their rate: pass fps="):
+        next(extractor(frames))
+
+
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +318,40 @@ def test_lists_are_read_by_line_and_an_input_named_twice_is_there_once(clips: Pa
     assert {Path(name).name for name, _ in embeddings(tmp_path / "out")} == {"mine.mp4", "2.mp4", "3.mp4"}
     (failure,) = read_failures(tmp_path / "out")
     assert failure["error"] == f"{tmp_path}/list.txt, line 4: 'hello world' is no path of a video or image."
+
+
+def test_of_an_mae_whose_head_is_drawn_at_load_the_same_command_goes_on(
+    clips: Path, tiny_mae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = [str(clips), "--output", str(output), "--model", str(tiny_mae), "--format", "safetensors"]
+    first = subprocess.run([*COMMAND, *words, "--part", "1/2"], capture_output=True, check=False, umask=0o027)
+    assert first.returncode == 0, first.stderr
+    assert {oct(path.stat().st_mode)[-3:] for path in output.rglob("*") if path.is_file()} == {"640"}
+    assert main(["extract", *words, "--part", "2/2"]) == 0
+    assert main(["extract", *words]) == 0
+    assert "9 before" in capsys.readouterr().out
+    (hit,) = search(str(clips / "0.mp4"), index=output, top_k=1)
+    assert hit.input == str(clips / "0.mp4") and hit.similarity == pytest.approx(1, abs=1e-5)
+    torch.manual_seed(1)
+    again = FeatureExtractor.from_pretrained(tiny_mae, device="cpu")
+    (row, *_) = again(clips / "8.mp4")
+    assert row.embedding == pytest.approx(embeddings(output)[str(clips / "8.mp4"), 0], rel=1e-4, abs=1e-5)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("input,label\n" + "".join(f"{n}.mp4,{'long' if n > 4 else 'short'}\n" for n in range(9)))
+    assert [score.method for score in probe(str(output), labels=str(labels), k=1, folds=2)] == [
+        "knn",
+        "linear",
+        "chance",
+    ]
+
+
+def test_a_head_that_belongs_to_the_weights_counts(tiny_model: Path, tmp_path: Path) -> None:
+    extractor = FeatureExtractor.from_pretrained(tiny_model, device="cpu")
+    before = extractor.weights
+    with torch.no_grad():
+        extractor.model.head.projection.bias.add_(1)
+    assert extractor.weights != before == FeatureExtractor.from_pretrained(tiny_model, device="cpu").weights
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from assets import H264, numbers_in
 from PIL import Image
@@ -16,8 +23,8 @@ from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.decoders import PyAVDecoder
 from hiera_video.data.sampling import window_clips, window_starts
 from hiera_video.data.transforms import plan_crops, plan_whole
-from hiera_video.data.windows import Stretch, Walk, read_ahead, walk
-from hiera_video.errors import UnreadableVideo
+from hiera_video.data.windows import Decoded, Walk, Windows, read_ahead, walk
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
 SPEC = ClipSpec(num_frames=4, frame_stride=2, size=(64, 64), resize=64)  # spans 8 / 30 s
@@ -30,23 +37,23 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return replace(H264, name="long.mp4", num_frames=60).write(tmp_path_factory.mktemp("windows"))
 
 
-def joined(stretches: list[Stretch]) -> np.ndarray:
-    return np.concatenate([one.views.clips.numpy() for one in stretches])
+def joined(windows: list[Windows]) -> np.ndarray:
+    return np.concatenate([one.views.clips.numpy() for one in windows])
 
 
 def test_windows_show_the_frames_that_sampling_names(long: Path) -> None:
     whole = Walk(SPEC.replace(size=(H264.height, H264.width), resize=min(H264.height, H264.width)), HOW.hop, at_once=3)
-    stretches = list(walk(str(long), whole))
+    windows = list(walk(str(long), whole))
     times = np.arange(60) / 30
     starts = window_starts(times, SPEC, HOW.hop)
     rows = np.stack(list(window_clips(times, SPEC, starts)))
-    clips = joined(stretches)
+    clips = joined(windows)
     assert [numbers_in(clip.transpose(1, 2, 3, 0)) for clip in clips] == rows.tolist()
-    assert np.concatenate([one.starts for one in stretches]) == pytest.approx(starts)
-    assert np.concatenate([one.ends for one in stretches]) == pytest.approx(starts + SPEC.span)
-    assert np.concatenate([one.times for one in stretches]) == pytest.approx(times[rows])
-    assert [(one.first, len(one)) for one in stretches[:2]] == [(0, 3), (3, 3)]
-    assert {one.total for one in stretches} == {len(rows)} and not any(one.padded for one in stretches)
+    assert np.concatenate([one.starts for one in windows]) == pytest.approx(starts)
+    assert np.concatenate([one.ends for one in windows]) == pytest.approx(starts + SPEC.span)
+    assert np.concatenate([one.times for one in windows]) == pytest.approx(times[rows])
+    assert [(one.first, len(one)) for one in windows[:2]] == [(0, 3), (3, 3)]
+    assert {one.total for one in windows} == {len(rows)} and not any(one.padded for one in windows)
 
 
 def test_each_frame_is_decoded_once_though_windows_overlap(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,16 +123,66 @@ def test_many_inputs_come_whole_and_in_their_order_and_a_bad_one_as_a_sentence(
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     short = replace(H264, name="short.mp4", num_frames=9).write(tmp_path)
     todo = [(str(long), 0), (str(tmp_path / "bad.mp4"), 0), (str(short), 0), (str(tmp_path / "none.mp4"), 0)]
-    found: dict[str, list[Stretch | str]] = {}
-    for name, one in read_ahead(todo, HOW, num_workers=num_workers):
-        found.setdefault(name, []).append(one)
-    assert sorted(found) == sorted(name for name, _ in todo)
+    decoded: dict[str, list[Decoded]] = {}
+    for item in read_ahead(todo, HOW, num_workers=num_workers):
+        decoded.setdefault(item.input, []).append(item)
+    assert sorted(decoded) == sorted(name for name, _ in todo)
     for path in (long, short):
-        firsts = [one.first for one in found[str(path)] if isinstance(one, Stretch)]
-        assert firsts == list(range(0, found[str(path)][0].total, 3))  # type: ignore[union-attr]
-    assert "bad.mp4 is not a video" in str(found[str(tmp_path / "bad.mp4")])
-    assert "none.mp4 cannot be read" in str(found[str(tmp_path / "none.mp4")])
-    assert threading.active_count() < 20
+        windows = [item.windows for item in decoded[str(path)] if item.windows is not None]
+        assert [one.first for one in windows] == list(range(0, windows[0].total, 3))
+        assert [item.reached for item in decoded[str(path)]] == [one.first + len(one) for one in windows]
+        assert {one.input for one in windows} == {str(path)}
+    for name, error in (("bad.mp4", "bad.mp4 is not a video"), ("none.mp4", "none.mp4 cannot be read")):
+        (failure,) = decoded[str(tmp_path / name)]
+        assert failure.windows is None and failure.reached == 0 and error in str(failure.error)
+    assert readers_left() == 0
+
+
+def readers_left() -> int:
+    return sum(thread.name.startswith("hiera_video reader") for thread in threading.enumerate())
+
+
+def test_threads_and_their_children_end_when_nobody_wants_their_windows(long: Path) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+
+    def left() -> int:
+        return readers_left() + len({child.pid for child in psutil.Process().children()} - before)
+
+    for _ in read_ahead([(str(long), 0)] * 50, HOW):
+        assert left() >= 2
+        break  # the generator is collected
+    gc.collect()
+    assert left() == 0
+
+    def list_that_ends_badly() -> Iterator[tuple[str, int]]:
+        yield str(long), 0
+        raise RequestError("line 2 is no path")
+
+    with pytest.raises(RequestError, match="line 2 is no path"):
+        list(read_ahead(list_that_ends_badly(), HOW))
+    assert left() == 0
+
+
+@pytest.mark.parametrize("how_it_ends", ["", "raise SystemExit(0)", "signal.raise_signal(signal.SIGINT)"])
+def test_a_program_that_ends_in_the_middle_ends_at_once(how_it_ends: str, long: Path) -> None:
+    code = f"""
+import signal, time
+from hiera_video.data.windows import Walk, read_ahead
+from hiera_video.spec import ClipSpec
+ahead = read_ahead([({str(long)!r}, 0)] * 500, Walk(ClipSpec(num_frames=4, frame_stride=2, size=(64, 64)), hop=0.1))
+print(next(ahead).input, time.time(), flush=True)
+{how_it_ends}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    name, last = done.stdout.split()
+    assert name == str(long) and time.time() - float(last) < 10
+    assert done.returncode == (-signal.SIGINT if "SIGINT" in how_it_ends else 0), done.stderr
+    assert how_it_ends.endswith("SIGINT)") or not done.stderr
+
+
+def test_a_wrong_number_of_workers_is_refused() -> None:
+    with pytest.raises(RequestError, match="num_workers is -1, but is at least 0"):
+        next(read_ahead([], HOW, num_workers=-1))
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:

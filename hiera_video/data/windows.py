@@ -1,43 +1,60 @@
-"""A walk through a video of any length: windows one after the other, each frame decoded and resized once.
+"""A video of any length as windows, one after the other, each frame decoded and resized once.
 
-:func:`walk` reads one input in constant memory; :func:`read_ahead` many, in worker processes, each input whole by
-whichever worker is free.
+A *window* is a stretch of time of an input, shown to the model as one clip. A *crop* is a part of its picture: a window
+has one, or three along the long side. :class:`Windows` are a few that follow each other, decoded together.
+(The windows of the model's attention are other things, and so are test views: clips x crops.)
+
+:func:`walk` reads one input in constant memory; :func:`read_ahead` many, each by whichever thread is free:
+
+    thread 1   its child process decodes -> the thread resizes --+
+    thread 2   its child process decodes -> the thread resizes --+--> queue --> who iterates over read_ahead
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from queue import Empty, Queue
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset
 
 from hiera_video.data.dataset import Views, open_input
-from hiera_video.data.loader import start_workers
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_image, read_image
+from hiera_video.data.reading.reader import Video
 from hiera_video.data.sampling import ROUNDING_S, window_clips, window_starts
 from hiera_video.data.transforms import CropPlan, plan_crops, plan_whole
-from hiera_video.errors import UnreadableVideo
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
 Crop: TypeAlias = Literal["center", "three", "none"]
 #: Names of the crops of a window, in their order.
 CROPS: dict[Crop, tuple[str, ...]] = {"center": ("center",), "three": ("first", "center", "last"), "none": ("none",)}
+#: What each thread may have decoded before it is asked for: :class:`Windows`.
+AHEAD = 2
+#: Seconds to wait for a thread to end, once its child process is dead.
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How inputs are walked through.
+    """How inputs become windows.
 
-    A window is a clip of ``spec``, one every ``hop`` seconds. ``crop``: the centre, three along the long side, or the
-    whole picture with its sides rounded to multiples of ``multiple`` pixels. ``at_once`` windows come together.
+    Args:
+        spec: The clip that each window shows.
+        hop: Seconds from the beginning of one window to that of the next.
+        crop: ``center``, ``three`` along the long side, or ``none``: the whole picture.
+        multiple: Pixels; with ``crop="none"`` the sides are rounded to multiples of it.
+        at_once: Windows that are decoded together.
+        decode: As in :func:`hiera_video.open_video`.
     """
 
     spec: ClipSpec
@@ -48,22 +65,30 @@ class Walk:
     decode: Literal["exact", "fast"] = "exact"
 
     def plan(self, picture: tuple[int, int]) -> CropPlan:
-        """The crops of pictures of this (height, width)."""
+        """Where the crops of pictures of one size lie.
+
+        Args:
+            picture: (height, width) of the pictures.
+
+        Returns:
+            The plan.
+        """
         if self.crop == "none":
             return plan_whole(picture, self.spec, self.multiple)
         return plan_crops(picture, self.spec, len(CROPS[self.crop]))
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Consecutive windows of one input, ``views.rows`` for each of them.
+class Windows:
+    """Consecutive windows of one input, decoded together: numbers ``first`` to ``first + len(windows) - 1``.
 
-    ``first`` is the number of the first, ``total`` the windows of the whole input. ``starts``, ``ends`` float64 [n]
-    and ``times`` float64 [n, T], of each frame, are seconds after the input's first frame (0 for an image). ``plan``
-    says where the crops lie in the upright picture, ``crops`` what they are called. ``padded``: the input is shorter
-    than a window, and its last frame is repeated.
+    ``input``: its name. ``views`` has the pictures: a row of frames for each window. ``total``: windows of the whole
+    input. ``starts``, ``ends`` float64 [n] and ``times`` float64 [n, T], of each frame, are seconds after the input's
+    first frame (0 for an image). ``plan`` says where the crops lie in the upright picture, ``crops`` their names.
+    ``padded``: the input is shorter than a window, and its last frame is repeated.
     """
 
+    input: str
     views: Views
     first: int
     total: int
@@ -77,107 +102,243 @@ class Stretch:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def to(self, device: torch.device | str) -> Stretch:
-        """The same with its pictures on ``device``."""
+    def to(self, device: torch.device | str) -> Windows:
+        """The same with the pictures on another device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            The windows there.
+        """
         return replace(self, views=self.views.to(device))
 
 
-def walk(path: str, how: Walk, *, first: int = 0, reader: IsolatedReader | None = None) -> Iterator[Stretch]:
-    """The windows of a video file, image file or http(s) address from number ``first`` on, in constant memory.
+Stretch = Windows  # the name in tasks/classify
 
-    An image is one window, a still. ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when
-    nothing can be read, or nothing more.
+
+@dataclass(frozen=True)
+class Decoded:
+    """The next windows of ``input``; or, where nothing more can be read, None and one sentence, the ``error``.
+
+    ``reached``: the number of the first window that is not decoded yet.
     """
-    if is_image(path):
-        yield _still(read_image(path)[np.newaxis], how)
-        return
-    with open_input(path, reader, decode=how.decode) as video:
-        begin, span = float(video.times[0]), how.spec.span
-        starts = window_starts(video.times, how.spec, how.hop)
-        waiting: deque[NDArray[np.int64]] = deque()  # which frames of a row each of its windows shows
-        plans: list[CropPlan] = []
 
-        def rows() -> Iterator[NDArray[np.int64]]:
-            clips = window_clips(video.times, how.spec, starts[first:])
-            while part := list(islice(clips, how.at_once)):
-                distinct, inverse = np.unique(np.stack(part), return_inverse=True)
-                waiting.append(inverse.reshape(len(part), -1))
-                yield distinct
-
-        def prepare(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            if not plans:
-                plans.append(how.plan((pictures.shape[1], pictures.shape[2])))
-            fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
-            return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
-
-        number = first
-        for frames in video.stream(rows(), prepare):
-            shown, plan = waiting.popleft(), plans[0]
-            begins = starts[number : number + len(shown)]
-            times = frames.times[shown] - begin
-            yield Stretch(
-                views=Views(
-                    torch.from_numpy(frames.pixels).permute(3, 0, 1, 2).contiguous(),
-                    torch.from_numpy(shown),
-                    plan.corners,
-                    plan.size,
-                    np.repeat(times, len(plan.corners), axis=0),
-                    video.duration,
-                    video.error,
-                ),
-                first=number,
-                total=len(starts),
-                starts=begins,
-                ends=np.minimum(begins + span, video.duration),
-                times=times,
-                plan=plan,
-                crops=CROPS[how.crop],
-                padded=video.duration < span - ROUNDING_S,
-            )
-            number += len(shown)
+    input: str
+    reached: int
+    windows: Windows | None
+    error: str | None = None
 
 
-def _still(picture: NDArray[np.uint8], how: Walk) -> Stretch:
-    plan, none = how.plan((picture.shape[1], picture.shape[2])), np.zeros(1)
+def walk(
+    source: str | Video, how: Walk, *, first: int = 0, reader: IsolatedReader | None = None, name: str | None = None
+) -> Iterator[Windows]:
+    """The windows of one input, in constant memory.
+
+    Args:
+        source: A video file, an image file (one window, a still), an http(s) address, or an open video.
+        how: What windows, and which crops of them.
+        first: The number of the first window to read.
+        reader: Decodes in its child process; None: in this one.
+        name: What the windows call their input; None: as ``source``.
+
+    Yields:
+        Up to ``how.at_once`` windows, in their order.
+
+    Raises:
+        UnreadableVideo: When nothing can be read, or nothing more.
+    """
+    if isinstance(source, Video):
+        yield from _walk_video(source, how, first, name or source.path)
+    elif is_image(source):
+        yield _still(read_image(source)[np.newaxis], how, name or source)
+    else:
+        with open_input(source, reader, decode=how.decode) as video:
+            yield from _walk_video(video, how, first, name or source)
+
+
+def _walk_video(video: Video, how: Walk, first: int, name: str) -> Iterator[Windows]:
+    begin, span = float(video.times[0]), how.spec.span
+    starts = window_starts(video.times, how.spec, how.hop)
+    waiting: deque[NDArray[np.int64]] = deque()  # which frames of a row each of its windows shows
+    plans: list[CropPlan] = []
+
+    def rows() -> Iterator[NDArray[np.int64]]:
+        clips = window_clips(video.times, how.spec, starts[first:])
+        while part := list(islice(clips, how.at_once)):
+            distinct, inverse = np.unique(np.stack(part), return_inverse=True)
+            waiting.append(inverse.reshape(len(part), -1))
+            yield distinct
+
+    def prepare(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if not plans:
+            plans.append(how.plan((pictures.shape[1], pictures.shape[2])))
+        fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
+        return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
+
+    number = first
+    for frames in video.stream(rows(), prepare):
+        shown, plan = waiting.popleft(), plans[0]
+        begins = starts[number : number + len(shown)]
+        times = frames.times[shown] - begin
+        yield Windows(
+            input=name,
+            views=Views(
+                torch.from_numpy(frames.pixels).permute(3, 0, 1, 2).contiguous(),
+                torch.from_numpy(shown),
+                plan.corners,
+                plan.size,
+                np.repeat(times, len(plan.corners), axis=0),
+                video.duration,
+                video.error,
+            ),
+            first=number,
+            total=len(starts),
+            starts=begins,
+            ends=np.minimum(begins + span, video.duration),
+            times=times,
+            plan=plan,
+            crops=CROPS[how.crop],
+            padded=video.duration < span - ROUNDING_S,
+        )
+        number += len(shown)
+
+
+def _still(picture: NDArray[np.uint8], how: Walk, name: str) -> Windows:
+    """An image, uint8 [1, H, W, 3]: every frame shows it."""
+    plan, zero = how.plan((picture.shape[1], picture.shape[2])), np.zeros(1)
     rows = torch.zeros(1, how.spec.num_frames, dtype=torch.int64)
     frames = plan.apply(picture, how.spec).transpose(0, 1).contiguous()
     times = np.zeros((len(plan.corners), how.spec.num_frames))
     views = Views(frames, rows, plan.corners, plan.size, times, 0.0)
-    return Stretch(views, 0, 1, none, none, times[:1], plan, CROPS[how.crop], padded=False)
+    return Windows(name, views, 0, 1, zero, zero, times[:1], plan, CROPS[how.crop], padded=False)
 
 
 def read_ahead(
-    todo: Iterable[tuple[str, int]], how: Walk, *, num_workers: int = 2, isolate: bool = True, time_limit: float = 60
-) -> Iterator[tuple[str, Stretch | str]]:
-    """The windows of inputs, each named with its first window to read; decoded ahead by ``num_workers`` processes.
+    todo: Iterable[tuple[str, int]], how: Walk, *, num_workers: int = 2, time_limit: float = 60
+) -> Generator[Decoded, None, None]:
+    """The windows of many inputs, decoded ahead of whoever iterates.
 
-    The stretches of one input come in their order, those of several mixed. What cannot be read gives one sentence in
-    place of a stretch, and nothing of that input comes after it. ``todo`` may be a long way to walk, such as the lines
-    of a file: it is iterated once in each worker, and must say the same each time.
+    Each thread takes the next input that no other has taken: a long one holds nobody up. Close the generator, or
+    exhaust it, to end the threads.
+
+    Args:
+        todo: Inputs, each with the number of the first window to read; may be as long as one likes.
+        how: What windows, and which crops of them.
+        num_workers: Threads, each with a child process that decodes; 0: no thread, and nothing is read ahead.
+        time_limit: Seconds that one request to a decoder may take.
+
+    Yields:
+        The windows of each input in their order, those of several inputs mixed. Where an input cannot be read, or
+        not to its end, its last item has the reason.
+
+    Raises:
+        RequestError: For a negative ``num_workers``, and a ``time_limit`` that is none.
     """
-    dataset = _Inputs(todo, how, IsolatedReader(time_limit=time_limit) if isolate else None)
-    yield from start_workers(dataset, None, num_workers)
+    if num_workers < 0:
+        raise RequestError(f"num_workers is {num_workers}, but is at least 0")
+    if num_workers == 0:
+        with IsolatedReader(time_limit=time_limit) as reader:
+            for name, first in todo:
+                yield from decode_input(name, how, first, reader)
+        return
+    num_threads = torch.get_num_threads()
+    pool = _Pool(todo, how, [IsolatedReader(time_limit=time_limit) for _ in range(num_workers)])
+    try:
+        yield from pool.items()
+    finally:
+        pool.stop()
+        torch.set_num_threads(num_threads)  # threads that start later follow the last one that set it
 
 
-class _Inputs(IterableDataset[tuple[str, "Stretch | str"]]):
-    """Each worker takes the next input that no other has taken: a long one holds nobody up."""
+def decode_input(
+    source: str, how: Walk, first: int, reader: IsolatedReader, *, name: str | None = None
+) -> Iterator[Decoded]:
+    """The windows of one input, and why there are no more where it cannot be read to its end.
 
-    def __init__(self, todo: Iterable[tuple[str, int]], how: Walk, reader: IsolatedReader | None) -> None:
-        self._todo, self._how, self._reader = todo, how, reader
-        self._next: Any = multiprocessing.Value("q", 0)
+    Args:
+        source: A video or image file, or an http(s) address.
+        how: What windows, and which crops of them.
+        first: The number of the first window to read.
+        reader: Decodes in its child process.
+        name: What the input is called; None: as ``source``.
 
-    def __iter__(self) -> Iterator[tuple[str, Stretch | str]]:
-        mine = self._take()
-        for position, (name, first) in enumerate(self._todo):
-            if position == mine:
-                try:
-                    for stretch in walk(name, self._how, first=first, reader=self._reader):
-                        yield name, stretch
-                except UnreadableVideo as error:
-                    yield name, str(error)
-                mine = self._take()
+    Yields:
+        Up to ``how.at_once`` windows, in their order; at last an error, if there is one.
+    """
+    name, reached = name or source, first
+    try:
+        for windows in walk(source, how, first=first, reader=reader, name=name):
+            reached = windows.first + len(windows)
+            yield Decoded(name, reached, windows)
+    except UnreadableVideo as error:
+        yield Decoded(name, reached, None, str(error))
 
-    def _take(self) -> int:
-        with self._next.get_lock():
-            self._next.value += 1
-            return int(self._next.value) - 1
+
+class _Pool:
+    """Threads that decode into a queue."""
+
+    def __init__(self, todo: Iterable[tuple[str, int]], how: Walk, readers: list[IsolatedReader]) -> None:
+        self._todo, self._how, self._readers = iter(todo), how, readers
+        self._lock = threading.Lock()  # of todo
+        self._queue: Queue[Decoded | BaseException | None] = Queue(AHEAD * len(readers))
+        self._stopped = False
+        # A program may end while the generator is held: threads inside torch would bring it down.
+        atexit.register(self.stop)
+        self._threads = [
+            threading.Thread(target=self._run, args=(reader,), daemon=True, name=f"hiera_video reader {number}")
+            for number, reader in enumerate(readers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def items(self) -> Iterator[Decoded]:
+        """What the threads decode, until all have ended; raises what goes wrong in one of them."""
+        running = len(self._threads)
+        while running:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+
+    def stop(self) -> None:
+        """End the threads and their children, whatever they are doing."""
+        atexit.unregister(self.stop)
+        self._stopped = True
+        for reader in self._readers:
+            reader.stop()
+        deadline = time.monotonic() + PATIENCE_S
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                self._drain()
+                thread.join(0.01)
+
+    def _drain(self) -> None:
+        """Make room in the queue: a thread that waits for it goes on."""
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            return
+
+    def _next(self) -> tuple[str, int] | None:
+        with self._lock:
+            return None if self._stopped else next(self._todo, None)
+
+    def _run(self, reader: IsolatedReader) -> None:
+        torch.set_num_threads(1)  # of this thread: there are several of them, and the model
+        try:
+            with reader:
+                while (entry := self._next()) is not None:
+                    name, first = entry
+                    for item in decode_input(name, self._how, first, reader):
+                        self._queue.put(item)
+                        if self._stopped:
+                            return
+        except BaseException as error:
+            self._queue.put(error)
+        finally:
+            self._queue.put(None)

@@ -107,10 +107,20 @@ def load_state(model: nn.Module, state: State, *, source: str, fresh: tuple[str,
     model.load_state_dict(state, strict=not fresh)
 
 
-def weights_of(model: HieraTrunk) -> str:
-    """A short fingerprint of what a model computes: its architecture and every tensor, 16 hexadecimal digits."""
+def weights_of(model: HieraTrunk, *, head: bool = True) -> str:
+    """A short fingerprint of what a model computes: its architecture and every tensor.
+
+    Args:
+        model: The model.
+        head: Whether the classifier's head counts: features do not depend on it.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.blake2b(repr((model.arch, model.position_resize)).encode(), digest_size=8)
     for name, tensor in model.state_dict().items():
+        if name.startswith("head.") and not head:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -21,14 +21,25 @@ FITTED = 16
 def draw_colours(
     extractor: FeatureExtractor, path: str, how: Walk, stage: str, picture: Path, reader: IsolatedReader | None = None
 ) -> None:
-    """Writes ``picture`` (.mp4 or .png) of the file ``path``; of several crops the first.
+    """Draws the features of one input; of several crops the first.
 
-    Raises :class:`UnreadableVideo`, :class:`OutputError`, :class:`RequestError`.
+    Args:
+        extractor: The model.
+        path: The input.
+        how: What windows, and which crops of them.
+        stage: The name of the maps, such as "stage3".
+        picture: The file to write, .mp4 or .png.
+        reader: Decodes in its child process; None: in this one.
+
+    Raises:
+        UnreadableVideo: Where the input cannot be read.
+        OutputError: Where the picture cannot be written.
+        RequestError: For another kind of picture.
     """
-    stretches = ((path, one) for one in walk(path, how, reader=reader))
-    windows = (one for one in extractor.stream(stretches, [stage], how.at_once) if one.crop in ("center", "none"))
+    rows = extractor.stream(walk(path, how, reader=reader), [stage], how.at_once)
+    windows = (row for row in rows if row.crop in ("center", "none"))
     first = list(islice(windows, FITTED))
-    colours = fit_colours(np.stack([one.maps[stage] for one in first]))
+    colours = fit_colours(np.stack([window.maps[stage] for window in first]))
     write_colours(picture, _moments(chain(first, windows), stage, colours))
 
 
@@ -37,10 +48,10 @@ def _moments(
 ) -> Iterator[tuple[float, NDArray[np.uint8], NDArray[np.uint8]]]:
     """Every frame once, in time, with the colours of its step."""
     shown = -1.0
-    for one in windows:
-        assert one.views is not None
-        painted, frames = colours.paint(one.maps[stage]), one.frames
-        for number, seconds in enumerate(one.views.times[one.view].tolist()):
+    for window in windows:
+        assert window.views is not None
+        painted, frames = colours.paint(window.maps[stage]), window.frames
+        for number, seconds in enumerate(window.views.times[window.view].tolist()):
             if seconds > shown:
                 yield seconds, frames[number], painted[number * len(painted) // len(frames)]
                 shown = seconds

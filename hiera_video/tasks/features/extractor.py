@@ -1,8 +1,10 @@
-"""Features of videos and images, window by window: what the head sees, and maps of every stage with place and time."""
+"""Features of videos and images, window by window: what the head sees, and maps of every stage with place and time.
+
+source -> walk() -> windows -> stream(): batches -> the model -> one WindowFeatures for each crop of each window
+"""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hiera_video.data.dataset import Views
-from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, walk
+from hiera_video.data.memory import Input, input_name, is_frames, on_disk, video_of
+from hiera_video.data.windows import CROPS, Crop, Walk, Windows, walk
 from hiera_video.errors import RequestError
+from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.training.devices import Precision, autocast, pick_device, pick_precision
@@ -30,13 +34,17 @@ IMAGE_HOP_S = 1.0
 
 @dataclass(frozen=True)
 class WindowFeatures:
-    """Features of one crop of one window.
+    """Features of one crop of one window: a row of what ``hiera-video extract`` writes.
+
+    ``input``: its path, or what messages call it. ``number`` of the window among ``count``. ``crop``: its name.
+    ``start`` and ``end``: seconds after the input's first frame. ``box`` float64 [4]: left, top, right, bottom of the
+    crop in pixels of the upright ``picture`` (height, width). ``padded``: the input is shorter than a window.
+    ``error``: None, or one sentence about what could not be read.
 
     ``embedding`` float32 [C]: the normalised mean of the last stage's tokens, which is what the head sees; or None.
-    ``maps``: "stage3" -> float32 [T', H', W', C], row-major. ``start`` and ``end`` are seconds after the input's first
-    frame; ``times``: "stage3" -> float64 [T'], the centre of each step. ``box`` float64 [4]: left, top, right, bottom
-    of the crop in pixels of the upright ``picture`` (height, width). ``number`` of the window among ``count``.
-    ``padded``: the input is shorter than a window. ``error``: None, or one sentence about what could not be read.
+    ``maps``: "stage3" -> float32 [T', H', W', C], row-major; ``times``: "stage3" -> float64 [T'], the centre of each
+    step in seconds. ``views``: the pictures of the windows that were decoded together, of which ``view`` is this one;
+    None where the features come from another process.
     """
 
     input: str
@@ -58,12 +66,19 @@ class WindowFeatures:
     @property
     def frames(self) -> NDArray[np.uint8]:
         """uint8 [T, H, W, 3]: the clip as the model sees it."""
-        assert self.views is not None  # left behind where rows come from another process
+        assert self.views is not None
         frames: NDArray[np.uint8] = self.views.clip(self.view).permute(1, 2, 3, 0).numpy()
         return frames
 
     def cells(self, stage: str) -> NDArray[np.float64]:
-        """float64 [H', W', 4]: left, top, right, bottom of what each cell of a map covers in the upright picture."""
+        """Where the cells of a map lie.
+
+        Args:
+            stage: A name in ``maps``.
+
+        Returns:
+            float64 [H', W', 4]: left, top, right, bottom of what each cell covers, in pixels of the upright picture.
+        """
         height, width = self.maps[stage].shape[1:3]
         left, top, right, bottom = self.box
         x, y = np.linspace(left, right, width + 1), np.linspace(top, bottom, height + 1)
@@ -73,7 +88,15 @@ class WindowFeatures:
 
 
 class FeatureExtractor:
-    """A model that turns files into features.
+    """A model that turns videos and images into features.
+
+    Args:
+        model: Any Hiera; its own classes do not matter.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        precision: ``auto`` is bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        RequestError: For a device that is not there, and for another precision.
 
     >>> extractor = FeatureExtractor.from_pretrained()  # doctest: +SKIP
     >>> for window in extractor("clip.mp4", features="embedding,stage3"):  # doctest: +SKIP
@@ -89,15 +112,36 @@ class FeatureExtractor:
     def from_pretrained(
         cls, model: str | Path = BUILT_IN, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
     ) -> FeatureExtractor:
-        """Any model that :func:`hiera_video.from_pretrained` reads; so are its ``kwargs`` (``input_size``).
+        """The extractor of any model that :func:`hiera_video.from_pretrained` reads.
 
         Of an MAE the encoder with all poolings and a new norm: what fine-tuning would start from.
+
+        Args:
+            model: A name, a file, a folder or a hub id.
+            device: As for the class.
+            precision: As for the class.
+            **kwargs: What else :func:`hiera_video.from_pretrained` takes, such as ``input_size``.
+
+        Returns:
+            The extractor.
+
+        Raises:
+            WeightsError: Where the model cannot be had.
+            RequestError: As for the class.
         """
         return cls(from_pretrained(model, **kwargs), device=device, precision=precision)
 
+    @property
+    def weights(self) -> str:
+        """A fingerprint of what the features depend on, 16 hexadecimal digits.
+
+        A head that was drawn at random when the model was loaded (of an MAE, or a checkpoint without one) is left out.
+        """
+        return weights_of(self.model, head=not self.model.new_head)
+
     def __call__(
         self,
-        path: str | os.PathLike[str],
+        source: Input,
         *,
         features: str = "embedding",
         window: float | None = None,
@@ -105,17 +149,31 @@ class FeatureExtractor:
         crop: Crop = "center",
         batch_size: int = 8,
         decode: Literal["exact", "fast"] = "exact",
+        fps: float | None = None,
     ) -> Iterator[WindowFeatures]:
-        """The features of one video, image or http(s) address, in constant memory; three crops of a window in a row.
+        """The features of one video or image, window by window, in constant memory.
 
-        ``features`` are "embedding", "stage1" to "stage4", several with commas, or "all". A window is ``window``
-        seconds long (default: the model's clip), ``hop`` seconds after the one before (default: as long as it is).
-        ``crop``: "center", "three", or "none", which is the whole picture. Raises :class:`UnreadableVideo`.
+        Args:
+            source: A video or image file, an http(s) address, the bytes of a file, an open binary file, frames uint8
+                [T, H, W, 3] (a tensor may be [T, 3, H, W] too), or a list of PIL pictures.
+            features: ``embedding``, ``stage1`` to ``stage4``, several with commas, or ``all``.
+            window: Seconds of one window. Default: the model's clip.
+            hop: Seconds from one window to the next. Default: as long as a window.
+            crop: ``center``, ``three`` along the long side, or ``none``: the whole picture.
+            batch_size: Clips that go through the model at once.
+            decode: As in :func:`hiera_video.open_video`.
+            fps: Frames a second, of frames and pictures, which have no times of their own.
+
+        Yields:
+            The features of each crop of each window, in their order.
+
+        Raises:
+            UnreadableVideo: When nothing can be read, or nothing more.
+            RequestError: For a value that is not possible, and a source of another kind.
         """
-        wanted = features_wanted(self.model, features)
+        names = feature_names(self.model, features)
         how = self.walk(window=window, hop=hop, crop=crop, batch_size=batch_size, decode=decode)
-        name = os.fspath(path)
-        return self.stream(((name, one) for one in walk(name, how)), wanted, batch_size)
+        return self.stream(_windows_of(source, how, fps), names, batch_size)
 
     def walk(
         self,
@@ -126,7 +184,21 @@ class FeatureExtractor:
         batch_size: int = 8,
         decode: Literal["exact", "fast"] = "exact",
     ) -> Walk:
-        """How inputs are walked through for this model. Raises :class:`RequestError` for what cannot be."""
+        """How inputs become windows for this model.
+
+        Args:
+            window: As in a call, like all others.
+            hop: Seconds.
+            crop: ``center``, ``three`` or ``none``.
+            batch_size: Clips that go through the model at once.
+            decode: ``exact`` or ``fast``.
+
+        Returns:
+            What :func:`hiera_video.data.windows.walk` takes.
+
+        Raises:
+            RequestError: For a value that is not possible.
+        """
         spec, arch = self.model.spec, self.model.arch
         for name, value in (("window", window), ("hop", hop)):
             if value is not None and not 0 < value < float("inf"):
@@ -144,93 +216,74 @@ class FeatureExtractor:
         at_once = max(1, batch_size // len(CROPS[crop]))
         return Walk(spec, hop or spec.span, crop, multiple, at_once, decode)
 
-    def stream(
-        self, stretches: Iterable[tuple[str, Stretch]], wanted: Sequence[str], batch_size: int
-    ) -> Iterator[WindowFeatures]:
-        """The features of stretches of inputs, in their order; short ones go through the model together.
+    def stream(self, windows: Iterable[Windows], names: Sequence[str], batch_size: int) -> Iterator[WindowFeatures]:
+        """The features of windows; short inputs go through the model together.
 
         Two batches are under way at once: while one is waited for, put together or written, the other computes.
+
+        Args:
+            windows: Of one input or of many.
+            names: Of the features: "embedding", "stage1", ...
+            batch_size: Clips that go through the model at once.
+
+        Yields:
+            The features of each crop of each window, in the order in which the windows come.
         """
         threads = max(1, torch.get_num_threads() // NUM_LANES)
         with ThreadPoolExecutor(NUM_LANES, initializer=torch.set_num_threads, initargs=(threads,)) as lanes:
             running: deque[Future[list[WindowFeatures]]] = deque()
-            for batch in _batches(stretches, batch_size):
-                running.append(lanes.submit(self._compute, batch, wanted, batch_size))
+            for batch in _batches(windows, batch_size):
+                running.append(lanes.submit(self._compute, batch, names, batch_size))
                 if len(running) > NUM_LANES:
                     yield from running.popleft().result()
             while running:
                 yield from running.popleft().result()
 
-    def _compute(
-        self, stretches: list[tuple[str, Stretch]], wanted: Sequence[str], batch_size: int
-    ) -> list[WindowFeatures]:
-        clips = torch.cat([one.to(self.device).views.clips for _, one in stretches])
-        parts = [self.features(part, wanted) for part in clips.tensor_split(-(-len(clips) // batch_size))]
-        found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in wanted}
-        stages = [one for one in wanted if one != "embedding"]
-        answers: list[WindowFeatures] = []
-        place = 0  # of the next view in the batch
-        for name, stretch in stretches:
-            boxes = stretch.plan.boxes
-            for row in range(len(stretch)):
-                times = {one: steps(stretch.times[row], found[one].shape[1]) for one in stages}
-                for number, (crop, box) in enumerate(zip(stretch.crops, boxes, strict=True)):
-                    answer = WindowFeatures(
-                        input=name,
-                        number=stretch.first + row,
-                        count=stretch.total,
-                        crop=crop,
-                        start=float(stretch.starts[row]),
-                        end=float(stretch.ends[row]),
-                        box=box,
-                        picture=stretch.plan.picture,
-                        padded=stretch.padded,
-                        error=stretch.views.error,
-                        embedding=found["embedding"][place] if "embedding" in wanted else None,
-                        maps={one: found[one][place] for one in stages},
-                        times=times,
-                        views=stretch.views,
-                        view=row * len(boxes) + number,
-                    )
-                    answers.append(answer)
-                    place += 1
-        return answers
+    def _compute(self, batch: list[Windows], names: Sequence[str], batch_size: int) -> list[WindowFeatures]:
+        clips = torch.cat([windows.to(self.device).views.clips for windows in batch])
+        parts = [self.features(part, names) for part in clips.tensor_split(-(-len(clips) // batch_size))]
+        values = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in names}
+        rows: list[WindowFeatures] = []
+        for windows in batch:
+            rows += _rows(windows, {name: value[len(rows) :] for name, value in values.items()})
+        return rows
 
     @torch.inference_mode()
-    def features(self, clips: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """uint8 ``[B, C, T, H, W]`` -> "embedding" float32 ``[B, C]`` and "stageN" float32 ``[B, T', H', W', C]``."""
+    def features(self, clips: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The model's features of clips.
+
+        Args:
+            clips: uint8 ``[B, C, T, H, W]``; an image model looks at their first frames.
+            names: Of the features: "embedding", "stage1", ...
+
+        Returns:
+            By name: "embedding" float32 ``[B, C]``, "stageN" float32 ``[B, T', H', W', C]``.
+        """
         model = self.model
         is_image = len(model.arch.input_size) == 2
-        stages = [int(name.removeprefix("stage")) for name in wanted if name != "embedding"]
+        stages = [int(name.removeprefix("stage")) for name in names if name != "embedding"]
         clip = model.spec.normalize(clips[:, :, 0] if is_image else clips)
         with autocast(self.device, self.precision):
             tokens, maps = model.forward_intermediates(clip, stages=stages)
-            found = {"embedding": model.forward_head(tokens, pre_logits=True)} if "embedding" in wanted else {}
-        found |= {
-            f"stage{stage}": one.unsqueeze(1) if is_image else one for stage, one in zip(stages, maps, strict=True)
-        }
-        return {name: found[name].float() for name in wanted}
+            values = {"embedding": model.forward_head(tokens, pre_logits=True)} if "embedding" in names else {}
+        for stage, stage_map in zip(stages, maps, strict=True):
+            values[f"stage{stage}"] = stage_map.unsqueeze(1) if is_image else stage_map
+        return {name: values[name].float() for name in names}
 
 
-def _batches(stretches: Iterable[tuple[str, Stretch]], batch_size: int) -> Iterator[list[tuple[str, Stretch]]]:
-    """Neighbours with crops of one size, until they have ``batch_size`` views together."""
-    waiting: list[tuple[str, Stretch]] = []
-    num_views = 0
-    for name, stretch in stretches:
-        if waiting and waiting[0][1].plan.size != stretch.plan.size:
-            yield waiting
-            waiting, num_views = [], 0
-        waiting.append((name, stretch))
-        num_views += len(stretch) * len(stretch.crops)
-        if num_views >= batch_size:
-            yield waiting
-            waiting, num_views = [], 0
-    if waiting:
-        yield waiting
+def feature_names(model: Hiera, features: str) -> list[str]:
+    """The names of the features that a user asks for, the embedding first.
 
+    Args:
+        model: Of which features are asked.
+        features: "embedding,stage3" or "all".
 
-def features_wanted(model: Hiera, features: str) -> list[str]:
-    """ "embedding,stage3" or "all" -> names, the embedding first. Raises :class:`RequestError` for other names."""
+    Returns:
+        "embedding", "stage1", ..., each once.
+
+    Raises:
+        RequestError: For other names.
+    """
     every = ["embedding", *(f"stage{stage}" for stage in range(1, len(model.arch.stages) + 1))]
     asked = every if features == "all" else [name.strip() for name in features.split(",")]
     for name in asked:
@@ -239,7 +292,58 @@ def features_wanted(model: Hiera, features: str) -> list[str]:
     return [name for name in every if name in asked]
 
 
-def steps(times: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Times of a clip's frames, float64 [T] -> those of a map's ``count`` steps: the mean of the frames in each."""
-    means: NDArray[np.float64] = times.reshape(count, -1).mean(axis=1)
+def _windows_of(source: Input, how: Walk, fps: float | None) -> Iterator[Windows]:
+    if is_frames(source) or fps is not None:
+        with video_of(source, fps) as video:
+            yield from walk(video, how)
+    else:
+        with on_disk(source) as path:
+            yield from walk(path, how, name=input_name(source))
+
+
+def _batches(windows: Iterable[Windows], batch_size: int) -> Iterator[list[Windows]]:
+    """Neighbours with crops of one size, until they have ``batch_size`` clips together."""
+    waiting: list[Windows] = []
+    num_clips = 0
+    for several in windows:
+        if waiting and waiting[0].plan.size != several.plan.size:
+            yield waiting
+            waiting, num_clips = [], 0
+        waiting.append(several)
+        num_clips += len(several) * len(several.crops)
+        if num_clips >= batch_size:
+            yield waiting
+            waiting, num_clips = [], 0
+    if waiting:
+        yield waiting
+
+
+def _rows(windows: Windows, values: dict[str, NDArray[np.float32]]) -> Iterator[WindowFeatures]:
+    """The features of each crop of each window; ``values`` has theirs, in this order, and more behind them."""
+    stages = [name for name in values if name != "embedding"]
+    boxes = windows.plan.boxes
+    for window, crop in np.ndindex(len(windows), len(boxes)):
+        view = window * len(boxes) + crop
+        yield WindowFeatures(
+            input=windows.input,
+            number=windows.first + window,
+            count=windows.total,
+            crop=windows.crops[crop],
+            start=float(windows.starts[window]),
+            end=float(windows.ends[window]),
+            box=boxes[crop],
+            picture=windows.plan.picture,
+            padded=windows.padded,
+            error=windows.views.error,
+            embedding=values["embedding"][view] if "embedding" in values else None,
+            maps={name: values[name][view] for name in stages},
+            times={name: _step_times(windows.times[window], values[name].shape[1]) for name in stages},
+            views=windows.views,
+            view=view,
+        )
+
+
+def _step_times(times: NDArray[np.float64], num_steps: int) -> NDArray[np.float64]:
+    """Times of a clip's frames, float64 [T] -> of a map's steps, [T']: the mean of the frames in each."""
+    means: NDArray[np.float64] = times.reshape(num_steps, -1).mean(axis=1)
     return means

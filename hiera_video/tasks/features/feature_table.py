@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from hiera_video.data.windows import CROPS
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing
-from hiera_video.models.checkpoints.io import weights_of as weights_of
 from hiera_video.tasks.features.extractor import WindowFeatures
 
 FORMAT = "hiera-video features 1"
@@ -32,20 +31,33 @@ MAX_ROWS, MAX_BYTES, MAX_SECONDS = 4096, 256 * 2**20, 30.0
 
 
 def key_of(name: str) -> int:
-    """A number of 64 bits that stands for an input: millions of them are kept in memory."""
+    """A number that stands for an input: millions of them are kept in memory.
+
+    Args:
+        name: Of the input.
+
+    Returns:
+        64 bits of its hash.
+    """
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
 def open_folder(folder: Path, facts: dict[str, Any]) -> None:
-    """Makes an extraction's folder, or holds an older one against ``facts``.
+    """Makes an extraction's folder, or compares the one that is there.
 
-    Raises :class:`RequestError` where it was made otherwise, naming the field, or holds something else.
+    Args:
+        folder: The folder.
+        facts: How the features are made.
+
+    Raises:
+        RequestError: Where the folder was made otherwise (the field is named), or holds something else.
+        OutputError: Where it cannot be written.
     """
     path = folder / "extraction.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(one.name[0] != "." for one in folder.iterdir()):
+            if any(entry.name[0] != "." for entry in folder.iterdir()):
                 raise RequestError(f"{folder} is not empty and holds no extraction: name another folder as output")
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -53,16 +65,26 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> None:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    found = read_facts(folder)
+    there = read_facts(folder)
     for name, here in facts.items():
-        if found.get(name) != here and name != "model":  # the same weights may go by another name
+        if there.get(name) != here and name != "model":  # the same weights may go by another name
             raise RequestError(
-                f"{folder} was made with {name} {found.get(name)}, not {here}: name another folder as output"
+                f"{folder} was made with {name} {there.get(name)}, not {here}: name another folder as output"
             )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """How an extraction was made. Raises :class:`RequestError` where ``folder`` holds none."""
+    """How an extraction was made.
+
+    Args:
+        folder: Its folder.
+
+    Returns:
+        What ``extraction.json`` holds.
+
+    Raises:
+        RequestError: Where the folder holds no extraction.
+    """
     try:
         facts = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
@@ -73,7 +95,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_done(folder: Path, crop: str) -> tuple[NDArray[np.uint64], dict[int, int]]:
-    """Keys of the inputs whose windows are all there, sorted, and of the others the number of windows that are."""
+    """Which inputs are done, and how far the others are.
+
+    Args:
+        folder: Of the extraction.
+        crop: The extraction's: center, three or none.
+
+    Returns:
+        The keys of the inputs whose windows are all there, uint64 and sorted; and by the key of each other input that
+        was begun, how many of its windows are there.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -94,7 +125,13 @@ def read_done(folder: Path, crop: str) -> tuple[NDArray[np.uint64], dict[int, in
 
 
 class Writer:
-    """Keeps rows and failures, and writes them as shards; what :meth:`flush` has written survives anything."""
+    """Keeps rows and failures, and writes them as shards; what :meth:`flush` has written survives anything.
+
+    Args:
+        folder: Of the extraction.
+        facts: How it is made.
+        label: The beginning of its shards' names; no other run writes under it.
+    """
 
     def __init__(self, folder: Path, facts: dict[str, Any], label: str) -> None:
         self._folder, self._facts, self._label = folder, facts, label
@@ -111,28 +148,32 @@ class Writer:
         self._number = max(shards, default=-1) + 1
 
     def add(self, features: Sequence[WindowFeatures]) -> None:
-        """Rows of whole windows: a shard ends between two calls."""
-        for one in features:
+        """Rows of whole windows: a shard ends between two calls.
+
+        Args:
+            features: All crops of a window.
+        """
+        for feature in features:
             row: dict[str, Any] = {
-                "input": one.input,
-                "window": one.number,
-                "windows": one.count,
-                "crop": one.crop,
-                "start": one.start,
-                "end": one.end,
-                "box": one.box.tolist(),
-                "height": one.picture[0],
-                "width": one.picture[1],
-                "padded": one.padded,
-                "error": one.error,
+                "input": feature.input,
+                "window": feature.number,
+                "windows": feature.count,
+                "crop": feature.crop,
+                "start": feature.start,
+                "end": feature.end,
+                "box": feature.box.tolist(),
+                "height": feature.picture[0],
+                "width": feature.picture[1],
+                "padded": feature.padded,
+                "error": feature.error,
                 "model": self._facts["model"],
             }
-            tensors = dict(one.maps)
-            if one.embedding is not None and self._files == "parquet":
-                row["embedding"] = one.embedding
-            elif one.embedding is not None:
-                tensors["embedding"] = one.embedding
-            row |= {f"{name}_times": times.tolist() for name, times in one.times.items()}
+            tensors = dict(feature.maps)
+            if feature.embedding is not None and self._files == "parquet":
+                row["embedding"] = feature.embedding
+            elif feature.embedding is not None:
+                tensors["embedding"] = feature.embedding
+            row |= {f"{name}_times": times.tolist() for name, times in feature.times.items()}
             for name, tensor in tensors.items():
                 self._tensors[f"{name}.{len(self._rows)}"] = tensor
                 self._bytes += tensor.nbytes
@@ -141,12 +182,22 @@ class Writer:
             self.flush()
 
     def fail(self, name: str, windows: int, error: str) -> None:
-        """An input of which nothing, or only ``windows`` windows, could be read well."""
+        """An input that could not be read, or only in part.
+
+        Args:
+            name: Of the input.
+            windows: How many of its windows could be read.
+            error: Why not more, one sentence.
+        """
         self._failures.append({"input": name, "windows": windows, "error": error})
         self._new_failures = True
 
     def flush(self) -> None:
-        """Writes what is waiting. Raises :class:`OutputError`; nothing is then lost but what was waiting."""
+        """Writes what is waiting.
+
+        Raises:
+            OutputError: Where it cannot be written; nothing is then lost but what was waiting.
+        """
         self._since = time.monotonic()
         name = f"{self._label}-{self._number:06d}"
         if self._rows:
@@ -162,9 +213,13 @@ class Writer:
             self._write_failures()
             self._new_failures = False
 
-    def keep_failures(self, known: list[dict[str, Any]]) -> None:
-        """Failures of an earlier run that still hold: of inputs that are not read again."""
-        self._failures = known + self._failures
+    def keep_failures(self, failures: list[dict[str, Any]]) -> None:
+        """Failures of an earlier run that still hold, since their inputs are not read again.
+
+        Args:
+            failures: As :func:`read_failures` gives them.
+        """
+        self._failures = failures + self._failures
         self._new_failures = True
 
     def _place(self, name: str) -> Path:
@@ -182,10 +237,10 @@ class Writer:
             if self._files == "npz":
                 kind = np.float16 if self._dtype == torch.float16 else np.float32
                 with temporary.open("wb") as stream:
-                    np.savez(stream, **{name: one.astype(kind) for name, one in self._tensors.items()})  # type: ignore[arg-type]
+                    np.savez(stream, **{name: tensor.astype(kind) for name, tensor in self._tensors.items()})  # type: ignore[arg-type]
             else:
-                tensors = {name: torch.from_numpy(one).to(self._dtype) for name, one in self._tensors.items()}
-                save_file({name: one.contiguous() for name, one in tensors.items()}, temporary)
+                tensors = {name: torch.from_numpy(values).to(self._dtype) for name, values in self._tensors.items()}
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     def _write_table(self, path: Path) -> None:
         import pyarrow as pa
@@ -232,7 +287,14 @@ class Writer:
 
 
 def read_failures(folder: Path) -> list[dict[str, Any]]:
-    """``{"input", "windows", "error"}`` of each input that could not be read, or only in part."""
+    """The inputs that could not be read, or only in part.
+
+    Args:
+        folder: Of the extraction.
+
+    Returns:
+        ``{"input", "windows", "error"}`` of each.
+    """
     import pyarrow.parquet as pq
 
     files = sorted((folder / "failures").glob("*.parquet"))
@@ -240,9 +302,16 @@ def read_failures(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_embeddings(folder: Path) -> tuple[Any, NDArray[np.float32]]:
-    """All rows as a pyarrow table, sorted by input, window and crop, and their embeddings float32 [N, C].
+    """All rows of an extraction, sorted by input, window and crop.
 
-    Raises :class:`RequestError` where ``folder`` holds no features, or no embeddings.
+    Args:
+        folder: Of the extraction.
+
+    Returns:
+        A pyarrow table without the embeddings, and the embeddings, float32 [N, C].
+
+    Raises:
+        RequestError: Where ``folder`` holds no features, or no embeddings.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

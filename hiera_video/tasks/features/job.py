@@ -1,55 +1,43 @@
-"""Extract features of any number of videos and images into a folder: stopped and started again, every window once."""
+"""Extract features of any number of videos and images into a folder: stopped and started again, every window once.
+
+Inputs -> Todo -> read_ahead: windows -> FeatureExtractor.stream: rows -> Writer: files
+"""
 
 from __future__ import annotations
 
-import csv
-import logging
 import re
 import sys
 import time
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiera_video.cells import cells
 from hiera_video.data.reading.child_process import keep_freed_memory
-from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension, find_inputs, is_address
-from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, read_ahead
+from hiera_video.data.windows import CROPS, Crop, Decoded, Walk, Windows, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.features.colours import draw_colours
-from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, features_wanted
+from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, feature_names
 from hiera_video.tasks.features.feature_table import (
     DTYPES,
     FORMAT,
     Writer,
-    key_of,
     open_folder,
     read_done,
     read_failures,
-    weights_of,
 )
-from hiera_video.tasks.features.ray_engine import Cluster, import_ray, rows_on_ray
+from hiera_video.tasks.features.inputs import Inputs, Todo
+from hiera_video.tasks.features.ray_engine import Cluster, Failed, import_ray, rows_on_ray
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
 from hiera_video.visual.feature_colours import check_picture
 
-log = logging.getLogger("hiera_video")
-
-#: Told of an input that cannot be read: its name, how many of its windows could, and why.
-Failed: TypeAlias = Callable[[str, int, str], None]
-#: An engine: inputs in, rows out; the windows of one input in their order.
-Rows: TypeAlias = Callable[["Todo", Failed], Iterator[WindowFeatures]]
-#: Files that list inputs rather than being one.
-MANIFESTS = {".txt", ".csv"}
 #: The stage that is drawn where no maps were asked for.
 DRAWN = "stage3"
 #: Bad inputs that are named on the screen.
@@ -58,7 +46,10 @@ MAX_NAMED = 10
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction came to: inputs named, those that were there already, windows written now, and seconds."""
+    """What an extraction came to: inputs named, those that were there already, windows written now, and seconds.
+
+    ``failed``: inputs that could not be read, or only in part; ``error`` says so in one sentence.
+    """
 
     inputs: int
     before: int
@@ -78,6 +69,23 @@ class Extracted:
     def text(self) -> str:
         """One line."""
         return cells(self.to_dict())
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What an extraction is, decided before any input is read. ``cluster``: None on this machine alone."""
+
+    extractor: FeatureExtractor
+    features: list[str]
+    walk: Walk
+    batch_size: int
+    num_workers: int
+    time_limit: float
+    cluster: Cluster | None
+    output: Path
+    facts: dict[str, Any]
+    part: tuple[int, int]
+    picture: Path | None
 
 
 def extract(
@@ -103,6 +111,8 @@ def extract(
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
 
+    Every window is written once, however often the command is stopped and started again.
+
     Args:
         inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
         output: The folder to write to. The same command goes on where it was stopped.
@@ -122,108 +132,138 @@ def extract(
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 on a GPU that has it, else fp32.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
+
+    Returns:
+        One record, when all is done.
+
+    Raises:
+        RequestError: For a value that is not possible, or another one than the folder was made with.
+        OutputError: Where the folder cannot be written.
+        WeightsError: Where the model cannot be had.
     """
     output, picture = Path(output), picture and Path(picture)
     share = parse_part(part)
     if engine == "ray":
         import_ray()
-    extractor = FeatureExtractor.from_pretrained(model or BUILT_IN, device=device, precision=precision)
-    wanted = features_wanted(extractor.model, features)
-    files = files_of(wanted, format, dtype)
-    how = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
+    name = model or BUILT_IN
+    extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
+    names = feature_names(extractor.model, features)
+    files = files_of(names, format, dtype)
+    walk = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
     if picture is not None:
         check_picture(picture)
-    facts: dict[str, Any] = {
+    facts = {
         "format": FORMAT,
-        "model": model or BUILT_IN,
-        "weights": weights_of(extractor.model),
-        "features": wanted,
+        "model": name,
+        "weights": extractor.weights,
+        "features": names,
+        "window": walk.spec.span,
+        "hop": walk.hop,
+        "crop": crop,
+        "dtype": dtype,
+        "files": files,
+        "precision": str(extractor.precision).removeprefix("torch."),
+        "clip": walk.spec.to_dict(),
     }
-    facts |= {"window": how.spec.span, "hop": how.hop, "crop": crop, "dtype": dtype, "files": files}
-    facts |= {"precision": str(extractor.precision).removeprefix("torch."), "clip": how.spec.to_dict()}
     named = Inputs(inputs)
     open_folder(output, facts)
-    ahead = partial(read_ahead, how=how, num_workers=num_workers, time_limit=time_limit)
-    rows: Rows = partial(_rows_here, extractor, ahead, wanted, batch_size)
-    if engine == "ray":
-        cluster = Cluster(model or BUILT_IN, ray_address, device, precision, batch_size, time_limit)
-        rows = partial(rows_on_ray, how=how, wanted=wanted, cluster=cluster)
-    found = _run(named, output, crop, facts, share, rows)
-    return Results(1, found if picture is None else _with_picture(found, extractor, named, how, wanted, picture))
+    here = engine == "local"
+    cluster = None if here else Cluster(name, ray_address, device, precision, batch_size, time_limit)
+    settings = _Settings(
+        extractor, names, walk, batch_size, num_workers, time_limit, cluster, output, facts, share, picture
+    )
+    return Results(1, _run(named, settings))
 
 
-def _with_picture(
-    found: Iterator[Extracted], extractor: FeatureExtractor, named: Inputs, how: Walk, wanted: list[str], picture: Path
-) -> Iterator[Extracted]:
-    yield from found
-    stage = wanted[-1] if wanted != ["embedding"] else DRAWN
-    for name, error in named:
-        try:
-            if error is None:
-                draw_colours(extractor, name, how, stage, picture)
-                return
-        except UnreadableVideo:  # told already
-            continue
-
-
-def _run(
-    named: Inputs, output: Path, crop: Crop, facts: dict[str, Any], share: tuple[int, int], rows: Rows
-) -> Iterator[Extracted]:
-    label = f"part-{share[0]}-of-{share[1]}"
-    with alone(output, label):
+def _run(named: Inputs, settings: _Settings) -> Iterator[Extracted]:
+    label = f"part-{settings.part[0]}-of-{settings.part[1]}"
+    with alone(settings.output, label):
         keep_freed_memory()
         began = time.monotonic()
-        todo = Todo(named, *read_done(output, crop), share)
-        writer = Writer(output, facts, label)
-        writer.keep_failures([one for one in read_failures(output) if todo.is_done(one["input"])])
-        with _Watch(writer, todo, len(CROPS[crop])) as watch:
+        todo = Todo(named, *read_done(settings.output, settings.walk.crop), settings.part)
+        writer = Writer(settings.output, settings.facts, label)
+        writer.keep_failures([row for row in read_failures(settings.output) if todo.is_done(row["input"])])
+        with _Progress(writer, todo, len(CROPS[settings.walk.crop])) as progress:
             try:
-                for one in rows(todo, watch.failed) if len(todo) else ():
-                    watch.add(one)
-            except OutputError:  # a full disk: writing what is left would say so twice
+                for row in _rows(todo, settings, progress.failed):
+                    progress.add(row)
+            except OutputError:  # A flush would repeat the error.
                 raise
             except BaseException:
                 writer.flush()
                 raise
             writer.flush()
-        yield watch.summary(time.monotonic() - began)
+        yield progress.summary(time.monotonic() - began)
+    if settings.picture is not None:
+        _draw(named, settings, settings.picture)
 
 
-def _rows_here(
-    extractor: FeatureExtractor,
-    ahead: Callable[[Todo], Iterator[tuple[str, Stretch | str]]],
-    wanted: list[str],
-    batch_size: int,
-    todo: Todo,
-    failed: Failed,
-) -> Iterator[WindowFeatures]:
-    """On this machine: workers decode ahead of the model."""
+def _rows(todo: Todo, settings: _Settings, failed: Failed) -> Iterator[WindowFeatures]:
+    """The features of all inputs, the windows of one input in their order; ``failed`` is told of those without."""
+    if not len(todo):
+        return
+    if settings.cluster is not None:
+        yield from rows_on_ray(todo, settings.walk, settings.features, settings.cluster, failed)
+        return
+    decoded = read_ahead(todo, settings.walk, num_workers=settings.num_workers, time_limit=settings.time_limit)
+    with closing(decoded):
+        windows = _readable(decoded, failed)
+        yield from settings.extractor.stream(windows, settings.features, settings.batch_size)
 
-    def readable() -> Iterator[tuple[str, Stretch]]:
-        reached: dict[str, int] = {}  # of inputs under way, their next window
-        for name, stretch in ahead(todo):
-            if isinstance(stretch, str):
-                failed(name, reached.pop(name, todo.first(name)), stretch)
-                continue
-            reached[name] = stretch.first + len(stretch)
-            if reached[name] == stretch.total:
-                del reached[name]
-            yield name, stretch
 
-    return extractor.stream(readable(), wanted, batch_size)
+def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:
+    for item in decoded:
+        if item.windows is not None:
+            yield item.windows
+        if item.error is not None:
+            failed(item.input, item.reached, item.error)
+
+
+def _draw(named: Inputs, settings: _Settings, picture: Path) -> None:
+    """Draws the first input that can be read."""
+    stage = settings.features[-1] if settings.features != ["embedding"] else DRAWN
+    for name, error in named:
+        try:
+            if error is None:
+                draw_colours(settings.extractor, name, settings.walk, stage, picture)
+                return
+        except UnreadableVideo:  # told already
+            continue
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """ "3/16" -> (3, 16). Raises :class:`RequestError`."""
+    """Which share of the inputs is meant.
+
+    Args:
+        part: Such as "3/16".
+
+    Returns:
+        Its number, from 1 on, and how many there are.
+
+    Raises:
+        RequestError: For anything else.
+    """
     match = re.fullmatch("([0-9]+)/([0-9]+)", part)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise RequestError(f"part {part!r} must be a number of so many, from 1/1 on, such as 3/16")
     return int(match[1]), int(match[2])
 
 
-def files_of(wanted: list[str], format: str | None, dtype: str) -> str:
-    """The kind of files for these features. Raises :class:`RequestError` for one that cannot hold them."""
-    maps = wanted != ["embedding"]
+def files_of(features: list[str], format: str | None, dtype: str) -> str:
+    """The kind of files to write.
+
+    Args:
+        features: Names of the features.
+        format: What was asked for: parquet, safetensors, npz, or None.
+        dtype: float32, float16 or bfloat16.
+
+    Returns:
+        parquet, safetensors or npz.
+
+    Raises:
+        RequestError: Where such files cannot hold these features.
+    """
+    maps = features != ["embedding"]
     files = format or ("safetensors" if maps else "parquet")
     if files not in ("parquet", "safetensors", "npz"):
         raise RequestError(f"format {files!r} is unknown: take parquet, safetensors or npz")
@@ -236,97 +276,8 @@ def files_of(wanted: list[str], format: str | None, dtype: str) -> str:
     return files
 
 
-class Inputs:
-    """What a user named, as files, in their order and the same each time; a list of millions is read line by line.
-
-    Iterating gives each name, and None or one sentence on why it cannot be read.
-    """
-
-    def __init__(self, inputs: list[str]) -> None:
-        self._parts: list[Path | list[tuple[str, str | None]]] = []
-        for name in inputs:
-            path = Path(name)
-            is_list = not is_address(name) and path.suffix.lower() in MANIFESTS
-            if is_list and not path.is_file():
-                raise RequestError(f"{name} is no file: name a list of inputs that is there")
-            self._parts.append(path if is_list else find_inputs([name]))
-
-    def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        for part in self._parts:
-            yield from _lines(part) if isinstance(part, Path) else part
-
-
-def _lines(manifest: Path) -> Iterator[tuple[str, str | None]]:
-    """A path a line, relative to the list's folder; of a CSV the column input, path or video."""
-    try:
-        with manifest.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            column = 0
-            rows: Iterator[list[str]] = ([line.strip()] for line in stream)
-            if manifest.suffix.lower() == ".csv":
-                rows = csv.reader(stream)
-                header = next(rows, [])
-                names = [name for name in ("input", "path", "video") if name in header]
-                if not names:
-                    raise RequestError(f"{manifest} has no column input, path or video: its first line is {header}")
-                column = header.index(names[0])
-            for number, row in enumerate(rows, start=2 if manifest.suffix.lower() == ".csv" else 1):
-                name = row[column] if column < len(row) else ""
-                if not name and len(row) < 2:
-                    continue
-                if extension(name) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-                    yield name if is_address(name) else str(manifest.parent / name), None
-                else:
-                    yield name, f"{manifest}, line {number}: {name[:80]!r} is no path of a video or image."
-    except OSError as error:
-        raise RequestError(f"{manifest} cannot be read: {error.strerror or error}") from error
-
-
-class Todo:
-    """The inputs of a share that are not done, each once, with the first window that is missing."""
-
-    def __init__(self, named: Inputs, done: NDArray[np.uint64], begun: dict[int, int], share: tuple[int, int]) -> None:
-        self._named, self._begun = named, begun
-        numbers = array("Q")
-        self.bad: list[tuple[str, str]] = []
-        bad: list[int] = []
-        number, count = share
-        for position, (name, error) in enumerate(named):
-            key = key_of(name)
-            numbers.append(key)
-            if error is not None:
-                bad.append(position)
-                if key % count == number - 1:
-                    self.bad.append((name, error))
-        keys = np.array(numbers, dtype=np.uint64)
-        self._done = done
-        mine = np.zeros(len(keys), dtype=bool)
-        mine[np.unique(keys, return_index=True)[1]] = True
-        mine &= keys % np.uint64(count) == np.uint64(number - 1)
-        self.inputs = int(mine.sum())
-        mine[bad] = False
-        self._mask = mine & ~np.isin(keys, done)
-        self.before = int((mine & ~self._mask).sum())
-
-    def __len__(self) -> int:
-        return int(self._mask.sum())
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        for wanted, (name, _) in zip(self._mask, self._named, strict=True):
-            if wanted:
-                yield name, self._begun.get(key_of(name), 0)
-
-    def first(self, name: str) -> int:
-        """The first window of an input that is missing."""
-        return self._begun.get(key_of(name), 0)
-
-    def is_done(self, name: str) -> bool:
-        """Whether all windows of an input were there before."""
-        place = int(np.searchsorted(self._done, np.uint64(key_of(name))))
-        return place < len(self._done) and int(self._done[place]) == key_of(name)
-
-
-class _Watch:
-    """Writes rows as they come, tells failures, shows progress."""
+class _Progress:
+    """Writes rows as they come, tells of failures, shows how far it is."""
 
     def __init__(self, writer: Writer, todo: Todo, num_crops: int) -> None:
         self._writer, self._todo, self._num_crops = writer, todo, num_crops
@@ -336,22 +287,22 @@ class _Watch:
         for name, error in todo.bad:
             self._tell(name, 0, error)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def add(self, one: WindowFeatures) -> None:
-        """A row; the crops of a window are written together."""
-        self._window.append(one)
+    def add(self, row: WindowFeatures) -> None:
+        """The crops of a window are written together."""
+        self._window.append(row)
         if len(self._window) == self._num_crops:
             self._writer.add(self._window)
             self._window = []
             self._windows += 1
-            if one.number == one.count - 1 and one.error is not None:
-                self.failed(one.input, one.count, one.error)
-            elif one.number == one.count - 1:
+            if row.number == row.count - 1 and row.error is not None:
+                self.failed(row.input, row.count, row.error)
+            elif row.number == row.count - 1:
                 self._bar.update()
             self._bar.set_postfix(windows=self._windows, failed=self._failed, refresh=False)
 

@@ -75,8 +75,8 @@ def probe(
 
     One embedding for each input: the mean over its windows and crops. Neighbours by cosine have one vote each, a tie
     goes to the nearer ones; the linear probe is a logistic regression on standardised embeddings. Without ``test``
-    cross-validation in which every class has its share of each fold; neighbours in the alphabet, often cut from the
-    same film, stay in one fold. Nothing is drawn: a second run gives the same. Raises :class:`RequestError`.
+    there is a cross-validation in which every class has its share of each fold; neighbours in the alphabet, often cut
+    from the same film, stay in one fold. Nothing is drawn: a second run gives the same.
 
     Args:
         folder: The output folder of hiera-video extract.
@@ -84,6 +84,12 @@ def probe(
         k: How many neighbours vote.
         test: Another output folder, made with the same model and settings, whose inputs are judged.
         folds: Of the cross-validation; at most as many as the smallest class has inputs. Unused with test.
+
+    Returns:
+        Three scores: knn, linear and chance.
+
+    Raises:
+        RequestError: For a value that is not possible, labels that cannot be used, and folders that do not go together.
     """
     for name, value, least in (("k", k, 1), ("folds", folds, 2)):
         if value < least:
@@ -119,7 +125,18 @@ class Labelled:
 
 
 def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
-    """One embedding for each input with a label. ``given``: "folder", or what :func:`read_labels` gives."""
+    """One embedding for each input that has a label: the mean over its windows and crops.
+
+    Args:
+        folder: Of an extraction.
+        given: "folder", or what :func:`read_labels` gives.
+
+    Returns:
+        Inputs, embeddings and labels.
+
+    Raises:
+        RequestError: Where no input has a label, or an embedding is not finite.
+    """
     table, rows = read_embeddings(folder)
     coded = table["input"].combine_chunks().dictionary_encode()
     names: list[str] = coded.dictionary.to_pylist()
@@ -144,7 +161,16 @@ def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
 
 
 def labels_of(names: list[str], given: str | dict[str, str]) -> list[str]:
-    """The label of each input, empty where it has none."""
+    """The label of each input.
+
+    Args:
+        names: Of the inputs.
+        given: "folder", or what :func:`read_labels` gives: by an input's full name, or by the name of its file where
+            that is unique.
+
+    Returns:
+        The labels, empty where there is none.
+    """
     if isinstance(given, str):
         folders = [os.path.basename(os.path.dirname(os.path.normpath(name))) for name in names]
         return ["" if folder == ".." else folder for folder in folders]
@@ -156,8 +182,18 @@ def labels_of(names: list[str], given: str | dict[str, str]) -> list[str]:
 
 
 def read_labels(file: Path) -> dict[str, str]:
-    """The column label by the column input. Raises :class:`RequestError` for any other file."""
-    found: dict[str, str] = {}
+    """Labels from a CSV file.
+
+    Args:
+        file: With the columns input and label.
+
+    Returns:
+        Label by input.
+
+    Raises:
+        RequestError: For any other file, and an input with two labels.
+    """
+    labels: dict[str, str] = {}
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -166,18 +202,26 @@ def read_labels(file: Path) -> dict[str, str]:
                 raise wrong(file, 1, ",".join(columns), "the columns input,label")
             for row in reader:
                 name, label = row["input"], (row["label"] or "").strip()
-                if found.setdefault(name, label) != label:
-                    raise wrong(file, reader.line_num, label, f"{found[name]!r}, which {name} is in a line above")
+                if labels.setdefault(name, label) != label:
+                    raise wrong(file, reader.line_num, label, f"{labels[name]!r}, which {name} is in a line above")
     except OSError as error:
         reason = error.strerror or error
         raise RequestError(f"labels are {str(file)!r}, but must be folder, or a CSV file: {reason}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"{file} is no CSV file in UTF-8 ({error}): name another file of labels") from error
-    return found
+    return labels
 
 
 def refuse_other_settings(folder: Path, test: Path) -> None:
-    """Raises :class:`RequestError` where two extractions cannot be compared, naming the field."""
+    """Refuses two extractions that cannot be compared.
+
+    Args:
+        folder: One of them.
+        test: The other.
+
+    Raises:
+        RequestError: Where they were made with another model or setting, which is named.
+    """
     here, there = read_facts(folder), read_facts(test)
     name = next((name for name in SETTINGS if here[name] != there[name]), None)
     if name == "weights" and here["model"] != there["model"]:  # the same weights may go by two names
@@ -204,7 +248,18 @@ class _Task:
 
 
 def cross_validation(known: Labelled, folds: int) -> _Task:
-    """Folds in which every class has its share. Classes of one input are left out."""
+    """Folds in which every class has its share. Classes of one input are left out.
+
+    Args:
+        known: Inputs with their labels.
+        folds: How many; fewer where the smallest class has fewer inputs.
+
+    Returns:
+        What is learned from and what is judged.
+
+    Raises:
+        RequestError: Where there are fewer than two classes.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     sizes = Counter(known.labels)
@@ -214,8 +269,8 @@ def cross_validation(known: Labelled, folds: int) -> _Task:
         log.warning("%d inputs are alone in their class and are left out", num_alone)
     names, classes = np.unique([known.labels[number] for number in keep], return_inverse=True)
     if len(names) < 2:
-        found = ", ".join(sorted(sizes)[:5])
-        raise RequestError(f"{known.folder} has too few classes ({found}): two with two inputs each are needed")
+        classes_there = ", ".join(sorted(sizes)[:5])
+        raise RequestError(f"{known.folder} has too few classes ({classes_there}): two with two inputs each are needed")
     smallest = int(np.bincount(classes).min())
     if smallest < folds:
         log.warning("%d folds instead of %d: the smallest class has %d inputs", smallest, folds, smallest)
@@ -225,7 +280,18 @@ def cross_validation(known: Labelled, folds: int) -> _Task:
 
 
 def held_out(known: Labelled, judged: Labelled) -> _Task:
-    """All of ``known`` to learn from, all of ``judged`` to judge."""
+    """All of one extraction to learn from, all of another to judge.
+
+    Args:
+        known: Inputs to learn from.
+        judged: Inputs to judge.
+
+    Returns:
+        What is learned from and what is judged.
+
+    Raises:
+        RequestError: Where a class has nothing to learn from.
+    """
     names, classes = np.unique(known.labels, return_inverse=True)
     if len(names) < 2:
         raise RequestError(f"{known.folder} has the class {names[0]} alone: two are needed")
@@ -274,7 +340,17 @@ def _share_right(task: _Task, split: Split, method: Method) -> float:
 def by_neighbours(
     known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32], *, k: int
 ) -> NDArray[np.int64]:
-    """The class of most of the ``k`` neighbours by cosine. Arguments as in :data:`Method`; they are normalised."""
+    """The class of most of the nearest neighbours by cosine.
+
+    Args:
+        known: Embeddings to learn from, float32 [N, C]; normalised in place.
+        classes: Theirs, int64 [N].
+        judged: Embeddings to judge, float32 [M, C]; normalised in place.
+        k: How many neighbours vote.
+
+    Returns:
+        Classes int64 [M].
+    """
     cosines, rows = nearest(unit(known), unit(judged), k)
     votes = np.zeros((len(judged), int(classes.max()) + 1))
     # All cosines together weigh less than half a vote: they decide ties and nothing else.
@@ -283,7 +359,16 @@ def by_neighbours(
 
 
 def by_line(known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32]) -> NDArray[np.int64]:
-    """What a logistic regression says; mean and spread of embeddings are those of ``known``, as in :data:`Method`."""
+    """What a logistic regression says of embeddings that are standardised by those it learns from.
+
+    Args:
+        known: Embeddings to learn from, float32 [N, C].
+        classes: Theirs, int64 [N].
+        judged: Embeddings to judge, float32 [M, C].
+
+    Returns:
+        Classes int64 [M].
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

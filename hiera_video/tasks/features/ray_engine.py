@@ -1,6 +1,8 @@
 """Extraction on Ray Data: decoding as CPU tasks, the model as actors; backpressure, retries and lost nodes are Ray's.
 
-Stretches travel pickled: they are made and read by this package alone, inside one cluster.
+    (input, first window) -> _Decode -> Decoded -> _Model -> rows, or why an input could not be read
+
+What travels is pickled: it is made and read by this package alone, inside one cluster.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from hiera_video.data.reading.child_process import IsolatedReader
-from hiera_video.data.windows import Walk, walk
-from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.data.windows import Decoded, Walk, decode_input
+from hiera_video.errors import RequestError
 from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures
 from hiera_video.training.devices import Precision
+
+#: Told of an input that cannot be read, or only in part: its name, how many of its windows could be read, and why.
+Failed: TypeAlias = Callable[[str, int, str], None]
 
 #: Inputs that one task decodes: few, so that a lost one costs little.
 INPUTS_PER_TASK = 4
@@ -24,7 +29,9 @@ INPUTS_PER_TASK = 4
 
 @dataclass(frozen=True)
 class Cluster:
-    """What runs where: ``model`` by name, file or folder, which each node must find; ``address`` None: Ray is started
+    """What runs where.
+
+    ``model`` by name, file or folder, which each node must find. ``address`` of a running cluster; None: Ray is started
     on this machine, and ended. The rest is as in :func:`hiera_video.extract`.
     """
 
@@ -37,7 +44,14 @@ class Cluster:
 
 
 def import_ray() -> Any:
-    """Ray, with its data library. Raises :class:`RequestError` where it is not installed."""
+    """Ray, with its data library.
+
+    Returns:
+        The module.
+
+    Raises:
+        RequestError: Where it is not installed.
+    """
     try:
         import ray
         import ray.data
@@ -47,21 +61,27 @@ def import_ray() -> Any:
 
 
 def rows_on_ray(
-    todo: Iterable[tuple[str, int]],
-    failed: Callable[[str, int, str], None],
-    *,
-    how: Walk,
-    wanted: list[str],
-    cluster: Cluster,
+    todo: Iterable[tuple[str, int]], how: Walk, features: list[str], cluster: Cluster, failed: Failed
 ) -> Iterator[WindowFeatures]:
-    """The features of inputs, each named with its first window; the windows of one input come in their order.
+    """The features of many inputs.
 
-    ``failed`` is told of what cannot be read: its name, how many of its windows could, and why.
+    Args:
+        todo: Inputs, each with the number of the first window to read.
+        how: What windows, and which crops of them.
+        features: Their names.
+        cluster: What runs where.
+        failed: Is told of inputs that cannot be read.
+
+    Yields:
+        The features of each crop of each window; the windows of one input in their order.
+
+    Raises:
+        RequestError: Where no cluster answers.
     """
     ray = import_ray()
     logging.getLogger("ray").setLevel(logging.ERROR)
-    here = not ray.is_initialized()
-    if here:
+    started_here = not ray.is_initialized()
+    if started_here:
         try:
             ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -80,21 +100,20 @@ def rows_on_ray(
             .flat_map(_Decode(how, cluster.time_limit))
             .map_batches(
                 _Model,
-                fn_constructor_args=(model, cluster.device, cluster.precision, wanted, cluster.batch_size),
+                fn_constructor_args=(model, cluster.device, cluster.precision, features, cluster.batch_size),
                 batch_size=max(1, cluster.batch_size // how.at_once),
                 num_cpus=1,
                 num_gpus=1 if num_gpus else 0,
                 compute=ray.data.ActorPoolStrategy(size=max(1, num_gpus)),
             )
         )
-        for row in dataset.iter_rows():
-            answer = pickle.loads(row["answer"])
-            if isinstance(answer, list):
-                yield from answer
-            else:
-                failed(*answer)
+        for pickled in dataset.iter_rows():
+            rows, failures = pickle.loads(pickled["answer"])
+            yield from rows
+            for failure in failures:
+                failed(*failure)
     finally:
-        if here:
+        if started_here:
             ray.shutdown()
 
 
@@ -103,32 +122,27 @@ def _absolute(name: str) -> str:
 
 
 class _Decode:
-    """A task: an input's stretches, or why there are no more."""
+    """A task: an input's windows."""
 
     def __init__(self, how: Walk, time_limit: float) -> None:
         self._how, self._time_limit = how, time_limit
 
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-        reached = row["first"]
-        try:
-            with IsolatedReader(time_limit=self._time_limit) as reader:
-                for stretch in walk(row["place"], self._how, first=row["first"], reader=reader):
-                    reached = stretch.first + len(stretch)
-                    yield {"stretch": pickle.dumps((row["name"], stretch))}
-        except UnreadableVideo as error:
-            yield {"stretch": pickle.dumps((row["name"], (reached, str(error))))}
+    def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+        with IsolatedReader(time_limit=self._time_limit) as reader:
+            for decoded in decode_input(item["place"], self._how, item["first"], reader, name=item["name"]):
+                yield {"decoded": pickle.dumps(decoded)}
 
 
 class _Model:
-    """An actor that holds the model: stretches in, their rows out."""
+    """An actor that holds the model: windows in, their features out."""
 
-    def __init__(self, model: str, device: str, precision: Precision, wanted: list[str], batch_size: int) -> None:
+    def __init__(self, model: str, device: str, precision: Precision, features: list[str], batch_size: int) -> None:
         self._extractor = FeatureExtractor.from_pretrained(model, device=device, precision=precision)
-        self._wanted, self._batch_size = wanted, batch_size
+        self._features, self._batch_size = features, batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        parts = [pickle.loads(one) for one in batch["stretch"]]
-        good = [(name, one) for name, one in parts if not isinstance(one, tuple)]
-        rows = [replace(one, views=None) for one in self._extractor.stream(good, self._wanted, self._batch_size)]
-        bad = [(name, *one) for name, one in parts if isinstance(one, tuple)]
-        return {"answer": [pickle.dumps(rows), *map(pickle.dumps, bad)]}
+        items: list[Decoded] = [pickle.loads(pickled) for pickled in batch["decoded"]]
+        windows = [item.windows for item in items if item.windows is not None]
+        rows = self._extractor.stream(windows, self._features, self._batch_size)
+        failures = [(item.input, item.reached, item.error) for item in items if item.error is not None]
+        return {"answer": [pickle.dumps(([replace(row, views=None) for row in rows], failures))]}

@@ -19,7 +19,7 @@ from hiera_video.data.windows import walk
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features.extractor import FeatureExtractor
-from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, weights_of
+from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
 
@@ -74,9 +74,8 @@ def search(
 ) -> Results[Hit]:
     """Find what is most like a video or image among extracted windows, the nearest first.
 
-    Embedded as the index was, and averaged over the query's windows. Of windows of one input that overlap, and of
-    several crops of a window, the nearest alone is a hit; so there may be fewer than ``top_k``. Raises
-    :class:`RequestError`, and :class:`UnreadableVideo` where nothing of the query can be read.
+    The query is cut into windows and embedded as the index was; its windows' embeddings are averaged. Where hits of one
+    input overlap in time, the nearest alone is shown, so that there may be fewer than ``top_k``.
 
     Args:
         query: A video file, image file or http(s) address.
@@ -86,60 +85,90 @@ def search(
         end: Second up to which it is looked at. Default: its end.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 on a GPU that has it, else fp32.
+
+    Returns:
+        The hits, the best first.
+
+    Raises:
+        RequestError: For a value that is not possible, and a folder without features or made by other weights.
+        UnreadableVideo: Where nothing of the query can be read.
     """
     index = Path(index)
     if top_k < 1:
         raise RequestError(f"top_k is {top_k}, but is at least 1")
     first, last = 0.0 if start is None else start, math.inf if end is None else end
     if not 0 <= first < last:
-        raise RequestError(f"from {first:g} to {last:g} s is no stretch: start must be at least 0, and below end")
+        raise RequestError(
+            f"from {first:g} to {last:g} s is no part of a video: start must be at least 0, and below end"
+        )
     if is_image(query) and (start, end) != (None, None):
         raise RequestError(f"{query} is an image, which lasts no time: leave start and end out")
     facts = read_facts(index)
     extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
-    if weights_of(extractor.model) != facts["weights"]:
+    if extractor.weights != facts["weights"]:
         raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")
-    wanted = embed(query, extractor, facts, first, last)
-    hits = best_hits(*read_embeddings(index), wanted, top_k)
+    hits = best_hits(*read_embeddings(index), embed(query, extractor, facts, first, last), top_k)
     return Results(len(hits), iter(hits))
 
 
 def embed(
     query: str, extractor: FeatureExtractor, facts: dict[str, Any], first: float, last: float
 ) -> NDArray[np.float32]:
-    """The mean embedding, float32 [C], of the windows whose middle lies in [first, last) seconds.
+    """The mean embedding of the windows whose middle lies in a part of a query.
 
-    Of a stretch too short for that, the window whose middle is nearest to its own. ``facts``: of the index. Raises
-    :class:`RequestError` where the query ends before ``first``.
+    Where the part is too short for that, of the window whose middle is nearest to its own.
+
+    Args:
+        query: A video file, image file or http(s) address.
+        extractor: The model that the index was made with.
+        facts: How the index was made.
+        first: Second at which the part begins.
+        last: Second at which it ends; it is no longer part.
+
+    Returns:
+        float32 [C].
+
+    Raises:
+        RequestError: Where the query ends before ``first``.
+        UnreadableVideo: Where nothing of it can be read.
     """
     how = extractor.walk(crop=facts["crop"], batch_size=BATCH_SIZE)
     how = dataclasses.replace(how, spec=ClipSpec.from_dict(facts["clip"]), hop=facts["hop"])
     num_before = math.floor(max(0.0, (first - how.spec.span) / how.hop))  # windows that end before the stretch
-    stretches = takewhile(lambda one: one.starts[0] < last, walk(query, how, first=num_before))
-    windows = extractor.stream(((query, one) for one in stretches), ["embedding"], BATCH_SIZE)
-    touching = [one for one in windows if one.start < last and (one.end > first or first == 0)]  # an image ends at 0
+    decoded = takewhile(lambda windows: windows.starts[0] < last, walk(query, how, first=num_before))
+    rows = extractor.stream(decoded, ["embedding"], BATCH_SIZE)
+    touching = [row for row in rows if row.start < last and (row.end > first or first == 0)]  # an image ends at 0
     if not touching:
         raise RequestError(f"{query} ends before {first:g} s: name a stretch that lies in it")
-    for error in dict.fromkeys(one.error for one in touching if one.error):
+    for error in dict.fromkeys(row.error for row in touching if row.error):
         log.warning("%s", error)
-    starts, ends = np.array([(one.start, one.end) for one in touching]).T
+    starts, ends = np.array([(row.start, row.end) for row in touching]).T
     middles = (starts + ends) / 2
     chosen = (first <= middles) & (middles < last)
     if not chosen.any():
         distances = np.abs(middles - (max(first, starts.min()) + min(last, ends.max())) / 2)
         chosen = distances == distances.min()
-    mean: NDArray[np.float32] = np.array([one.embedding for one in touching])[chosen].mean(axis=0)
+    mean: NDArray[np.float32] = np.array([row.embedding for row in touching])[chosen].mean(axis=0)
     return mean
 
 
-def best_hits(table: Any, embeddings: NDArray[np.float32], wanted: NDArray[np.float32], top_k: int) -> list[Hit]:
-    """The windows of ``table`` nearest to ``wanted``, float32 [C]; ``embeddings``, [N, C], are normalised in place."""
-    base, query = unit(embeddings), unit(wanted[np.newaxis].astype(np.float32))
+def best_hits(table: Any, embeddings: NDArray[np.float32], vector: NDArray[np.float32], top_k: int) -> list[Hit]:
+    """The windows whose embeddings are nearest to a vector, by cosine.
+
+    Args:
+        table: A pyarrow table with a row for each window.
+        embeddings: float32 [N, C], of these rows; they are normalised in place.
+        vector: float32 [C].
+        top_k: How many hits at most.
+
+    Returns:
+        The hits, the best first; none of them overlaps with a better one of the same input.
+    """
+    base, query = unit(embeddings), unit(vector[np.newaxis].astype(np.float32))
     count = CANDIDATES * top_k
     while True:
         count = min(count, len(base))
-        _, found = nearest(base, query, count)
-        rows = np.sort(found[0])
+        rows = np.sort(nearest(base, query, count)[1][0])
         similarities = np.round(base[rows].astype(np.float64) @ query[0].astype(np.float64), DECIMALS)
         hits = list(_merged(table, rows, similarities, top_k))
         # What is no candidate is at most as near as the last of them: the hits above it are the right ones.
@@ -160,7 +189,7 @@ def _merged(table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float6
     for row, similarity in zip(columns.to_pylist(), similarities[order].tolist(), strict=True):
         hit = Hit(rank, similarity=similarity, **row)
         better = kept.setdefault(hit.input, [])
-        if any(one.window == hit.window or (one.start < hit.end and hit.start < one.end) for one in better):
+        if any(other.window == hit.window or (other.start < hit.end and hit.start < other.end) for other in better):
             continue
         better.append(hit)
         yield hit
@@ -170,7 +199,14 @@ def _merged(table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float6
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 [N, C], each divided by its length, in place: an index may fill half of the memory."""
+    """Divides each vector by its length, in place: an index may fill half of the memory.
+
+    Args:
+        vectors: float32 [N, C].
+
+    Returns:
+        The same array.
+    """
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return vectors
 
@@ -178,9 +214,15 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def nearest(
     base: NDArray[np.float32], queries: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """For each of ``queries``, float32 [Q, C], the ``count`` rows of ``base``, [N, C], with the largest products.
+    """The rows with the largest inner products, by faiss where it is installed.
 
-    Products float32 [Q, count], descending, and numbers of rows int64 [Q, count]. By faiss where it is installed.
+    Args:
+        base: float32 [N, C].
+        queries: float32 [Q, C].
+        count: Rows for each query, at most N.
+
+    Returns:
+        Products float32 [Q, count], descending, and the numbers of the rows in ``base``, int64 [Q, count].
     """
     try:
         import faiss
@@ -195,10 +237,19 @@ def nearest(
 def nearest_by_numpy(
     base: NDArray[np.float32], queries: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """What :func:`nearest` gives, in little memory: the best so far against the next chunk."""
+    """What :func:`nearest` gives, in little memory: the best so far against the next chunk.
+
+    Args:
+        base: float32 [N, C].
+        queries: float32 [Q, C].
+        count: Rows for each query, at most N.
+
+    Returns:
+        As :func:`nearest`.
+    """
     parts = [queries[begin : begin + QUERY_CHUNK] for begin in range(0, len(queries), QUERY_CHUNK)]
-    found = [_nearest_of_part(base, part, count) for part in parts]
-    return np.concatenate([products for products, _ in found]), np.concatenate([rows for _, rows in found])
+    answers = [_nearest_of_part(base, part, count) for part in parts]
+    return np.concatenate([products for products, _ in answers]), np.concatenate([rows for _, rows in answers])
 
 
 def _nearest_of_part(

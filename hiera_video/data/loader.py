@@ -6,12 +6,17 @@ and of processes, changes nothing in any sample.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import gc
+import os
 import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, Literal
 
 import numpy as np
@@ -294,13 +299,39 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
 
 
 def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int) -> Iterator[Any]:
-    """What ``dataset`` has for each of ``keys``, as it is, read ahead by workers, in order.
+    """What a dataset has for each key, as it is, read ahead by worker processes.
 
-    Without keys: what iterating over it gives in each of the workers, in the order in which it comes.
+    The workers end when the iterator is closed or collected, and when the interpreter ends, in whatever way.
 
-    They are forks: what is garbage by now is nothing for them to collect, page by page; and what another library's open
-    video left in it may hold threads that a fork does not have, and would wait for.
+    Args:
+        dataset: Gives an item for a key; without keys, is iterated over in each worker.
+        keys: Taken in order, and their items come in this order. None: items come as the workers have them.
+        num_workers: Processes to start, by the start method of :mod:`torch.multiprocessing`; 0: read in this process.
+
+    Yields:
+        The dataset's items.
     """
+    ends = RawValue(ctypes.c_bool, False)  # shared with the workers
+    owner = os.getpid()
+
+    def end() -> None:
+        if os.getpid() == owner:  # a fork of this process may end while the workers have work to do
+            ends.value = True
+
+    # At exit multiprocessing sends SIGTERM to workers that are left and waits for them: they obey from now on. This
+    # function was registered after multiprocessing's own, so it is called before.
+    atexit.register(end)
+    batches = _started(dataset, keys, num_workers, ends)
+    try:
+        yield from batches
+    finally:
+        end()
+        atexit.unregister(end)
+
+
+def _started(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int, ends: Any) -> Iterator[Any]:
+    # Workers are forked: freeze the collector, so that they neither copy garbage pages nor wait for a foreign decoder's
+    # threads.
     gc.collect()
     gc.freeze()
     try:
@@ -312,7 +343,7 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers
                 sampler=keys,
                 num_workers=num_workers,
                 collate_fn=_as_it_is,
-                worker_init_fn=_init_worker,
+                worker_init_fn=partial(_init_worker, ends),
                 in_order=keys is not None,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -321,9 +352,16 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers
         gc.unfreeze()
 
 
-def _init_worker(number: int) -> None:
-    # torchrun and Slurm signal a whole group of processes: the main one finishes its step, and still needs batches.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _init_worker(ends: Any, number: int) -> None:
+    """Signals to a group of processes (torchrun's, Slurm's, Ctrl-C) are for the main one: it finishes its step, and
+    still needs batches. SIGTERM ends a worker only once the main process has marked that it ends its workers.
+    """
+
+    def terminate(signal_number: int, frame: object) -> None:
+        if ends.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
 

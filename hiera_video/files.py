@@ -29,7 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # as the user's umask has it: some writers (safetensors) make files for their owner alone
         temporary.replace(path)
     except HieraVideoError:  # another trouble, though it may be an OSError too
         raise

@@ -53,7 +53,7 @@ def start_accelerator(run: Run) -> Accelerator:
             cpu=device == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=run.tracker,
-            project_dir=run.output,
+            project_dir=run.output or "runs",  # a run without run.output gets its folder later
         )
     except ValueError as error:
         raise RequestError(f"run.tracker {run.tracker!r} is unknown: {error}") from error

@@ -67,10 +67,10 @@ def save(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        save_file(_separate(tensors), temporary / "model.safetensors")
+        _save_tensors(tensors, temporary / "model.safetensors")
         torch.save(optimizer_state, temporary / "optimizer.pt")
         if average is not None:
-            save_file(_separate(average.state_dict()), temporary / "ema.safetensors")
+            _save_tensors(average.state_dict(), temporary / "ema.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in temporary.iterdir():
             with file.open("rb") as written:
@@ -154,6 +154,9 @@ def _whole(output: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
-def _separate(tensors: State) -> State:
-    """safetensors takes no tensors that share memory or lie with gaps."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _save_tensors(tensors: State, path: Path) -> None:
+    """safetensors takes no tensors that share memory or lie with gaps, and makes files for their owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)

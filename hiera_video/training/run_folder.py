@@ -66,6 +66,7 @@ def open_run(recipe: T, num_videos: int, accelerator: Accelerator, notes: list[s
     if output is None:
         (output,) = broadcast_object_list([str(default_folder(recipe)) if main else None])
         recipe = replace(recipe, run=replace(recipe.run, output=output))
+        accelerator.project_configuration.set_directories(output)
     assert output is not None
     if main:
         hold(Path(output), recipe)

@@ -358,8 +358,8 @@ def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path 
     digest = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
     path = cache / f"coded_{count}_{seed}_{digest}.pt"
     if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            cache.mkdir(parents=True, exist_ok=True)
             torch.save(made(), temporary)
     try:
         # Use whichever file won the race: several processes may have made one.

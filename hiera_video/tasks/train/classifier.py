@@ -97,7 +97,7 @@ def rebuilt(model: Hiera, *, input_size: tuple[int, ...] | None = None, **config
     arch = changed(model.arch, model.arch.num_classes, input_size, config)
     other = Hiera(arch, model.spec if input_size is None else fitted(model.spec, arch.input_size))
     other.load_state_dict(resize_tables(model.state_dict(), model.arch, arch, model.position_resize))
-    for name in ("labels", "views", "license", "position_resize"):
+    for name in ("labels", "views", "license", "position_resize", "new_head"):
         setattr(other, name, getattr(model, name))
     return other.eval()
 

@@ -14,6 +14,8 @@ import psutil
 import pytest
 from training_sets import write_colours
 
+import hiera_video
+
 #: Under any load; a program that hangs waits for ever.
 LIMIT_S = 60
 
@@ -78,16 +80,16 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-def of_session(pid: int) -> list[int]:
+def of_session(session: int) -> list[int]:
     """The processes of a session that are not dead."""
-    found = []
-    for one in psutil.process_iter():
+    alive = []
+    for process in psutil.process_iter():
         try:
-            if os.getsid(one.pid) == pid and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one.pid)
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process.pid)
         except (ProcessLookupError, psutil.NoSuchProcess, PermissionError):
             continue
-    return found
+    return alive
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -150,7 +152,6 @@ def test_an_iteration_that_was_interrupted_goes_on_where_it_stood(
     batches = iter(interrupted)
     seen = [next(batches)["index"].tolist()]
     with monkeypatch.context() as patch:
-        patch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", interrupt)
         patch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(batches)

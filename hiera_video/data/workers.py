@@ -43,15 +43,21 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers
         if os.getpid() == owner:  # a fork of this process may end while the workers have work to do
             ends.value = True
 
-    # At exit multiprocessing sends SIGTERM to workers that are left and waits for them: they obey from now on. This
-    # function was registered after multiprocessing's own, so it is called before.
-    atexit.register(end)
+    def at_exit() -> None:
+        # Now multiprocessing sends SIGTERM to the workers that are left, and waits for them: this function was
+        # registered after its own, so it is called before. torch's handler of SIGCHLD would call a worker that ends
+        # while it is still starting a failure.
+        end()
+        if os.getpid() == owner:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    atexit.register(at_exit)
     batches = _started(dataset, keys, num_workers, ends)
     try:
         yield from batches
     finally:
         end()
-        atexit.unregister(end)
+        atexit.unregister(at_exit)
 
 
 def _started(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int, ends: Any) -> Iterator[Any]:

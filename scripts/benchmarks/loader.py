@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ CLIPS, CROPS = 5, 3
 SIZES = ((240, 320), (360, 480))
 SHORTEST_S = 8
 
-Batch: TypeAlias = Mapping[str, Any]
+Batch: TypeAlias = dict[str, Any]
 Loader: TypeAlias = Iterable[Batch]
 
 # ---------------------------------------------------------------- files
@@ -371,7 +371,7 @@ class Ours:
                 for row in batch["flip"].nonzero().flatten().tolist():
                     clip = batch["clip"][row]
                     clip.copy_(clip.flip(-1))
-                yield batch
+                yield dict(batch)
         finally:
             self.loader.close()
 

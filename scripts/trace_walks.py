@@ -128,14 +128,16 @@ def main() -> None:
             "finetune(recipe), two steps": train,
             "a video to a row of parquet": extract,
         }
-        counted = {title: files_of(walk) for title, walk in walks.items()}
-        counted["a batch to an optimizer step"] = files_of_a_step(
-            lambda: list(hiera_video.finetune(hiera_video.own_recipe(changes)))
-        )
-        for title, files in counted.items():
-            print(f"{title}: {len(files)} files")
-            for file in files if show else []:
-                print(f"    {file}")
+        for title, walk in walks.items():
+            _print(title, files_of(walk), show)
+        steps = hiera_video.own_recipe(changes)
+        _print("a batch to an optimizer step", files_of_a_step(lambda: list(hiera_video.finetune(steps))), show)
+
+
+def _print(title: str, files: list[str], show: bool) -> None:
+    print(f"{title}: {len(files)} files")
+    for file in files if show else []:
+        print(f"    {file}")
 
 
 if __name__ == "__main__":

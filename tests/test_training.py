@@ -534,7 +534,7 @@ def test_a_model_that_is_read_once_is_the_one_that_is_read_again(tiny_model: Pat
     recipe = load_recipe(Finetuning, changes=changes)
     model = starting_classifier(recipe, ["a", "b"], hiera_video.from_pretrained(tiny_model))
     torch.manual_seed(0)
-    config = {"drop_path_rate": 0.1, "head_dropout": 0.1}
+    config = {"drop_path_rate": 0.1, "head_dropout": 0.1, "head_init_scale": 0.001}
     hiera_video.from_pretrained(tiny_model, **config)
     twice = hiera_video.from_pretrained(tiny_model, input_size=(8, 64, 64), **config)
     twice.reset_classifier(2)

@@ -3,14 +3,17 @@
     python scripts/trace_walks.py            # the three counts
     python scripts/trace_walks.py --files    # and the files, in the order in which they are entered
 
-The ways: a path to logits (``VideoClassifier(path)``), a batch to an optimizer step (``finetune``, two steps from
-files), a video to a row of parquet (``extract``). Counted are files in which a function runs in the process that the
-user started, in any of its threads; loading the model is left out, and so is what the decoder's child process runs.
+The ways: a path to logits (``VideoClassifier(path)``); ``finetune(recipe)`` for two steps from files, which reads the
+list and opens the run; of that alone the way from the first batch that leaves the loader to the return of the first
+optimizer step; a video to a row of parquet (``extract``). Counted are files in which a function runs in the process
+that the user started, in any of its threads; loading the model is left out, and so is what the decoder's child process
+runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -54,6 +57,43 @@ def files_of(walk: Callable[[], Any]) -> list[str]:
     return list(found)
 
 
+def files_of_a_step(train: Callable[[], Any]) -> list[str]:
+    """Those from the first batch that leaves the loader to the return of the first optimizer step."""
+    from torch.optim import AdamW
+
+    from hiera_video.data.loader import ClipLoader
+
+    entered: list[str] = []
+    iterate, make = ClipLoader.__iter__, AdamW.step
+
+    def batches(loader: Any) -> Any:
+        for batch in iterate(loader):
+            if not entered:
+                entered.append("data/loader.py")
+                sys.setprofile(watch)
+            yield batch
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(str(PACKAGE)) and not _is_import(frame):
+            name = str(Path(file).relative_to(PACKAGE))
+            if name not in entered:
+                entered.append(name)
+
+    def last(optimizer: Any, *arguments: Any, **options: Any) -> Any:
+        result = make(optimizer, *arguments, **options)
+        sys.setprofile(None)
+        return result
+
+    ClipLoader.__iter__, AdamW.step = batches, last  # type: ignore[method-assign]
+    try:
+        train()
+    finally:
+        sys.setprofile(None)
+        ClipLoader.__iter__, AdamW.step = iterate, make  # type: ignore[method-assign]
+    return entered
+
+
 def _is_import(frame: FrameType) -> bool:
     """Whether a module's or a class's body runs, not a function."""
     names = frame.f_code.co_names
@@ -72,6 +112,7 @@ def main() -> None:
             for number in range(2):
                 shutil.copy(CLIP, folder / "train" / label / f"{number}.mp4")
         changes = {"data.train": str(folder / "train"), "run.duration": "2st", "run.device": "cpu"}
+        os.chdir(folder)  # runs without an output are written to runs/ there
         changes |= {"model.fit_head": "false", "run.videos_per_step": "2", "run.batch_size": "2"}
         classifier = hiera_video.VideoClassifier.from_pretrained(MODEL, device="cpu")
 
@@ -84,14 +125,19 @@ def main() -> None:
         recipe = hiera_video.own_recipe(changes)
         walks = {
             "a path to logits": lambda: classifier(CLIP),
-            "a batch to an optimizer step": train,
+            "finetune(recipe), two steps": train,
             "a video to a row of parquet": extract,
         }
         for title, walk in walks.items():
-            files = files_of(walk)
-            print(f"{title}: {len(files)} files")
-            for file in files if show else []:
-                print(f"    {file}")
+            _print(title, files_of(walk), show)
+        steps = hiera_video.own_recipe(changes)
+        _print("a batch to an optimizer step", files_of_a_step(lambda: list(hiera_video.finetune(steps))), show)
+
+
+def _print(title: str, files: list[str], show: bool) -> None:
+    print(f"{title}: {len(files)} files")
+    for file in files if show else []:
+        print(f"    {file}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ from safetensors.torch import load_file
 from training_sets import finetuning, pretraining, write_colours
 
 import hiera_video
+from hiera_video.data.loader import Batch
 from hiera_video.errors import OutputError, RequestError, TrainingStopped
 from hiera_video.files import names
-from hiera_video.tasks.train import finetune as finetune_job
-from hiera_video.tasks.train.finetune import balanced_weights, finetune, starting_classifier
+from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier
+from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.pretrain import Masking, pretrain, starting_mae
-from hiera_video.training.loop import Training
+from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics, read_metrics
 from hiera_video.training.optimization import build_optimizer, build_schedule, param_groups, plan_run
 from hiera_video.training.recipe import Evaluation, Finetuning, Optim, Pretraining, Run
@@ -34,6 +37,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_colours(folder / "train", 12, seed=0, bad=True)
     write_colours(folder / "val", 4, seed=1)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without an output are written below the working folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def run_finetune(changes: dict[str, str]) -> list[Metrics]:
@@ -257,15 +266,13 @@ def test_another_recipe_is_refused_in_a_run_folder(finished: tuple[Path, dict[st
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_files(
     colours: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = finetune_job.ClassStep.__call__
+    call = ClassStep.__call__
 
-    def broken(
-        self: finetune_job.ClassStep, model: torch.nn.Module, batch: dict[str, object]
-    ) -> dict[str, torch.Tensor]:
-        figures = call(self, model, batch)
-        return {**figures, "loss": figures["loss"] * (float("nan") if batch["draw"] == (5, 1) else 1)}
+    def broken(self: ClassStep, model: torch.nn.Module, batch: Batch, draw: Draw) -> dict[str, torch.Tensor]:
+        figures = call(self, model, batch, draw)
+        return {**figures, "loss": figures["loss"] * (float("nan") if draw == (5, 1) else 1)}
 
-    monkeypatch.setattr(finetune_job.ClassStep, "__call__", broken)
+    monkeypatch.setattr(ClassStep, "__call__", broken)
     changes = finetuning(colours / "train", tiny_model, run__output=str(tmp_path), data__num_workers="0")
     with pytest.raises(TrainingStopped, match=r"^step 6: the loss is nan; the step was not made.*train/\w+/\d+\.mp4"):
         run_finetune(changes)
@@ -275,15 +282,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_files(
 
 
 def test_a_loss_that_explodes_stops_the_run(colours: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = finetune_job.ClassStep.__call__
+    call = ClassStep.__call__
 
-    def growing(
-        self: finetune_job.ClassStep, model: torch.nn.Module, batch: dict[str, object]
-    ) -> dict[str, torch.Tensor]:
-        figures = call(self, model, batch)
-        return {**figures, "loss": figures["loss"] * (5 if batch["draw"][0] == 8 else 1)}  # type: ignore[index]
+    def growing(self: ClassStep, model: torch.nn.Module, batch: Batch, draw: Draw) -> dict[str, torch.Tensor]:
+        figures = call(self, model, batch, draw)
+        return {**figures, "loss": figures["loss"] * (5 if draw[0] == 8 else 1)}
 
-    monkeypatch.setattr(finetune_job.ClassStep, "__call__", growing)
+    monkeypatch.setattr(ClassStep, "__call__", growing)
     changes = finetuning(colours / "train", tiny_model, optim__explosion_factor="2", data__num_workers="0")
     with pytest.raises(TrainingStopped, match=r"^step 9: the loss is [\d.]+, more than 2 times the mean of the five"):
         run_finetune(changes)
@@ -417,6 +422,64 @@ def test_what_this_machine_lacks_is_refused(colours: Path, tiny_model: Path) -> 
             run_finetune(finetuning(colours / "train", tiny_model) | {field: value, "optim.ema": "null"})
 
 
+# --- the folder of a run ----------------------------------------------------------------------------------------------
+
+
+def short(colours: Path, start: Path, **changes: str) -> dict[str, str]:
+    """A run of 4 steps without an output."""
+    return finetuning(colours / "train", start, data__num_workers="0", run__duration="4st", run__save_every="2st") | {
+        name.replace("__", "."): value for name, value in changes.items()
+    }
+
+
+def test_a_run_without_an_output_goes_on_in_its_folder_until_it_is_done(
+    colours: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first, today = Path(f"runs/train-{date.today()}"), date.today()
+    records = finetune(load_recipe(Finetuning, changes=short(colours, tiny_model, run__evaluate_every="1st")))
+    assert next(records).step == 1
+    assert [path.name for path in Path("runs").iterdir()] == [f"train-{today}"]
+    # The same command beside a run that goes on, and another recipe, have folders of their own.
+    run_finetune(short(colours, tiny_model, run__evaluate_every="1st"))
+    run_finetune(short(colours, tiny_model, optim__lr="1e-4"))
+    next(records)
+    next(records)
+    records.close()  # after step 3: the newest checkpoint is that of step 2
+    assert {path.name for path in Path("runs").iterdir()} == {first.name, f"{first.name}-2", f"{first.name}-3"}
+    caplog.clear()
+    run_finetune(short(colours, tiny_model))
+    messages = [record.getMessage() for record in caplog.records if record.name == "hiera_video"]
+    assert messages[0] == f"the run is in {first}; when it is done: hiera-video classify VIDEO --model {first}"
+    assert f"going on from {first}/checkpoints/step_00000002: step 2 of 4" in messages
+    assert messages[-1] == f"done: the model is in {first}. Next: hiera-video classify VIDEO --model {first}"
+    assert hiera_video.from_pretrained(first).labels == ["blue", "green", "red"]
+    run_finetune(short(colours, tiny_model))
+    assert Path(f"runs/train-{today}-4/model.safetensors").is_file()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
+    changes = short(colours, tiny_model, run__output=str(tmp_path / "run"))
+    records = finetune(load_recipe(Finetuning, changes=changes))
+    next(records)
+    with pytest.raises(RequestError, match=r"^another run is writing run into \S+: wait for it, or end it$"):
+        run_finetune(changes)
+    records.close()
+
+
+def test_files_of_a_run_have_the_permissions_that_the_umask_gives(
+    colours: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o027)
+    try:
+        run_finetune(short(colours, tiny_model, run__output=str(tmp_path / "run")))
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
+    assert {oct(mode) for path, mode in modes.items() if path.is_dir()} == {"0o750"}
+    assert {path.name: oct(mode) for path, mode in modes.items() if path.is_file() and mode != 0o640} == {}
+
+
 # --- what is learned from ---------------------------------------------------------------------------------------------
 
 
@@ -432,6 +495,50 @@ def test_a_validation_class_that_training_lacks_is_refused(tmp_path: Path, tiny_
     (folder / "red").rename(folder / "reddish")
     with pytest.raises(RequestError, match=r"has the class 'reddish', which .*train lacks; its nearest is 'red'"):
         run_finetune(finetuning(colours / "train", tiny_model, data__val=str(folder)))
+
+
+def test_a_list_of_which_no_file_is_there_is_refused_before_the_run(
+    tmp_path: Path, tiny_model: Path, colours: Path
+) -> None:
+    (tmp_path / "val.csv").write_text("path,label\nx.mp4,red\ny.mp4,blue\n")
+    message = r"^data.val \S+val.csv: none of 2 videos is there, the first of them \S+x.mp4; check the paths in it$"
+    with pytest.raises(RequestError, match=message):
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv")))
+    with pytest.raises(RequestError, match=r"^data.train \S+val.csv: none of 2 videos is there"):
+        run_finetune(short(colours, tiny_model, data__train=str(tmp_path / "val.csv")))
+    assert not Path("runs").exists()
+
+
+def test_a_validation_list_by_which_no_best_model_can_be_told_is_refused(
+    tmp_path: Path, tiny_model: Path, colours: Path
+) -> None:
+    rows = "".join(f"{colours}/val/red/{number}.mp4\n" for number in range(3))
+    (tmp_path / "val.txt").write_text(rows)
+    with pytest.raises(RequestError, match=r"val.txt: no video has a label, so the best model cannot be told"):
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.txt")))
+
+
+def test_a_run_whose_validation_videos_are_all_broken_keeps_its_last_weights(
+    tmp_path: Path, tiny_model: Path, colours: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "val" / "red").mkdir(parents=True)
+    (tmp_path / "val" / "red" / "0.mp4").write_text("no video")
+    run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val"), run__output=str(tmp_path / "run")))
+    assert "no video of the validation list could be read: the last weights are kept" in caplog.text
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_model_that_is_read_once_is_the_one_that_is_read_again(tiny_model: Path, colours: Path) -> None:
+    changes = finetuning(colours / "train", tiny_model, data__size="64", data__num_frames="8")
+    recipe = load_recipe(Finetuning, changes=changes)
+    model = starting_classifier(recipe, ["a", "b"], hiera_video.from_pretrained(tiny_model))
+    torch.manual_seed(0)
+    config = {"drop_path_rate": 0.1, "head_dropout": 0.1, "head_init_scale": 0.001}
+    hiera_video.from_pretrained(tiny_model, **config)
+    twice = hiera_video.from_pretrained(tiny_model, input_size=(8, 64, 64), **config)
+    twice.reset_classifier(2)
+    assert same(model.state_dict(), twice.state_dict())
+    assert (model.spec, model.views) == (twice.spec, twice.views)
 
 
 def test_a_head_of_the_very_same_classes_goes_on_and_another_is_new(

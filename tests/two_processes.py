@@ -48,7 +48,7 @@ def main(output: Path, data: Path, classifier: Path, mae: Path) -> None:
 
     pretrain_job.Masking.draw = noted  # type: ignore[method-assign]
     changes = pretraining(data / "train", mae, run__duration="8st", data__num_workers="1")
-    list(pretrain(load_recipe(Pretraining, changes=changes)))
+    list(pretrain(load_recipe(Pretraining, changes=changes | {"run.output": str(output / "mae")})))
     (output / f"seen_{world}_{rank}.json").write_text(json.dumps(seen))
 
     if world > 1:

@@ -177,7 +177,7 @@ def _affine(frames: Frames, matrix: tuple[float, ...]) -> Frames:
     sums = F.embedding_bag(
         index.flatten(0, 1), torch.from_numpy(pixels), per_sample_weights=weights.flatten(0, 1), mode="sum"
     )
-    # Pillow truncates. The hair undoes 199.99999, which weights that sum to nearly 1 give.
+    # Pillow truncates. An epsilon against float error: weights that sum to nearly 1 give 199.99999.
     result = sums.add_(1e-3).clamp_(0, 255).byte().view(height, width, num_frames, channels)
     return result.permute(2, 0, 1, 3).contiguous().numpy()
 

@@ -24,6 +24,7 @@ from hiera_video.data.augment import (
     short_side_needed,
 )
 from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.on_device import DrawnClips
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.decoders import Image
 from hiera_video.data.reading.files import is_image, read_image
@@ -142,23 +143,46 @@ class Problem:
     replaced: bool
 
 
-class ClipDataset(Dataset[dict[str, Any]]):
+class Sample(DrawnClips):
+    """The R clips of one video: what :class:`ClipDataset` gives for a key. B of :class:`DrawnClips` is R here."""
+
+    label: Any
+    """The video's class, an int, -1 where it has none; or float32 [num_classes], where it may have several."""
+    path: str
+    """The file that was read."""
+    epoch: int
+    """The epoch of the key."""
+    index: int
+    """The video's place in the list; that of the replacement, where the video could not be read."""
+    repeat: Tensor
+    """int64 [R]: 0, 1, ..."""
+    problems: list[Problem]
+    """The files that could not be read on the way, and the one that could be read only in part."""
+
+
+class ClipDataset(Dataset[Sample]):
     """Training clips: ``dataset[epoch, index]`` is a function of (seed, epoch, index) and of nothing else.
 
-    A video is opened and decoded once for ``num_clips`` clips at different times (MAE's repeats), each augmented
-    ``num_augments`` times (fine-tuning's); R is their product, times the clips that ``sample`` gives at once. A sample:
+    A video is opened and decoded once for all its clips. A picture is a still: all T frames show one crop of it, and
+    its repeats are crops of their own.
 
-    - ``clip`` uint8 [R, C, T, h, w], cropped and resized, RandAugment applied (in memory the channels come last);
-    - ``flip`` bool [R], ``erase`` int64 [R, 4] (top, left, height, width; 0: nothing), ``noise_seed`` int64 [R]: what
-      :func:`hiera_video.data.on_device.on_device` still has to do;
-    - ``label``, ``path``, ``index`` of the video, ``epoch``, ``repeat`` int64 [R], ``problems``, a list of
-      :class:`Problem`.
+    Args:
+        videos: The list that ``index`` counts in.
+        spec: How a clip is cut from a video, and its size.
+        augment: How a clip is varied; default: as for fine-tuning on Kinetics.
+        sample: Chooses the frames; default: dense clips with a random start (:func:`train_clips`).
+        num_clips: Clips at different times of one video (MAE's repeats).
+        num_augments: How often each of them is augmented (fine-tuning's repeats). R is the product of the two, times
+            the clips that ``sample`` gives at once.
+        seed: Part of every key.
+        decode: As in :func:`hiera_video.open_video`.
+        fps: Frames a second of videos that are folders of pictures.
+        on_error: "skip" replaces a file that cannot be read by another, drawn from the same key; "raise" raises.
+        isolate: Decode in a child process, so that a broken file takes down no more than that.
+        time_limit: Seconds that the child may take for a request.
 
-    A picture is a still: all T frames show one crop of it, and its repeats are crops of their own. A file that cannot
-    be read raises :class:`UnreadableVideo` (``on_error="raise"``), or is replaced by another that
-    is drawn from the same key ("skip"), with a problem that says so. ``isolate``: decode in a child process, which a
-    broken file may crash or hold up for ``time_limit`` seconds; see :mod:`hiera_video.data.reading.child_process`.
-    ``decode`` and ``fps`` (of videos that are folders of pictures) are those of :func:`hiera_video.open_video`.
+    Raises:
+        RequestError: A number is below 1, or ``on_error`` is another word.
     """
 
     def __init__(
@@ -193,7 +217,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         problems: list[Problem] = []
         chosen = index
@@ -215,7 +239,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             f"(`hiera-video data check`); the last: {problems[-1].reason}"
         )
 
-    def _read(self, index: int, draws: tuple[int, ...], problems: list[Problem]) -> dict[str, Any]:
+    def _read(self, index: int, draws: tuple[int, ...], problems: list[Problem]) -> Sample:
         path = self.videos.path(index)
         clips, pixels = self._picture(path, draws) if is_image(path) else self._video(index, path, draws, problems)
         return {
@@ -238,10 +262,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
             clips = self._draw(video, index, draws)
             distinct = np.unique(np.concatenate([clip.row for clip in clips]))
             _, images = video.read(distinct, self._short_side(video, clips))
-            place = {number: i for i, number in enumerate(distinct.tolist())}
+            place = {frame: i for i, frame in enumerate(distinct.tolist())}
             pixels = self._empty(len(clips))
             for clip, out in zip(clips, pixels, strict=True):
-                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out)
+                self._cut([images[place[frame]] for frame in clip.row.tolist()], clip, out)
             if video.error is not None:
                 problems.append(Problem(path, video.error, replaced=False))
         return clips, pixels

@@ -6,26 +6,57 @@ and of processes, changes nothing in any sample.
 
 from __future__ import annotations
 
-import gc
-import signal
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
-from hiera_video.data.dataset import ClipDataset, Problem, Sampler, Views, load_views
+from hiera_video.data.dataset import ClipDataset, Problem, Sample, Sampler, Views, load_views
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.reading.child_process import IsolatedReader, keep_freed_memory
+from hiera_video.data.on_device import DrawnClips
+from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.workers import start_workers
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
-Batch = dict[str, Any]
+
+class _BatchOfVideos(DrawnClips):
+    label: Tensor
+    """int64 [B], -1 where a video has no label; float32 [B, num_classes] where videos may have several."""
+    path: list[str]
+    """The file of each clip."""
+    epoch: Tensor
+    """int64 [B]: the epoch that the clip belongs to."""
+    index: Tensor
+    """int64 [B]: the place of the clip's video in the list."""
+    repeat: Tensor
+    """int64 [B]: which of its video's clips it is."""
+    problems: list[Problem]
+    """Files of this batch that could not be read, or only in part."""
+
+
+class Batch(_BatchOfVideos, total=False):
+    """The clips of ``batch_size`` videos, all along the first axis: B = batch_size * R. The repeats of a video follow
+    one another.
+    """
+
+    flow: Tensor
+    """Only of generated clips: the optical flow, float32 [B, 4, T / 2, h / 4, w / 4], see
+    :func:`hiera_video.data.camera_motion.generator.flow`."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker made: a batch or, where it can make none, one sentence that says why."""
+
+    batch: Batch | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,36 +117,65 @@ class Order:
 class Stream:
     """The batches of an order, which worker processes make, and the position behind the last whole step.
 
-    ``dataset`` gives the batch of a list of keys; a batch ``{"failure": sentence}`` ends the run.
+    Args:
+        dataset: Makes the batch of a list of keys (epoch, index).
+        order: Says which keys make the batches.
+        num_workers: Processes that make them; 0: this one.
+
+    Raises:
+        RequestError: ``num_workers`` is below 0.
     """
 
-    def __init__(self, dataset: Dataset[Batch], order: Order, num_workers: int) -> None:
+    def __init__(self, dataset: Dataset[Made], order: Order, num_workers: int) -> None:
         if num_workers < 0:
             raise RequestError(f"num_workers is {num_workers}, but is at least 0.")
         self.dataset, self.order, self.num_workers = dataset, order, num_workers
         self.epoch, self.videos = 0, 0
         self._given = 0  # batches of the step that is under way
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Made] | None = None
 
     def rest_of_epoch(self) -> Iterator[Batch]:
-        """The batches up to the next epoch's first step."""
+        """Iterates over what is left of the epoch.
+
+        Yields:
+            The batches up to the next epoch's first step.
+
+        Raises:
+            UnreadableVideo: A worker can make no batch.
+        """
         epoch = self.epoch
         while self.epoch == epoch:
-            if self._batches is None:
-                keys = islice(self.order.keys(self.epoch, self.videos), self._given, None)
-                self._batches = start_workers(self.dataset, keys, self.num_workers)
-            batch = next(self._batches)
-            if "failure" in batch:
-                self.close()
-                raise UnreadableVideo(batch["failure"])
+            batch = self._next()
             self._given += 1
             if self._given == self.order.accumulate:
                 self._given = 0
                 self.epoch, self.videos = self.order.after(self.epoch, self.videos)
             yield batch
 
-    def go_to(self, state: dict[str, Any], **mine: int) -> None:
-        """Go to ``state``'s epoch and videos. Raises :class:`RequestError` where it differs from ``mine``."""
+    def _next(self) -> Batch:
+        if self._batches is None:
+            keys = islice(self.order.keys(self.epoch, self.videos), self._given, None)
+            self._batches = start_workers(self.dataset, keys, self.num_workers)
+        try:
+            made = next(self._batches)
+        except BaseException:  # Ctrl-C in a notebook too: the next iteration goes on with the batch that did not come
+            self.close()
+            raise
+        if made.batch is None:
+            self.close()
+            raise UnreadableVideo(made.error)
+        return made.batch
+
+    def go_to(self, state: Mapping[str, Any], **mine: int) -> None:
+        """Goes to a position.
+
+        Args:
+            state: Its ``epoch`` and ``videos``, and the numbers that ``mine`` names.
+            mine: What those numbers are here.
+
+        Raises:
+            RequestError: A number differs: the position is another run's.
+        """
         for name, here in mine.items():
             if state.get(name) != here:
                 raise RequestError(
@@ -126,22 +186,31 @@ class Stream:
         self._given = 0
 
     def close(self) -> None:
-        """End the workers; iterating starts them anew."""
+        """Ends the workers. Iterating starts them anew."""
         self._batches = None
 
 
 class ClipLoader:
     """Batches of a :class:`ClipDataset` for training; each iteration yields the rest of the current epoch.
 
-    A step takes ``accumulate`` batches of ``batch_size`` videos in each of ``num_processes`` processes, of which this
-    is number ``rank``: ``videos_per_step`` videos, which are the same for any three numbers of that product. The
-    remainder of the list that fills no step is left out, another one in each epoch. A batch: ``clip`` uint8
-    [B * R, C, T, h, w] and, along the same first axis, ``flip``, ``erase``, ``noise_seed``, ``label``, ``index``,
-    ``epoch`` (int64), ``repeat`` and the list ``path``; see :class:`ClipDataset`.
+    A step takes ``accumulate`` batches of ``batch_size`` videos in each of ``num_processes`` processes: the same
+    ``videos_per_step`` videos for any three numbers of that product. The remainder of the list that fills no step is
+    left out, another one in each epoch. ``problems`` has every file that could not be read, or only in part, once.
 
-    :meth:`state_dict` is the position behind the last whole step, in the middle of an epoch too; a loader with that
-    position, of any number of workers, goes on with the next step. ``problems``: every file that could not be read or
-    only in part, once, in the order in which they came up.
+    The position (:meth:`state_dict`) is that behind the last whole step, in the middle of an epoch too. Workers end
+    with the program; :meth:`close` ends them before.
+
+    Args:
+        dataset: Gives the clips of each video.
+        batch_size: Videos of a batch.
+        num_workers: Processes that read ahead; 0: this one reads. They change nothing in any batch.
+        shuffle: Every epoch has an order of its own; else the list's.
+        rank: The number of this process among ``num_processes``.
+        num_processes: Processes that share the list.
+        accumulate: Batches that a step takes in each process.
+
+    Raises:
+        RequestError: The numbers make no step of the list.
     """
 
     def __init__(
@@ -176,6 +245,7 @@ class ClipLoader:
         return len(self.dataset) // self.videos_per_step
 
     def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch. Raises :class:`UnreadableVideo` where the dataset does."""
         for batch in self._stream.rest_of_epoch():
             for problem in batch["problems"]:
                 if problem.path not in self._known:
@@ -194,13 +264,20 @@ class ClipLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position. Raises :class:`RequestError` where it belongs to another list of videos or seed."""
+        """Goes to a position.
+
+        Args:
+            state: What :meth:`state_dict` gave, here or in a loader with other processes and workers.
+
+        Raises:
+            RequestError: It belongs to another list of videos or seed.
+        """
         self._stream.go_to(state, seed=self.dataset.seed, num_videos=len(self.dataset))
         self.problems = [Problem(**problem) for problem in state["problems"]]
         self._known = {problem.path for problem in self.problems}
 
     def close(self) -> None:
-        """End the workers; iterating starts them anew."""
+        """Ends the workers. Iterating starts them anew."""
         self._stream.close()
 
 
@@ -240,33 +317,39 @@ def test_views(
 test_views.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest is not meant
 
 
-class _BatchDataset(Dataset[Batch]):
+class _BatchDataset(Dataset[Made]):
     """Whole batches: a worker puts one together, so that it travels as a few large tensors."""
 
     def __init__(self, dataset: ClipDataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Made:
         try:
-            samples = [self._dataset[key] for key in keys]
+            return Made(_batch([self._dataset[key] for key in keys]))
         except UnreadableVideo as error:  # a worker's exception would arrive with its traceback in its message
-            return {"failure": str(error)}
-        counts = torch.tensor([len(sample["clip"]) for sample in samples])
-        batch: Batch = {
-            name: torch.cat([sample[name] for sample in samples]) for name in ("flip", "erase", "noise_seed", "repeat")
-        }
-        clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples]  # as they lie in memory
-        if len(set(counts.tolist())) == 1:  # straight into the memory that is shared with the main process
-            batch["clip"] = default_collate(clips).flatten(0, 1).permute(0, 4, 1, 2, 3)
-        else:
-            batch["clip"] = torch.cat(clips).permute(0, 4, 1, 2, 3)
-        labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
-        batch["label"] = labels.repeat_interleave(counts, dim=0)
-        for name in ("epoch", "index"):
-            batch[name] = torch.tensor([sample[name] for sample in samples]).repeat_interleave(counts)
-        batch["path"] = [sample["path"] for sample in samples for _ in sample["clip"]]
-        batch["problems"] = [problem for sample in samples for problem in sample["problems"]]
-        return batch
+            return Made(None, str(error))
+
+
+def _batch(samples: list[Sample]) -> Batch:
+    counts = torch.tensor([len(sample["clip"]) for sample in samples])
+    clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples]  # as they lie in memory
+    if len(set(counts.tolist())) == 1:  # straight into the memory that is shared with the main process
+        clip = default_collate(clips).flatten(0, 1).permute(0, 4, 1, 2, 3)
+    else:
+        clip = torch.cat(clips).permute(0, 4, 1, 2, 3)
+    labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
+    return {
+        "clip": clip,
+        "flip": torch.cat([sample["flip"] for sample in samples]),
+        "erase": torch.cat([sample["erase"] for sample in samples]),
+        "noise_seed": torch.cat([sample["noise_seed"] for sample in samples]),
+        "repeat": torch.cat([sample["repeat"] for sample in samples]),
+        "label": labels.repeat_interleave(counts, dim=0),
+        "epoch": torch.tensor([sample["epoch"] for sample in samples]).repeat_interleave(counts),
+        "index": torch.tensor([sample["index"] for sample in samples]).repeat_interleave(counts),
+        "path": [sample["path"] for sample in samples for _ in sample["clip"]],
+        "problems": [problem for sample in samples for problem in sample["problems"]],
+    }
 
 
 class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
@@ -291,42 +374,3 @@ class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
             )
         except UnreadableVideo as error:
             return index, str(error)
-
-
-def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int) -> Iterator[Any]:
-    """What ``dataset`` has for each of ``keys``, as it is, read ahead by workers, in order.
-
-    Without keys: what iterating over it gives in each of the workers, in the order in which it comes.
-
-    They are forks: what is garbage by now is nothing for them to collect, page by page; and what another library's open
-    video left in it may hold threads that a fork does not have, and would wait for.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than processors, if asked for
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=keys,
-                num_workers=num_workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=_init_worker,
-                in_order=keys is not None,
-                pin_memory=torch.cuda.is_available(),
-            )
-            return iter(loader)
-    finally:
-        gc.unfreeze()
-
-
-def _init_worker(number: int) -> None:
-    # torchrun and Slurm signal a whole group of processes: the main one finishes its step, and still needs batches.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

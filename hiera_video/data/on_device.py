@@ -7,8 +7,7 @@ Source: SlowFast ``slowfast/datasets/{mixup,random_erasing}.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,18 +16,36 @@ from torch import Tensor
 from hiera_video.spec import ClipSpec
 
 
-def on_device(batch: Mapping[str, Any], spec: ClipSpec, device: torch.device | str) -> Tensor:
-    """A loader's batch as a model takes it: float32 [B, C, T, h, w] on ``device``, normalised by ``spec``.
+class DrawnClips(TypedDict):
+    """Clips as they leave the loader, and what is left to do to each of them, all of it on the host."""
 
-    ``batch`` has ``clip`` uint8 [B, C, T, h, w], ``flip`` bool [B] (mirror left and right), ``erase`` int64 [B, 4]
-    (top, left, height, width; zeros: none), ``noise_seed`` int64 [B]; they are on the host and stay as they are. An
-    erased box is normal noise, fresh in each pixel and frame, a function of the seed and the kind of device.
+    clip: Tensor
+    """uint8 [B, C, T, h, w], cropped and resized, RandAugment applied (in memory the channels come last)."""
+    flip: Tensor
+    """bool [B]: to be mirrored, left and right."""
+    erase: Tensor
+    """int64 [B, 4]: top, left, height and width of the box to be erased, in pixels; zeros: none."""
+    noise_seed: Tensor
+    """int64 [B]: the seed of the noise in that box."""
+
+
+def on_device(batch: DrawnClips, spec: ClipSpec, device: torch.device | str) -> Tensor:
+    """A loader's batch as a model takes it: mirrored, normalised and erased as the loader drew it.
+
+    Args:
+        batch: Of a :class:`~hiera_video.ClipLoader`, or any with the keys of :class:`DrawnClips`. It stays as it is.
+        spec: Gives the mean and the standard deviation of the pixels.
+        device: Where the clips go.
+
+    Returns:
+        float32 [B, C, T, h, w] on ``device``. An erased box is normal noise, fresh in each pixel and frame, a function
+        of the seed and the kind of device (random erasing, arXiv 1708.04896; SlowFast ``random_erasing.py``).
     """
     device = torch.device(device)
     clips = batch["clip"].to(device, non_blocking=True)
     scale = 1 / (255 * torch.tensor(spec.std))
     shift = -torch.tensor(spec.mean) / torch.tensor(spec.std)
-    scale, shift = (one.view(-1, 1, 1, 1).to(device, non_blocking=True) for one in (scale, shift))
+    scale, shift = (value.view(-1, 1, 1, 1).to(device, non_blocking=True) for value in (scale, shift))
     normalised = torch.empty(clips.shape, dtype=torch.float32, device=device)
     # What to do is read from the host's copy: no row waits for the device.
     todo = zip(batch["flip"].tolist(), batch["erase"].tolist(), batch["noise_seed"].tolist(), strict=True)
@@ -40,8 +57,30 @@ def on_device(batch: Mapping[str, Any], spec: ClipSpec, device: torch.device | s
     return normalised
 
 
+def model_input(clip: Tensor, spec: ClipSpec) -> Tensor:
+    """Clips as their model takes them: an image model's have no axis of time.
+
+    Args:
+        clip: [B, C, T, h, w].
+        spec: Of the model; an image model's has one frame.
+
+    Returns:
+        [B, C, T, h, w], or [B, C, h, w] for an image model.
+    """
+    return clip[:, :, 0] if spec.num_frames == 1 else clip
+
+
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Class numbers int64 [B] -> float32 [B, num_classes]: 1 - smoothing at the label, smoothing spread over all."""
+    """Classes as targets of a loss (label smoothing, arXiv 1512.00567).
+
+    Args:
+        labels: Class numbers, int64 [B].
+        num_classes: How many classes there are.
+        smoothing: The share of each target that is spread over all classes.
+
+    Returns:
+        float32 [B, num_classes]; each row sums to 1.
+    """
     share = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), share, device=labels.device)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + share)
@@ -56,10 +95,20 @@ def mix(
     cutmix: float = 1.0,
     switch: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """MixUp or, with probability ``switch``, CutMix of clips [B, C, T, h, w] and soft targets [B, num_classes].
+    """MixUp (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch, as in SlowFast ``slowfast/datasets/mixup.py``.
 
-    One share for the batch, from Beta(``mixup``, ``mixup``) or Beta(``cutmix``, ``cutmix``); 0 switches the one off.
-    Clip i is mixed with clip B - 1 - i, and CutMix pastes its box into all frames. Returns new tensors.
+    Clip i is mixed with clip B - 1 - i, by one share for the whole batch. CutMix pastes its box into all frames.
+
+    Args:
+        clips: [B, C, T, h, w].
+        targets: [B, num_classes].
+        rng: Where the draws come from.
+        mixup: The share is drawn from Beta(mixup, mixup); 0: no MixUp.
+        cutmix: The same for CutMix.
+        switch: Probability of CutMix where both are on.
+
+    Returns:
+        Mixed clips and targets, new tensors of the same shapes.
     """
     # torchvision's v2.MixUp and v2.CutMix pair by rolling, draw from torch's global generator and take hard labels;
     # the published runs pair by reversing. Wrapping them would take more lines than these.

@@ -100,7 +100,7 @@ def window_clips(times: ArrayLike, spec: ClipSpec, starts: ArrayLike) -> Iterato
     seconds, rate = _grid(times)
     uniform = is_uniform(seconds, rate)
     for start in np.asarray(starts, dtype=np.float64):
-        # The hair undoes 20.99999, for which truncation would show frame 20, and at the end lose the last one.
+        # An epsilon against float error: truncation of 20.99999 would show frame 20, and lose the last frame.
         positions = _positions(seconds, rate, spec, np.array([start * rate + 1e-6]))
         yield _shown(seconds, rate, positions, uniform)[0]
 
@@ -122,7 +122,7 @@ def _shown(
     """The frames shown at positions in frames of the mean rate."""
     if uniform:
         return positions.astype(np.int64)
-    # Variable rate: a position is a time. The hair keeps a frame that begins at just that time.
+    # Variable rate: a position is a time. An epsilon against float error keeps a frame that begins at that time.
     shown: NDArray[np.int64] = np.searchsorted(times, times[0] + positions / rate + 1e-6, side="right").astype(np.int64)
     return shown - 1
 

@@ -61,7 +61,7 @@ def plan_crops(picture: tuple[int, int], spec: ClipSpec, num_crops: int) -> Crop
     height, width = spec.size
     enlarge = max(1.0, spec.resize / min(spec.size)) if num_crops == 1 else 1.0
     scale = max(height * enlarge / picture[0], width * enlarge / picture[1])
-    # SlowFast rounds the long side down. The hair undoes 223.99999, and the crop always fits.
+    # SlowFast rounds the long side down. An epsilon against float error (223.99999): the crop always fits.
     resized = (
         max(round(height * enlarge), math.floor(picture[0] * scale + 1e-6)),
         max(round(width * enlarge), math.floor(picture[1] * scale + 1e-6)),

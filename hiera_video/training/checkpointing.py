@@ -29,43 +29,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from hiera_video.errors import OutputError, RequestError, WeightsError
-from hiera_video.files import replacing
+from hiera_video.errors import OutputError, WeightsError
 from hiera_video.models.checkpoints.formats import State
-from hiera_video.training import recipe_file
-from hiera_video.training.recipe import R
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-def open_run(output: Path, recipe: R) -> None:
-    """Makes the run's folder and writes its recipe, or holds ``recipe`` against the one that is there.
-
-    Raises :class:`RequestError` where the folder belongs to another recipe, naming the fields, :class:`OutputError`
-    where it cannot be written.
-    """
-    file = output / "recipe.yaml"
-    if file.is_file():
-        try:
-            old = recipe_file.load_recipe(type(recipe), file)
-        except RequestError as error:
-            raise RequestError(f"{output} is a run of another kind ({error}); name another run.output") from error
-        if changes := recipe_file.difference(old, recipe):
-            raise RequestError(
-                f"{output} holds a run of another recipe: {'; '.join(changes)}; go on with the old values, or name "
-                "another run.output"
-            )
-        return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if any(output.glob("checkpoints/step_*")):
-            raise RequestError(f"{output} has checkpoints but no recipe.yaml: name another run.output")
-        with replacing(file) as temporary:
-            temporary.write_text(recipe_file.to_yaml(recipe), encoding="utf-8")
-    except RequestError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
 def save(
@@ -78,10 +45,19 @@ def save(
     keep: int,
     is_main: bool,
 ) -> None:
-    """Writes the state after ``state["step"]`` steps, then removes all but the newest ``keep`` ones.
+    """Writes a checkpoint, then removes all but the newest ones. Every process takes part, the main one writes.
 
-    Every process takes part in gathering, the main one writes. Raises :class:`OutputError` where it cannot; the
-    checkpoints before it stay.
+    Args:
+        output: The run's folder.
+        state: All that is no tensor, as JSON takes it; ``step`` counts the steps made, ``steps`` those of the run.
+        model: The trained module, sharded or not.
+        optimizer: Its optimizer.
+        average: The average of the weights, where there is one.
+        keep: How many checkpoints stay.
+        is_main: Whether this is the main process.
+
+    Raises:
+        OutputError: The checkpoint cannot be written. The ones before it stay.
     """
     tensors: Any = get_model_state_dict(model, options=WHOLE)
     optimizer_state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
@@ -91,10 +67,10 @@ def save(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        save_file(_separate(tensors), temporary / "model.safetensors")
+        _save_tensors(tensors, temporary / "model.safetensors")
         torch.save(optimizer_state, temporary / "optimizer.pt")
         if average is not None:
-            save_file(_separate(average.state_dict()), temporary / "ema.safetensors")
+            _save_tensors(average.state_dict(), temporary / "ema.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in temporary.iterdir():
             with file.open("rb") as written:
@@ -113,7 +89,14 @@ def save(
 
 
 def latest(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None; what a killed process left half-written is removed."""
+    """The newest whole checkpoint of a run. What a killed process left half-written is removed.
+
+    Args:
+        output: The run's folder.
+
+    Returns:
+        The checkpoint's folder, or None where there is none.
+    """
     for half in output.glob("checkpoints/.step_*"):
         shutil.rmtree(half, ignore_errors=True)
     return (_whole(output) or [None])[-1]  # type: ignore[list-item]
@@ -122,7 +105,20 @@ def latest(output: Path) -> Path | None:
 def restore(
     folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
 ) -> dict[str, Any]:
-    """Puts a checkpoint's tensors back and returns its ``state``. Raises :class:`WeightsError` for a damaged one."""
+    """Puts a checkpoint's tensors back into a model, its optimizer and its average.
+
+    Args:
+        folder: The checkpoint's folder.
+        model: The trained module, sharded or not.
+        optimizer: Its optimizer.
+        average: The average of the weights, where there is one.
+
+    Returns:
+        The ``state`` that was given to :func:`save`.
+
+    Raises:
+        WeightsError: The checkpoint is damaged.
+    """
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors: Any = load_file(folder / "model.safetensors")
@@ -137,11 +133,30 @@ def restore(
     return state
 
 
+def is_finished(output: Path) -> bool:
+    """Whether a run has made all its steps.
+
+    Args:
+        output: The run's folder.
+
+    Returns:
+        False also where no checkpoint can be read.
+    """
+    try:
+        state = json.loads((_whole(output)[-1] / "state.json").read_text(encoding="utf-8"))
+        return bool(state["step"] == state["steps"])
+    except (OSError, ValueError, LookupError):
+        return False
+
+
 def _whole(output: Path) -> list[Path]:
-    found = [path for path in output.glob("checkpoints/step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    folders = [path for path in output.glob("checkpoints/step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
-def _separate(tensors: State) -> State:
-    """safetensors takes no tensors that share memory or lie with gaps."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _save_tensors(tensors: State, path: Path) -> None:
+    """safetensors takes no tensors that share memory or lie with gaps, and makes files for their owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)

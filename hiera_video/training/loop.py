@@ -24,12 +24,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.data.dataset import Problem
+from hiera_video.data.loader import Batch
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, TrainingStopped
 from hiera_video.files import replacing
+from hiera_video.training.accelerator import distributed
 from hiera_video.training.checkpointing import latest, restore, save
 from hiera_video.training.metrics import Metrics, Writer
 from hiera_video.training.optimization import Plan
@@ -37,7 +38,8 @@ from hiera_video.training.recipe import Optim, Run
 
 log = logging.getLogger("hiera_video")
 
-Batch = dict[str, Any]
+#: (step, batch within it): a key for draws that a step makes of its own.
+Draw = tuple[int, int]
 
 
 class Loader(Protocol):
@@ -55,15 +57,30 @@ class Loader(Protocol):
 class Training:
     """A run and all its parts; :meth:`run` trains and yields figures as they come.
 
-    ``step(model, batch)`` returns ``{"loss": scalar, ...}``; ``batch["draw"]`` is (step, batch within it), for
-    draws of its own. ``evaluate(model)``, ``export(model)`` and ``show(model, step)`` are called in all processes, with
-    the average of the weights where there is one (``optim.ema``). Where ``best`` names one of the evaluation's figures,
-    the model is exported whenever that is greater than ever before, else at each save. ``num_videos`` and
-    ``max_bad_share``: files that cannot be read may be that share of the list.
+    ``evaluate``, ``export`` and ``show`` are called in all processes, with the average of the weights where there is
+    one (``optim.ema``).
+
+    Args:
+        model: The trained module.
+        step: ``step(model, batch, draw)`` gives ``{"loss": scalar, ...}``; all of it is logged.
+        loader: The batches of this process.
+        optimizer: Of the model's parameters.
+        schedule: Sets its learning rates before each step.
+        plan: The run in steps.
+        optim: Gives ``clip_norm``, ``ema`` and ``explosion_factor``.
+        options: The recipe's ``run``.
+        accelerator: The run's processes.
+        num_videos: Length of the list.
+        max_bad_share: The share of the list that may be files that cannot be read.
+        evaluate: Gives the figures of a model; None: there is no validation.
+        best: The figure by which the best model is chosen: the model is exported whenever it is greater than ever
+            before. None: at each save.
+        export: Writes the model.
+        show: ``show(model, step)`` draws pictures.
     """
 
     model: nn.Module
-    step: Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+    step: Callable[[nn.Module, Batch, Draw], Mapping[str, Tensor]]
     loader: Loader
     optimizer: torch.optim.Optimizer
     schedule: CosineLRScheduler
@@ -87,8 +104,13 @@ class Training:
     def run(self) -> Iterator[Metrics]:
         """Trains for ``plan.steps`` steps, or for what a checkpoint has left of them.
 
-        Raises :class:`TrainingStopped`, before the optimizer's step, for a loss that is not finite or explodes, and
-        where too many videos are bad; KeyboardInterrupt, after saving, at SIGTERM or SIGINT.
+        Yields:
+            Figures of training and of each evaluation, and at the end a record of kind "done".
+
+        Raises:
+            TrainingStopped: The loss is not finite or explodes (the optimizer's step is not made), or too many videos
+                cannot be read.
+            KeyboardInterrupt: SIGTERM or SIGINT came; the state was saved.
         """
         plan, accelerator, model = self.plan, self.accelerator, self.model
         if self.options.shard and self.optim.ema is not None:
@@ -98,7 +120,7 @@ class Training:
         self.average = None if mean is None else mean.module
         judged = model if self.average is None else self.average
         self._resume()
-        wrapped = self._distributed(model)
+        wrapped = distributed(model, self.options, accelerator)
         optimizer = accelerator.prepare_optimizer(self.optimizer)
         batches = _endless(self.loader)
         model.train()
@@ -135,19 +157,16 @@ class Training:
                 if ends or stop or self.done % plan.save_every == 0:
                     self._save(judged)
                 if stop and not ends:
-                    log.info("stopped after step %d and saved; the same command goes on from here", self.done)
+                    where = f" in {self.output}" if self.output is not None else ""
+                    log.info("stopped after step %d and saved%s; the same command goes on from here", self.done, where)
                     raise KeyboardInterrupt
         self.loader.close()
+        if self.best is not None and self.best_value is None and self.export is not None:
+            log.warning("no video of the validation list could be read: the last weights are kept, not the best")
+            self.export(judged)
         self._write_problems(self._problems())
         best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
         yield Metrics("done", self.done, plan.passes(self.done), best)
-
-    def _distributed(self, model: nn.Module) -> nn.Module:
-        """DDP, where there are several processes and nothing is sharded."""
-        if self.accelerator.num_processes == 1 or self.options.shard:
-            return model
-        # Without device_ids inputs stay where they are, such as masks on the host; accelerate's own call moves them.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     @property
     def output(self) -> Path | None:
@@ -165,14 +184,13 @@ class Training:
             batch = next(batches)
             writer.waited += time.perf_counter() - started
             files += batch["path"]
-            batch["draw"] = (self.done, part)
             key = keyed_rng(self.options.seed, self.done, part, self.accelerator.process_index)
             torch.manual_seed(int(key.integers(2**63)))
             waits = part + 1 < self.plan.accumulate and not self.options.shard
             # Gradients of a batch that is not the step's last stay in their process.
             with self.accelerator.no_sync(wrapped) if waits else contextlib.nullcontext():
                 with self.accelerator.autocast():
-                    values = self.step(wrapped, batch)
+                    values = self.step(wrapped, batch, (self.done, part))
                 self.accelerator.backward(values["loss"] / self.plan.accumulate)
             for name, value in values.items():
                 mean = value.detach().float() / self.plan.accumulate
@@ -219,14 +237,14 @@ class Training:
 
     def _evaluate(self, judged: nn.Module) -> dict[str, float]:
         assert self.evaluate is not None
-        found = self.evaluate(judged)
+        figures = self.evaluate(judged)
         self.model.train()
-        value = math.nan if self.best is None else found[self.best]
+        value = math.nan if self.best is None else figures[self.best]
         if not math.isnan(value) and (self.best_value is None or value > self.best_value):  # nan: nothing was readable
             self.best_value = value
             if self.export is not None:
                 self.export(judged)
-        return found
+        return figures
 
     def _save(self, judged: nn.Module) -> None:
         if self.output is None:
@@ -279,7 +297,8 @@ class Training:
 
     def _problems(self) -> list[dict[str, Any]]:
         """The bad files of all processes, each once."""
-        return list({one["path"]: one for one in self._gather([asdict(one) for one in self.loader.problems])}.values())
+        problems = self._gather([asdict(problem) for problem in self.loader.problems])
+        return list({problem["path"]: problem for problem in problems}.values())
 
     def _write_problems(self, problems: list[dict[str, Any]]) -> None:
         if not problems or not self.accelerator.is_main_process:

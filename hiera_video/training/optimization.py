@@ -1,7 +1,7 @@
 """What a recipe's numbers come to on a given list of videos, and the optimizer and learning rates that follow.
 
-timm has the parameter groups and the schedule; the rules are those of SlowFast (RECIPES section 4): learning rates
-scale with the videos of a step, whatever the repeats, and the schedule is computed for every step.
+timm has the parameter groups and the schedule; the rules are those of SlowFast (``slowfast/utils/lr_policy.py``):
+learning rates scale with the videos of a step, whatever the repeats, and the schedule is computed for every step.
 """
 
 from __future__ import annotations

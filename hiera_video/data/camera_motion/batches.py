@@ -37,7 +37,7 @@ from hiera_video.data.camera_motion.generator import (
 )
 from hiera_video.data.camera_motion.textures import photographs, procedural_picture
 from hiera_video.data.dataset import Problem
-from hiera_video.data.loader import Batch, Order, Stream
+from hiera_video.data.loader import Batch, Made, Order, Stream
 from hiera_video.data.reading.reader import open_video
 from hiera_video.data.sampling import train_clips
 from hiera_video.data.transforms import fit_crops
@@ -58,15 +58,15 @@ def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> lis
     """
     rng = np.random.default_rng(seed)
     made = (procedural_picture(rng, size) for _ in range(count))
-    found = [picture for picture in made if texture(picture) > 2 * MIN_TEXTURE]
+    chosen = [picture for picture in made if texture(picture) > 2 * MIN_TEXTURE]
     photos = photographs(held_out=held_out)
     for _ in range(count // 2):
         photo = photos[rng.integers(len(photos))]
         side = int(min(photo.shape[1:]) * rng.uniform(0.4, 1))
         top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
         crop = photo[torch.from_numpy(rng.permutation(3)), top : top + side, left : left + side]
-        found.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0])
-    return found
+        chosen.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0])
+    return chosen
 
 
 def rendered_clip(
@@ -98,9 +98,9 @@ def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
     rng = np.random.default_rng(seed)
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        for number in range(videos):
+        for video_number in range(videos):
             path = Path(folder) / "clip.mp4"
-            label = number % len(LABELS)
+            label = video_number % len(LABELS)
             made = make_video(path, rng, label, pool, rng.uniform(2.2, 3.0))
             with open_video(path) as video:
                 for row in train_clips(video.times, spec, rng, num_clips=2):
@@ -292,17 +292,17 @@ class MotionLoader:
         self._stream.close()
 
 
-class _Named(Dataset[Batch]):
+class _Named(Dataset[Made]):
     """The batches by their clips' keys (epoch, index), which follow one another, as dicts."""
 
     def __init__(self, batches: MotionBatches, videos_per_epoch: int) -> None:
         self._batches, self._videos_per_epoch = batches, videos_per_epoch
 
-    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Made:
         count = len(keys)
         first = keys[0][0] * self._videos_per_epoch + keys[0][1]
         clip, seen, label = self._batches[first // count]
-        return {
+        batch: Batch = {
             "clip": clip,
             "flow": seen,
             "label": label,
@@ -312,9 +312,10 @@ class _Named(Dataset[Batch]):
             "repeat": torch.zeros(count, dtype=torch.int64),
             "epoch": torch.tensor([epoch for epoch, _ in keys]),
             "index": torch.tensor([index for _, index in keys]),
-            "path": [f"generated {number}" for number in range(first, first + count)],
+            "path": [f"generated {clip_number}" for clip_number in range(first, first + count)],
             "problems": [],
         }
+        return Made(batch)
 
 
 def _check(
@@ -343,7 +344,7 @@ def _pool(count: int, seed: int, size: int) -> list[Tensor]:
     made, side = pictures(count, seed, 384), min(384, 6 * size)
     if side == 384:
         return made
-    return [F.interpolate(one[None], size=(side, side), mode="bilinear", antialias=True)[0] for one in made]
+    return [F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in made]
 
 
 def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path | None) -> list[Sample]:
@@ -354,14 +355,14 @@ def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path 
 
     if cache is None:
         return made()
-    known = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
-    path = cache / f"coded_{count}_{seed}_{known}.pt"
+    digest = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
+    path = cache / f"coded_{count}_{seed}_{digest}.pt"
     if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            cache.mkdir(parents=True, exist_ok=True)
             torch.save(made(), temporary)
     try:
-        # Several processes may have made it: what lies there now is for all of them.
+        # Use whichever file won the race: several processes may have made one.
         return torch.load(path, weights_only=True)
     except Exception as error:  # a cut file raises one of many kinds
         raise RequestError(f"{path} is damaged: delete it, and it is made again") from error

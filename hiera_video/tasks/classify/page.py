@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hiera_video.cells import cells
 from hiera_video.data.dataset import load_views
+from hiera_video.data.on_device import model_input
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.windows import Stretch, Walk, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel
@@ -38,7 +39,6 @@ from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
-from hiera_video.training.setup import model_input
 from hiera_video.visual.reconstructions import show_reconstructions
 from hiera_video.visual.strips import draw_strips
 

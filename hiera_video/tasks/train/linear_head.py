@@ -13,50 +13,74 @@ from torch import Tensor
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import test_views
+from hiera_video.data.on_device import model_input
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
-from hiera_video.training import setup as runs
+from hiera_video.tasks.train.data import sampler_of
 from hiera_video.training.recipe import Finetuning
 
 log = logging.getLogger("hiera_video")
 
-#: Clips of a video that features are computed of (one crop each), steps of the head, and its learning rate
-#: (RECIPES section 6).
+#: Clips of a video that features are computed of (one crop each), steps of the head, and its learning rate. Ours.
 NUM_CLIPS, STEPS, LR = 2, 500, 1e-3
 
 
 @torch.no_grad()
 def embeddings(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """What the head sees of each readable clip: float32 [N, C], and its label, int64 [N] or float32 [N, K]."""
+    """What the head sees of each readable clip. The processes share the list.
+
+    Args:
+        model: In evaluation mode, on the accelerator's device.
+        videos: The training list.
+        recipe: Gives the reading of files.
+        accelerator: The run's processes.
+
+    Returns:
+        Embeddings float32 [N, C], and the label of each, int64 [N] or float32 [N, num_classes]; in each process all.
+
+    Raises:
+        UnreadableVideo: No video can be read.
+    """
     data = recipe.data
     answers = test_views(
         videos,
         model.spec,
         NUM_CLIPS,
         1,
-        sample=runs.sampler_of(data, model.spec, training=False),
+        sample=sampler_of(data, model.spec, training=False),
         fps=data.fps,
         num_workers=data.num_workers,
         device=accelerator.device,
         time_limit=data.time_limit,
         indices=list(range(accelerator.process_index, len(videos), accelerator.num_processes)),
     )
-    found: list[tuple[int, Tensor]] = []
+    mine: list[tuple[int, Tensor]] = []
     for answer in answers:
         if answer["clips"] is not None:
-            clips = runs.model_input(model.spec.normalize(answer["clips"]), model.spec)
+            clips = model_input(model.spec.normalize(answer["clips"]), model.spec)
             with accelerator.autocast():
                 seen = model.forward_head(model.forward_features(clips), pre_logits=True)
-            found += [(answer["index"], one) for one in seen.float().cpu()]
-    every: list[tuple[int, Tensor]] = gather_object(found) if accelerator.num_processes > 1 else found
+            mine += [(answer["index"], embedding) for embedding in seen.float().cpu()]
+    every: list[tuple[int, Tensor]] = gather_object(mine) if accelerator.num_processes > 1 else mine
     if not every:
         raise UnreadableVideo(f"none of {len(videos)} videos can be read, the first of them {videos.path(0)}")
-    labels = torch.from_numpy(videos.labels[[index for index, _ in sorted(every, key=lambda one: one[0])]])
-    return torch.stack([one for _, one in sorted(every, key=lambda one: one[0])]), labels
+    every.sort(key=lambda pair: pair[0])
+    labels = torch.from_numpy(videos.labels[[index for index, _ in every]])
+    return torch.stack([embedding for _, embedding in every]), labels
 
 
 def fit_head(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> None:
-    """Fits ``model``'s head, in place, to features of ``videos`` computed once; every process ends with the same."""
+    """Fits the model's head, in place, to features that are computed once; every process ends with the same head.
+
+    Args:
+        model: Its head is replaced; it is moved to the accelerator's device, in evaluation mode.
+        videos: The training list.
+        recipe: Gives weight decay, smoothing and the reading of files.
+        accelerator: The run's processes.
+
+    Raises:
+        UnreadableVideo: No video can be read.
+    """
     model.to(accelerator.device).eval()
     features, labels = embeddings(model, videos, recipe, accelerator)
     head: Any = torch.nn.Linear(features.shape[1], len(videos.classes))

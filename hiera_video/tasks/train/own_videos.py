@@ -1,8 +1,7 @@
-"""A recipe for one's own videos, from how many there are (RECIPES section 6; every choice here is ours)."""
+"""A recipe for one's own videos, from how many there are. Every choice here is ours."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -18,11 +17,9 @@ from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE
-from hiera_video.training import setup as runs
+from hiera_video.tasks.train.data import ReadBefore, hand_on, lists_of
 from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run
 from hiera_video.training.recipe_file import load_recipe
-
-log = logging.getLogger("hiera_video")
 
 #: Names of classes that are not the same in a mirror.
 DIRECTIONS = re.compile(r"(?<![a-z])(left|right|leftwards?|rightwards?|(counter|anti)?-?clockwise|cw|ccw)(?![a-z])")
@@ -54,9 +51,18 @@ TABLE = (
 
 
 def own_recipe(changes: Mapping[str, str]) -> Finetuning:
-    """The recipe for the videos that ``changes`` name as data.train (and data.val), changed by the rest of them.
+    """The recipe for one's own videos. The run's log says which model it takes and why, and what else was chosen.
 
-    Says in the log which model it takes and why, and what else it chose. Raises :class:`RequestError`.
+    Args:
+        changes: Fields by dotted name, as text: ``data.train`` and, where there are any, ``data.val`` name the videos;
+            the rest changes what is chosen here.
+
+    Returns:
+        A recipe for :func:`~hiera_video.finetune`, which does not read the lists and the weights again.
+
+    Raises:
+        RequestError: There are no videos, or a value is wrong.
+        WeightsError: The starting model cannot be had.
     """
     if "data.train" not in changes:
         raise RequestError(
@@ -74,25 +80,30 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
         run=Run(duration="1pass", videos_per_step=1, batch_size=1),
     )
     data = load_recipe(Finetuning, base=blank, changes=stub).data
-    videos, val = runs.lists_of(data)
+    lists = lists_of(data)
+    videos = lists.train
     assert videos is not None
-    recipe = load_recipe(Finetuning, base=_by_size(blank, videos, data), changes=changes)
-    log.info(
-        "%d videos of %d classes. Model: %s (%s). Duration %s%s, flip %g",
-        len(videos),
-        len(videos.classes),
-        start,
-        why,
-        recipe.run.duration,
-        ", of the last stage alone, after a linear head on features" if recipe.model.fit_head else "",
-        recipe.augment.flip,
-    )
-    if val is None:
-        log.info("there is no --val: the last weights are kept, and nothing tells how good they are")
-    return recipe
+    model = None if start in list_models() else from_pretrained(start)
+    stride = data.frame_stride or _shorter_stride(videos, model)
+    base = _by_size(blank, videos, replace(data, frame_stride=stride), model)
+    recipe = load_recipe(Finetuning, base=base, changes=changes)
+    duration = recipe.run.duration
+    if recipe.model.fit_head:
+        duration += ", of the last stage alone, after a linear head on features"
+    notes = [
+        f"{len(videos)} videos of {len(videos.classes)} classes. Model: {start} ({why}). Duration {duration}, flip "
+        f"{recipe.augment.flip:g}"
+    ]
+    if stride != data.frame_stride and model is not None:
+        notes.append(
+            f"most videos are shorter than the model's clip of {model.spec.span:.2f} s: frame_stride {stride:g}"
+        )
+    if lists.val is None:
+        notes.append("there is no --val: the last weights are kept, and nothing tells how good they are")
+    return hand_on(recipe, ReadBefore(lists, model, notes))
 
 
-def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
+def _by_size(blank: Finetuning, videos: VideoList, data: Data, model: Hiera | None) -> Finetuning:
     row = next(row for row in TABLE if len(videos) < row.below)
     few = row is TABLE[0]
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,15 +113,13 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
     videos_per_step = at_once * max(1, min(clips // row.repeats, len(videos)) // at_once)
     mixes = len(videos.classes) >= 10 and batch_size * row.repeats >= 8
     mixup, cutmix = row.mixing if mixes else (0.0, 0.0)
-    start = blank.model.start
-    model = None if start in list_models() else from_pretrained(start)
     directed = any(DIRECTIONS.search(name.lower().replace("_", " ")) for name in videos.classes)
     augment = replace(FINETUNE, flip=0.0) if directed else FINETUNE
     if few:
         augment = replace(augment, crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
     return replace(
         blank,
-        data=replace(data, repeats=row.repeats, frame_stride=data.frame_stride or _shorter_stride(videos, model)),
+        data=replace(data, repeats=row.repeats),
         augment=augment,
         model=replace(
             blank.model,
@@ -123,7 +132,7 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data) -> Finetuning:
         optim=Optim(
             lr=row.lr,
             lr_videos=256 // row.repeats,
-            layer_decay=0.875 if re.search("large|huge", start) else 0.8,
+            layer_decay=0.875 if re.search("large|huge", blank.model.start) else 0.8,
             warmup="10%",
             end_lr=1e-6,
             clip_norm=5.0,
@@ -149,8 +158,4 @@ def _shorter_stride(videos: VideoList, model: Hiera | None) -> float | None:
             continue
     if not spans or model is None or median(spans) >= model.spec.span:
         return None
-    spec = model.spec
-    log.info(
-        "most videos are shorter than the model's clip of %.2f s: frame_stride %g", spec.span, spec.frame_stride / 2
-    )
-    return spec.frame_stride / 2
+    return model.spec.frame_stride / 2

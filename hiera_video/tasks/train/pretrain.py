@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import test_views
-from hiera_video.data.on_device import on_device
+from hiera_video.data.loader import Batch, test_views
+from hiera_video.data.on_device import model_input, on_device
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.mae import HieraMAE
@@ -26,11 +26,13 @@ from hiera_video.models.masks import num_visible
 from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.curves import with_curves
-from hiera_video.training import setup as runs
-from hiera_video.training.loop import Training
+from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, sampler_of, spec_of
+from hiera_video.training.accelerator import export, prepare, start_accelerator, whole
+from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import build_optimizer, build_schedule, param_groups
+from hiera_video.training.optimization import Plan, build_optimizer, build_schedule, param_groups
 from hiera_video.training.recipe import Pretraining, Run
+from hiera_video.training.run_folder import open_run
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
 
 log = logging.getLogger("hiera_video")
@@ -40,26 +42,46 @@ NUM_SHOWN, NUM_VALIDATED = 4, 64
 
 
 def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
-    """Pre-train by MAE, as a recipe says; figures come as the run goes on."""
-    data, run, optim = recipe.data, recipe.run, recipe.optim
-    accelerator = runs.start_accelerator(run)
-    train, val = runs.lists_of(data)
-    if train is None:
+    """Pre-trains by MAE (arXiv 2306.00989, section 3); figures come as the run goes on.
+
+    Args:
+        recipe: Of :func:`~hiera_video.load_recipe`. Without ``run.output`` the run is in ``runs/NAME-DATE``, NAME being
+            that of the training videos; the log says where.
+
+    Yields:
+        Means of training, the validation loss, and at the end a record of kind "done".
+
+    Raises:
+        RequestError: The recipe and its lists make no run.
+        UnreadableVideo: No video can be read.
+        WeightsError: The starting model cannot be had.
+        OutputError: The run's folder cannot be written.
+        TrainingStopped: The loss is not finite or explodes, or too many videos cannot be read.
+    """
+    data, run = recipe.data, recipe.run
+    accelerator = start_accelerator(run)
+    lists = lists_of(data)
+    if lists.train is None:
         raise RequestError("pre-training reads videos: name a card, folder or file as data.train")
-    plan = runs.open_with_plan(recipe, len(train), accelerator)
-    output = None if run.output is None else Path(run.output)
+    check_files(lists, data)
+    with open_run(recipe, len(lists.train), accelerator, []) as (recipe, plan):
+        yield from _pretrain(recipe, plan, lists.train, lists.val, accelerator)
+
+
+def _pretrain(
+    recipe: Pretraining, plan: Plan, train: VideoList, val: VideoList | None, accelerator: Accelerator
+) -> Iterator[Metrics]:
+    data, run, optim = recipe.data, recipe.run, recipe.optim
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
-    loader = runs.clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)
-    runs.prepare(model, run)
+    loader = clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)
+    prepare(model, run)
     optimizer = build_optimizer(param_groups(model, optim), optim, plan.lr)
     parts = {"masking": masking, "run": run, "accelerator": accelerator}
-    judge = show = None
+    judge = None
     if val is not None:
         judge = partial(validate, clips=fixed_clips(val, NUM_VALIDATED, recipe, model.spec), **parts)
-    if output is not None:
-        seen = train if val is None else val
-        show = partial(show_some, clips=fixed_clips(seen, NUM_SHOWN, recipe, model.spec), **parts)
+    shown = fixed_clips(train if val is None else val, NUM_SHOWN, recipe, model.spec)
     training = Training(
         model=model,
         step=partial(mae_step, spec=model.spec, masking=masking, device=accelerator.device),
@@ -73,34 +95,52 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
         num_videos=len(train),
         max_bad_share=data.max_bad_share,
         evaluate=judge,
-        export=None if output is None else partial(runs.export, run=run, accelerator=accelerator),
-        show=show,
+        export=partial(export, run=run, accelerator=accelerator),
+        show=partial(show_some, clips=shown, **parts),
     )
-    yield from with_curves(training.run(), output, plan, accelerator)
+    yield from with_curves(training.run(), training.output, plan, accelerator)
 
 
 def starting_mae(recipe: Pretraining) -> HieraMAE:
-    """The model that the run starts from: new weights, equal in all processes, or a checkpoint's."""
-    wanted = recipe.model
-    config: dict[str, Any] = {"drop_path_rate": wanted.drop_path_rate}
+    """The model that a run starts from, equal in all processes: new weights, or those of a checkpoint.
+
+    Args:
+        recipe: Names the start, and changes it.
+
+    Returns:
+        A model on the CPU.
+
+    Raises:
+        RequestError: The model does not fit the recipe.
+        WeightsError: The checkpoint cannot be had.
+    """
+    start = recipe.model
+    config: dict[str, Any] = {"drop_path_rate": start.drop_path_rate}
     for name in ("mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim"):
-        if getattr(wanted, name) is not None:
-            config[name] = getattr(wanted, name)
-    new = wanted.start in list_models("mae_*")
+        if getattr(start, name) is not None:
+            config[name] = getattr(start, name)
+    new = start.start in list_models("mae_*")
     build: Any = create_model if new else mae_from_pretrained
     with torch.device("meta") if new else nullcontext():
-        model: HieraMAE = build(wanted.start, **config)
-    size = runs.input_size_of(recipe.data, model.arch.input_size)
+        model: HieraMAE = build(start.start, **config)
+    size = input_size_of(recipe.data, model.arch.input_size)
     if new or size != model.arch.input_size:
         torch.manual_seed(recipe.run.seed)
-        model = build(wanted.start, input_size=size, **config)
-    model.spec = runs.spec_of(model.spec, recipe.data)
+        model = build(start.start, input_size=size, **config)
+    model.spec = spec_of(model.spec, recipe.data)
     return model
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Which mask units of a clip are seen, and which are predicted: a function of (seed, epoch, index, repeat)."""
+    """Which mask units of a clip are seen, and which are predicted: a function of (seed, epoch, index, repeat).
+
+    Args:
+        seed: Of the run.
+        num_units: Mask units of a clip.
+        mask_ratio: Share of them that is hidden.
+        decode_ratio: Share of the hidden ones that is predicted.
+    """
 
     seed: int
     num_units: int
@@ -108,7 +148,14 @@ class Masking:
     decode_ratio: float
 
     def draw(self, rows: Iterable[tuple[int, int, int]]) -> dict[str, NDArray[np.bool_]]:
-        """``keep`` and, where not all hidden units are decoded, ``decode``: bool [B, num_units], on the host."""
+        """The masks of a batch, as arguments of :class:`HieraMAE`.
+
+        Args:
+            rows: (epoch, index, repeat) of each clip.
+
+        Returns:
+            ``keep`` and, where not all hidden units are predicted, ``decode``: bool [B, num_units], on the host.
+        """
         visible = num_visible(self.num_units, self.mask_ratio)
         decoded = max(1, round((self.num_units - visible) * self.decode_ratio))
         # Seven numbers: no other draw has so long a key.
@@ -121,16 +168,41 @@ class Masking:
 
 
 def mae_step(
-    model: nn.Module, batch: dict[str, Any], *, spec: ClipSpec, masking: Masking, device: torch.device
+    model: nn.Module, batch: Batch, draw: Draw, *, spec: ClipSpec, masking: Masking, device: torch.device
 ) -> dict[str, Tensor]:
-    """The loss of one batch of a loader."""
-    clip = runs.model_input(on_device(batch, spec, device), spec)
-    rows = zip(*(batch[name].tolist() for name in ("epoch", "index", "repeat")), strict=True)
+    """The loss of one batch.
+
+    Args:
+        model: A :class:`HieraMAE`, or its wrapping for several processes.
+        batch: Of a loader.
+        draw: Not needed: masks are drawn by the clips' own keys.
+        spec: The model's input facts.
+        masking: Draws the masks.
+        device: Where the model is.
+
+    Returns:
+        ``loss``.
+    """
+    clip = model_input(on_device(batch, spec, device), spec)
+    rows = zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["repeat"].tolist(), strict=True)
     return {"loss": model(clip, **masking.draw(rows)).loss}
 
 
 def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSpec) -> Tensor:
-    """The centre clips uint8 [N, C, T, h, w] of up to ``count`` videos spread over the list, without the unreadable."""
+    """Clips of some videos of a list, the same ones each time.
+
+    Args:
+        videos: The list.
+        count: How many videos are taken at most, spread over the list.
+        recipe: Gives the reading of files.
+        spec: The model's input facts.
+
+    Returns:
+        The centre clip of each that can be read, uint8 [N, C, T, h, w].
+
+    Raises:
+        UnreadableVideo: None can be read.
+    """
     data = recipe.data
     indices = np.unique(np.linspace(0, len(videos) - 1, count).round().astype(int)).tolist()
     answers = test_views(
@@ -138,7 +210,7 @@ def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSp
         spec,
         1,
         1,
-        sample=runs.sampler_of(data, spec, training=False),
+        sample=sampler_of(data, spec, training=False),
         fps=data.fps,
         num_workers=min(data.num_workers, len(indices)),
         time_limit=data.time_limit,
@@ -154,13 +226,24 @@ def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSp
 def validate(
     model: HieraMAE, *, clips: Tensor, masking: Masking, run: Run, accelerator: Accelerator
 ) -> dict[str, float]:
-    """The loss on the same clips under the same masks each time."""
-    judged = runs.whole(model, run).eval()
+    """The loss on the same clips under the same masks each time; the processes share the clips.
+
+    Args:
+        model: On the accelerator's device, sharded or not.
+        clips: uint8 [N, C, T, h, w].
+        masking: Draws the masks.
+        run: Gives ``shard``.
+        accelerator: The run's processes.
+
+    Returns:
+        ``loss``, the mean over the clips.
+    """
+    judged = whole(model, run).eval()
     losses = []
-    for number in range(accelerator.process_index, len(clips), accelerator.num_processes):
-        clip = runs.model_input(judged.spec.normalize(clips[number : number + 1].to(accelerator.device)), judged.spec)
+    for place in range(accelerator.process_index, len(clips), accelerator.num_processes):
+        clip = model_input(judged.spec.normalize(clips[place : place + 1].to(accelerator.device)), judged.spec)
         with accelerator.autocast():
-            losses.append(judged(clip, **masking.draw([(0, number, 0)])).loss.float())
+            losses.append(judged(clip, **masking.draw([(0, place, 0)])).loss.float())
     total: Any = accelerator.reduce(torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device))
     return {"loss": float(total) / len(clips)}
 
@@ -169,15 +252,24 @@ def validate(
 def show_some(
     model: HieraMAE, step: int, *, clips: Tensor, masking: Masking, run: Run, accelerator: Accelerator
 ) -> None:
-    """Writes a picture and a short mp4 of clips: as they are, as the encoder saw them, as the model fills them in."""
+    """Writes a picture and a short mp4 of clips: as they are, as the encoder saw them, as the model fills them in.
+
+    Args:
+        model: On the accelerator's device, sharded or not.
+        step: Steps made so far; part of the files' names.
+        clips: uint8 [N, C, T, h, w].
+        masking: Draws the masks.
+        run: Gives ``output`` and ``shard``.
+        accelerator: The run's processes; the main one writes.
+    """
     assert run.output is not None
-    shown = runs.whole(model, run)
+    shown = whole(model, run)
     if not accelerator.is_main_process:
         return
     was, spec = shown.training, shown.spec
     shown.eval()
-    clip = runs.model_input(spec.normalize(clips.to(accelerator.device)), spec)
-    keep = masking.draw([(0, number, 0) for number in range(len(clips))])["keep"]
+    clip = model_input(spec.normalize(clips.to(accelerator.device)), spec)
+    keep = masking.draw([(0, place, 0) for place in range(len(clips))])["keep"]
     with accelerator.autocast():
         masked, filled = shown.reconstruct(clip, keep)
     shown.train(was)

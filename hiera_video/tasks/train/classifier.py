@@ -1,0 +1,298 @@
+"""A classifier in training, on videos or on generated clips: the model it starts from, its step, its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.loader import Batch
+from hiera_video.data.on_device import mix, model_input, on_device, soft_targets
+from hiera_video.data.sampling import keyed_rng
+from hiera_video.errors import RequestError
+from hiera_video.models.checkpoints.build import changed, fitted
+from hiera_video.models.checkpoints.io import resize_tables
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.zoo import create_model, from_pretrained, list_models
+from hiera_video.spec import ClipSpec, parse_views
+from hiera_video.tasks.classify.pipeline import gather, metrics, score_videos
+from hiera_video.tasks.train.curves import with_curves
+from hiera_video.tasks.train.data import input_size_of, sampler_of, spec_of
+from hiera_video.training.accelerator import export, whole
+from hiera_video.training.loop import Draw, Loader, Training
+from hiera_video.training.metrics import Metrics
+from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
+from hiera_video.training.recipe import Finetuning, Loss
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | None = None) -> Hiera:
+    """The model that a run starts from, equal in all processes: new weights, or those of a checkpoint.
+
+    Args:
+        recipe: Names the start, and changes it.
+        classes: The classes of the run. The head is new unless the checkpoint has the very same ones.
+        read: The model of ``recipe.model.start``, where it was read before.
+
+    Returns:
+        A model on the CPU.
+
+    Raises:
+        RequestError: The model does not fit the recipe.
+        WeightsError: The checkpoint cannot be had.
+    """
+    start, data = recipe.model, recipe.data
+    config: dict[str, Any] = {
+        "drop_path_rate": start.drop_path_rate,
+        "head_dropout": start.head_dropout,
+        "head_init_scale": start.head_init_scale,
+    }
+    torch.manual_seed(recipe.run.seed)
+    if start.start in list_models():
+        with torch.device("meta"):
+            own = create_model(start.start).arch.input_size
+        model: Hiera = create_model(
+            start.start, num_classes=len(classes), input_size=input_size_of(data, own), **config
+        )
+        if start.narrow_init:
+            init_narrow(model)
+    else:
+        model = from_pretrained(start.start, **config) if read is None else rebuilt(read, **config)
+        size = input_size_of(data, model.arch.input_size)
+        if size != model.arch.input_size:
+            model = rebuilt(model, input_size=size)
+        if model.labels != classes:
+            model.reset_classifier(len(classes))
+    model.spec, model.labels = spec_of(model.spec, data), list(classes)
+    if start.views is not None:
+        model.views = start.views
+    if len(model.arch.input_size) == 2 and not data.images:
+        raise RequestError(f"model.start {start.start} is an image model, and data.images is off: take a video model")
+    return model
+
+
+def rebuilt(model: Hiera, *, input_size: tuple[int, ...] | None = None, **config: Any) -> Hiera:
+    """A model of the same weights with other fields, as if its checkpoint had been read again with them.
+
+    Args:
+        model: Stays as it is.
+        input_size: (T, H, W) or (H, W); position embeddings are resized to it.
+        config: Fields of :class:`~hiera_video.Architecture`.
+
+    Returns:
+        A model in evaluation mode.
+
+    Raises:
+        RequestError: There is no such field.
+        SizeError: The model cannot have this size.
+    """
+    arch = changed(model.arch, model.arch.num_classes, input_size, config)
+    other = Hiera(arch, model.spec if input_size is None else fitted(model.spec, arch.input_size))
+    other.load_state_dict(resize_tables(model.state_dict(), model.arch, arch, model.position_resize))
+    for name in ("labels", "views", "license", "position_resize", "new_head"):
+        setattr(other, name, getattr(model, name))
+    return other.eval()
+
+
+def init_narrow(model: Hiera) -> None:
+    """Draws weights for narrow layers: the published std of 0.02 is very small for them.
+
+    Args:
+        model: Changed in place: Xavier weights (Glorot and Bengio 2010), patch filters of std 0.1.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(model.patch_embed.get_parameter("proj.weight"), std=0.1)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClassStep:
+    """Cross-entropy on mixed, smoothed targets; binary cross-entropy where a video has several labels.
+
+    Args:
+        loss: Smoothing and mixing.
+        spec: The model's input facts.
+        num_classes: How many there are.
+        seed: Of the run: part of the key of each mixing draw.
+        device: Where the model is.
+        weights: Of the classes, float32 [num_classes]; None: all alike.
+    """
+
+    loss: Loss
+    spec: ClipSpec
+    num_classes: int
+    seed: int
+    device: torch.device
+    weights: Tensor | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        clip, label, target = self.inputs(batch, draw)
+        return self.figures(model(clip), label, target)
+
+    def inputs(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch on the device.
+
+        Args:
+            batch: Of a loader.
+            draw: The key of the mixing draw.
+
+        Returns:
+            The model's input, float32 [B, C, T, h, w] or [B, C, h, w]; the labels as they were; the targets float32
+            [B, num_classes]. Clips and targets are mixed.
+        """
+        loss, smoothing = self.loss, self.loss.label_smoothing
+        clip = on_device(batch, self.spec, self.device)
+        label = batch["label"].to(self.device, non_blocking=True)
+        if label.ndim == 1:
+            target = soft_targets(label, self.num_classes, smoothing)
+        else:
+            target = label * (1 - smoothing) + smoothing / 2
+        if (loss.mixup or loss.cutmix) and len(clip) > 1:
+            rng = keyed_rng(self.seed, *draw, 0, 0)
+            clip, target = mix(clip, target, rng, mixup=loss.mixup, cutmix=loss.cutmix, switch=loss.mix_switch)
+        return model_input(clip, self.spec), label, target
+
+    def figures(self, logits: Tensor, label: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The figures of a step.
+
+        Args:
+            logits: [B, num_classes].
+            label: int64 [B], or float32 [B, num_classes].
+            target: float32 [B, num_classes].
+
+        Returns:
+            ``loss`` and, for one label a video, ``train_top1``: the share of clips whose own label scores best,
+            mixed or not.
+        """
+        logits = logits.float()
+        if label.ndim == 2:
+            return {"loss": F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.weights)}
+        loss = F.cross_entropy(logits, target, weight=self.weights)
+        return {"loss": loss, "train_top1": (logits.argmax(dim=1) == label).float().mean()}
+
+
+def balanced_weights(videos: VideoList) -> Tensor:
+    """Weights by which every class counts alike.
+
+    Args:
+        videos: The training list; every class has videos.
+
+    Returns:
+        float32 [num_classes]. One label a video: the mean count over the class's. Several: the weight of a class's
+        positives, its negatives over its positives.
+    """
+    if videos.labels.ndim == 2:
+        positives = videos.labels.sum(axis=0)
+        return torch.from_numpy((len(videos) - positives) / np.maximum(positives, 1)).float()
+    counts = np.bincount(videos.labels, minlength=len(videos.classes))
+    return torch.from_numpy(len(videos) / (len(counts) * counts)).float()
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def train_classifier(
+    recipe: Finetuning,
+    plan: Plan,
+    accelerator: Accelerator,
+    *,
+    trained: nn.Module,
+    groups: list[dict[str, Any]],
+    step: Callable[[nn.Module, Batch, Draw], dict[str, Tensor]],
+    loader: Loader,
+    num_videos: int,
+    val: VideoList | None,
+    classifier_of: Callable[[Any], Hiera],
+) -> Iterator[Metrics]:
+    """Trains, and keeps the best model by the validation list, or the last one without such a list.
+
+    Args:
+        recipe: Of the run, with its ``run.output``.
+        plan: The run in steps.
+        accelerator: The run's processes.
+        trained: The trained module.
+        groups: Its parameters, for the optimizer.
+        step: One step on it.
+        loader: The batches of this process.
+        num_videos: Length of the training list.
+        val: The validation list.
+        classifier_of: Gives the classifier in a module like ``trained``.
+
+    Yields:
+        Figures of the run.
+
+    Raises:
+        TrainingStopped: As :meth:`Training.run`.
+    """
+    run = recipe.run
+    optimizer = build_optimizer(groups, recipe.optim, plan.lr)
+
+    def judge(module: nn.Module) -> dict[str, float]:
+        assert val is not None
+        return validate(classifier_of(module), videos=val, recipe=recipe, accelerator=accelerator)
+
+    training = Training(
+        model=trained,
+        step=step,
+        loader=loader,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, plan),
+        plan=plan,
+        optim=recipe.optim,
+        options=run,
+        accelerator=accelerator,
+        num_videos=num_videos,
+        max_bad_share=recipe.data.max_bad_share,
+        evaluate=None if val is None else judge,
+        best=None if val is None else "map" if val.labels.ndim == 2 else "top1",
+        export=lambda module: export(classifier_of(module), run=run, accelerator=accelerator),
+    )
+    yield from with_curves(training.run(), training.output, plan, accelerator)
+
+
+def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> dict[str, float]:
+    """The figures of a model on the validation list; the processes share the list.
+
+    Args:
+        model: On the accelerator's device, sharded or not.
+        videos: The list.
+        recipe: Gives ``data.views``, the batch and the reading of files.
+        accelerator: The run's processes.
+
+    Returns:
+        The figures of :func:`hiera_video.tasks.classify.pipeline.metrics`, the same in each process.
+    """
+    data, run = recipe.data, recipe.run
+    model = whole(model, run)
+    num_clips, num_crops = parse_views(data.views)
+    dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    scores = score_videos(
+        model,
+        videos,
+        model.spec,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        device=accelerator.device,
+        dtype=dtypes[accelerator.mixed_precision],
+        batch_size=max(1, run.batch_size * data.repeats),
+        num_workers=data.num_workers,
+        sample=sampler_of(data, model.spec, training=False),
+        fps=data.fps,
+        time_limit=data.time_limit,
+    )
+    return metrics(gather(scores, accelerator), videos)

@@ -1,0 +1,144 @@
+"""The devices, precision and processes of a run, and how a model is laid out over them."""
+
+from __future__ import annotations
+
+import atexit
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from hiera_video.errors import RequestError
+from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.mae import HieraMAE
+from hiera_video.training.recipe import Run
+
+M = TypeVar("M", Hiera, HieraMAE)
+
+
+def start_accelerator(run: Run) -> Accelerator:
+    """The run's devices, precision and processes: this process alone, or those that torchrun or accelerate started.
+
+    Args:
+        run: Gives ``device``, ``precision``, ``tracker`` and ``output``.
+
+    Returns:
+        An accelerator; its ``num_processes`` is the number of processes of the run.
+
+    Raises:
+        RequestError: The device, precision or tracker is not there.
+    """
+    device = run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, False):
+        names = ", ".join(name for name, is_there in there.items() if is_there)
+        raise RequestError(f"run.device {run.device!r} is not there; this machine has {names}")
+    precision = run.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise RequestError("run.precision fp16 needs a GPU: take bf16 or fp32")
+    atexit.register(_leave)
+    AcceleratorState._reset_state()  # a second run in one process may have another precision
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=run.tracker,
+            project_dir=run.output or "runs",  # a run without run.output gets its folder later
+        )
+    except ValueError as error:
+        raise RequestError(f"run.tracker {run.tracker!r} is unknown: {error}") from error
+    if run.tracker is not None and not accelerator.log_with:
+        raise RequestError(f"run.tracker {run.tracker!r} is not installed: pip install {run.tracker}, or leave it out")
+    return accelerator
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def prepare(model: HieraTrunk, run: Run) -> None:
+    """Switches on activation checkpointing, compilation and sharding (FSDP2), in place, where the run asks for them.
+
+    Args:
+        model: A classifier or an MAE, on any device.
+        run: Gives ``grad_checkpointing``, ``compile`` and ``shard``.
+
+    Raises:
+        RequestError: The model is to be sharded, and there is one process alone.
+    """
+    model.set_grad_checkpointing(run.grad_checkpointing)
+    if run.compile:
+        model.compile()
+    if run.shard:
+        if not torch.distributed.is_initialized():
+            raise RequestError("run.shard needs several processes: start with torchrun --nproc_per_node N")
+        # accelerate's FSDP2 starts on GPUs alone; this is the same call, and it is tested on CPUs.
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+
+
+def distributed(model: nn.Module, run: Run, accelerator: Accelerator) -> nn.Module:
+    """The model for several processes.
+
+    Args:
+        model: The trained module, on its device.
+        run: Gives ``shard``.
+        accelerator: Gives the number of processes.
+
+    Returns:
+        The model in DDP; the model itself where one process runs, or where it is sharded.
+    """
+    if accelerator.num_processes == 1 or run.shard:
+        return model
+    # Without device_ids inputs stay where they are, such as masks on the host; accelerate's own call moves them.
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def whole(model: M, run: Run) -> M:
+    """The model in one piece. Every process takes part.
+
+    Args:
+        model: A classifier or an MAE.
+        run: Gives ``shard``.
+
+    Returns:
+        The model itself or, where it is sharded, a whole copy in each process, in evaluation mode.
+    """
+    if not run.shard:
+        return model
+    with torch.device("meta"):
+        copy = type(model)(model.arch, model.spec)
+    copy.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), assign=True)
+    for name in ("labels", "views", "license", "position_resize"):
+        if hasattr(model, name):
+            setattr(copy, name, getattr(model, name))
+    return copy.eval()
+
+
+def export(model: M, *, run: Run, accelerator: Accelerator) -> None:
+    """Writes the model's files into the run's folder. Every process takes part, the main one writes.
+
+    Args:
+        model: A classifier or an MAE.
+        run: Gives ``output`` and ``shard``.
+        accelerator: Tells which process is the main one.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    assert run.output is not None
+    exported = whole(model, run)
+    if accelerator.is_main_process:
+        save_pretrained(exported, run.output)

@@ -9,11 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hiera_video.data.dataset import ClipDataset, load_views
+    from hiera_video.data.dataset import ClipDataset
     from hiera_video.data.lists.video_list import VideoList, list_videos
     from hiera_video.data.loader import ClipLoader
     from hiera_video.data.on_device import on_device
     from hiera_video.data.reading.reader import open_video
+    from hiera_video.data.views import load_views
     from hiera_video.errors import HieraVideoError
     from hiera_video.models.architecture import Architecture, MAEArchitecture
     from hiera_video.models.checkpoints.io import push_to_hub, save_pretrained
@@ -58,7 +59,7 @@ _HOMES = {
     "list_models": "models.zoo",
     "list_videos": "data.lists.video_list",
     "load_recipe": "training.recipe",
-    "load_views": "data.dataset",
+    "load_views": "data.views",
     "mae_from_pretrained": "models.zoo",
     "on_device": "data.on_device",
     "open_video": "data.reading.reader",

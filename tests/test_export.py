@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from test_cli import run
 from torch import Tensor
 
-from hiera_video.data.dataset import load_views
+from hiera_video.data.views import load_views
 from hiera_video.models.checkpoints.io import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained

@@ -116,8 +116,8 @@ def _check(source: Any) -> None:
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
         return
     raise RequestError(
-        f"a video cannot be read from the type {type(source).__name__}: give a path, an address, bytes, an open binary file, frames as "
-        "uint8 [T, H, W, 3] or a list of PIL pictures."
+        f"a video cannot be read from the type {type(source).__name__}: give a path, an address, "
+        "bytes, an open binary file, frames as uint8 [T, H, W, 3], or a list of PIL pictures."
     )
 
 

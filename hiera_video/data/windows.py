@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from hiera_video.data.dataset import Views, open_input
 from hiera_video.data.loader import start_workers
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_image, read_image
 from hiera_video.data.sampling import ROUNDING_S, window_clips, window_starts
 from hiera_video.data.transforms import CropPlan, plan_crops, plan_whole
+from hiera_video.data.views import Views, open_input
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import ClipSpec
 

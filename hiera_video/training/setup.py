@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from hiera_video.data.dataset import ClipDataset, Sampler
+from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.sampling import segment_clips
+from hiera_video.data.views import Sampler
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.hiera import Hiera, HieraTrunk

@@ -69,6 +69,7 @@ class IsolatedReader:
         self._map: mmap.mmap | None = None
         self._opens = 0
         self._owner = os.getpid()
+        self._stopped = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(IsolatedReader, time_limit=self.time_limit), ()  # a copy elsewhere has a child of its own
@@ -99,6 +100,13 @@ class IsolatedReader:
         decoder = RemoteDecoder(self, name, options, facts)
         return Video(Media(name, name), index, decoder, strict=True, fallback_reason=fallback_reason)
 
+    def stop(self) -> None:
+        """End the child from another thread, for good: whoever waits for it gets an :class:`UnreadableVideo`."""
+        self._stopped = True
+        child = self._child
+        if child is not None and self._owner == os.getpid():
+            child.kill()
+
     def close(self) -> None:
         """End the child."""
         if self._child is None:
@@ -125,7 +133,7 @@ class IsolatedReader:
                 return self._ask(name, asked)
             except ChildDied as death:
                 self.close()
-                if last_try:
+                if last_try or self._stopped:
                     raise UnreadableVideo(
                         f"{name} makes the decoder crash ({death}): convert it, or leave it out."
                     ) from death
@@ -180,6 +188,8 @@ class IsolatedReader:
         theirs.close()
         self._connection = Connection(ours.detach())
         self._owner = os.getpid()
+        if self._stopped:
+            self._child.kill()
         # Starting takes what it takes on a busy machine: the time limit is for videos.
         try:
             if not self._connection.poll(START_LIMIT_S) or self._connection.recv() != "ready":

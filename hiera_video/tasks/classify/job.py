@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiera_video.data.dataset import Views, load_views
 from hiera_video.data.reading.files import find_inputs
+from hiera_video.data.views import Views, load_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.files import check_output
 from hiera_video.models.hiera import Hiera

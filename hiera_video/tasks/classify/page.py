@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.data.dataset import load_views
 from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.views import load_views
 from hiera_video.data.windows import Stretch, Walk, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel
 from hiera_video.models.checkpoints.build import from_disk

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hiera_video.data.dataset import Sampler
 from hiera_video.data.lists.annotations import plain
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import test_views
+from hiera_video.data.views import Sampler
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 from hiera_video.training.devices import autocast

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hiera_video.data.dataset import Sampler
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.sampling import segment_clips
+from hiera_video.data.views import Sampler
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiera_video.data.dataset import Views
+from hiera_video.data.views import Views
 from hiera_video.data.windows import CROPS, Crop, Stretch, Walk, walk
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera

@@ -57,6 +57,17 @@ class ClipSpec:
         mean, std = (torch.tensor(one).view(shape).to(clip.device, non_blocking=True) for one in (self.mean, self.std))
         return clip.float().mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
+    def model_input(self, clip: Tensor) -> Tensor:
+        """A clip as the model takes it: an image has no time axis.
+
+        Args:
+            clip: ``[B, C, T, H, W]``, of any dtype.
+
+        Returns:
+            The same, or ``[B, C, H, W]`` where the model looks at single images (``num_frames`` is 1).
+        """
+        return clip[:, :, 0] if self.num_frames == 1 else clip
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as it stands under ``clip`` in ``config.json``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}

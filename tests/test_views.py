@@ -112,7 +112,7 @@ def test_five_by_three_views_open_once_and_decode_and_resize_each_frame_once(
         reader.Video, "read", lambda self, wanted, *rest: decoded.extend(wanted) or read(self, wanted, *rest)
     )
     monkeypatch.setattr(
-        dataset, "fit_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
+        views_module, "fit_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
     )
     views = load_views(path, ClipSpec(), 5, 3)
     assert len(views.clips) == 15

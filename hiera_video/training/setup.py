@@ -169,7 +169,7 @@ def clip_loader(
 
 def model_input(clip: Tensor, spec: ClipSpec) -> Tensor:
     """A clip [B, C, T, h, w] as the model takes it: an image model's has one frame, and no axis for it."""
-    return clip[:, :, 0] if spec.num_frames == 1 else clip
+    return spec.model_input(clip)
 
 
 def export(model: M, *, run: Run, accelerator: Accelerator) -> None:

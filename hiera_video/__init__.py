@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from hiera_video.models.mae import HieraMAE
     from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained
     from hiera_video.spec import Augment, ClipSpec
-    from hiera_video.tasks.classify.job import Prediction, VideoClassifier, classify
+    from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier
+    from hiera_video.tasks.classify.job import classify
     from hiera_video.tasks.evaluate.job import evaluate
     from hiera_video.tasks.features.extractor import FeatureExtractor
     from hiera_video.tasks.features.job import extract
@@ -46,9 +47,9 @@ _HOMES = {
     "HieraMAE": "models.mae",
     "HieraVideoError": "errors",
     "MAEArchitecture": "models.architecture",
-    "Prediction": "tasks.classify.job",
+    "Prediction": "tasks.classify.classifier",
     "Pretraining": "training.recipe",
-    "VideoClassifier": "tasks.classify.job",
+    "VideoClassifier": "tasks.classify.classifier",
     "VideoList": "data.lists.video_list",
     "classify": "tasks.classify.job",
     "create_model": "models.zoo",

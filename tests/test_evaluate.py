@@ -27,7 +27,7 @@ from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify import pipeline as scoring
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 from hiera_video.tasks.classify.pipeline import (
     ClassScore,
     Scores,

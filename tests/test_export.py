@@ -23,7 +23,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import export as exporting
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 from hiera_video.tasks.export import SUFFIXES, export, export_model
 
 ROOT = Path(__file__).parents[1]

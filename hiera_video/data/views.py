@@ -65,6 +65,12 @@ class Views:
         (y, x), (height, width) = self.corners[crop], self.size
         return self.frames[:, self.rows[clip], y : y + height, x : x + width].cpu()
 
+    def middle(self) -> NDArray[np.uint8]:
+        """uint8 [T, h, w, 3]: the middle crop of the middle clip; a copy, which keeps none of the other frames."""
+        view = len(self.rows) // 2 * len(self.corners) + len(self.corners) // 2
+        frames: NDArray[np.uint8] = self.clip(view).permute(1, 2, 3, 0).clone().numpy()
+        return frames
+
     def to(self, device: torch.device | str) -> Views:
         """The same with ``frames`` on ``device``."""
         return replace(self, frames=self.frames.to(device, non_blocking=True))
@@ -213,11 +219,24 @@ def load_ahead(
     Raises:
         RequestError: For options that mean nothing.
     """
-    read = partial(_load, spec=spec, num_clips=num_clips, num_crops=num_crops, **options)
+    read = partial(load_segment, spec=spec, num_clips=num_clips, num_crops=num_crops, **options)
     return map_ahead(read, segments, num_workers=num_workers, time_limit=time_limit, isolate=isolate)
 
 
-def _load(segment: Segment, reader: IsolatedReader | None, **options: Any) -> Loaded:
+def load_segment(segment: Segment, reader: IsolatedReader | None, **options: Any) -> Loaded:
+    """The views of one input; what cannot be read is told in ``error``.
+
+    Args:
+        segment: What to read.
+        reader: Decodes in its child process; None decodes in this one.
+        options: The other arguments of :func:`load_views`.
+
+    Returns:
+        The segment with its views or its error.
+
+    Raises:
+        RequestError: For options that mean nothing, and sources that are none.
+    """
     if segment.error is not None:
         return Loaded(segment, None, segment.error)
     try:

@@ -66,6 +66,7 @@ class Facts:
     arch: Architecture | None = None
     spec: ClipSpec | None = None
     labels: list[str] | None = None
+    multi_label: bool = False
     views: str | None = None
     license: str | None = None
     position_resize: str | None = None
@@ -145,12 +146,13 @@ def _ours(config: dict[str, Any]) -> Facts:
         raise ValueError(
             f"format_version {config['format_version']} is newer than {FORMAT_VERSION}, the newest this version reads"
         )
-    beside = {"format_version", "clip", "views", "labels", "license", "position_resize"}
+    beside = {"format_version", "clip", "views", "labels", "multi_label", "license", "position_resize"}
     fields = _tuples({key: value for key, value in config.items() if key not in beside})
     return Facts(
         arch=MAEArchitecture(**fields) if "decoder_depth" in fields else Architecture(**fields),
         spec=ClipSpec.from_dict(config["clip"]),
         labels=config.get("labels"),
+        multi_label=bool(config.get("multi_label", False)),
         views=config.get("views"),
         license=config.get("license"),
         position_resize=config.get("position_resize"),
@@ -219,6 +221,7 @@ def _transformers(config: dict[str, Any]) -> Facts:
         arch=arch,
         spec=ClipSpec.from_dict(config["clip"]) if config.get("clip") else None,
         labels=None if numbered else labels,
+        multi_label=config.get("problem_type") == "multi_label_classification",
         views=config.get("views"),
         license=config.get("license"),
         position_resize=config.get("position_resize", "plain") if config["model_type"] == "hiera_video" else None,

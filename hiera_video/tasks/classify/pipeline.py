@@ -1,21 +1,21 @@
 """From files to scores: the one way of classify, the page, evaluate, and fine-tuning's validation.
 
-    load_ahead(segments)          threads and their children read and decode      data/views.py
-    score_views(model, loaded)    batches of clips of several inputs, one batch under way   -> Scored, in order
+load_ahead(segments)          threads and their children read and decode      data/views.py
+score_views(model, loaded)    batches of clips of several inputs, one batch under way   -> Scored, in order
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hiera_video.data.views import Loaded, Segment, Views
+from hiera_video.data.views import Loaded
 from hiera_video.spec import ClipSpec
 from hiera_video.training.devices import autocast
 
@@ -24,7 +24,7 @@ from hiera_video.training.devices import autocast
 class Scored:
     """The scores of one input.
 
-    ``index`` is its :class:`Segment`'s; ``scores`` float32 [K], the mean over its views, or None where nothing could be
+    ``index`` is its number; ``scores`` float32 [K], the mean over its views, or None where nothing could be
     read; ``error``: None, or one sentence about what could not be read; ``duration`` in seconds, 0 for an image, None
     where nothing could be read; ``frames`` uint8 [T, h, w, 3] of its middle view, where they are asked for.
     """
@@ -113,40 +113,28 @@ def score_clips(scorer: Scorer, clips: Tensor, batch_size: int = 8) -> NDArray[n
 
 
 def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int, keep_frames: bool) -> Iterator[Scored]:
-    waiting: deque[tuple[int, Callable[[NDArray[np.float32] | None], Scored]]] = deque()  # clips, what becomes of them
+    waiting: deque[tuple[int, Scored]] = deque()  # number of clips, and all but their scores
 
     def clips() -> Iterator[Tensor]:
         for item in loaded:
             views = item.views
             if views is None:
-                waiting.append((0, _answer(item.segment, item.error, None, None)))
+                waiting.append((0, Scored(item.segment.index, None, item.error)))
                 continue
-            frames = _middle(views) if keep_frames else None
-            waiting.append((len(views.times), _answer(item.segment, item.error, views.duration, frames)))
+            frames = views.middle() if keep_frames else None
+            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), frames)
+            waiting.append((len(views.times), scored))
             yield views.to(scorer.device).clips
 
     rows = np.empty((0, 0), dtype=np.float32)
     for new in _scores(scorer, _batches(clips(), batch_size)):
         rows = np.concatenate([rows, new]) if len(rows) else new
         while waiting and waiting[0][0] <= len(rows):
-            count, answer = waiting.popleft()
-            yield answer(rows[:count].mean(axis=0) if count else None)
+            count, scored = waiting.popleft()
+            yield replace(scored, scores=rows[:count].mean(axis=0)) if count else scored
             rows = rows[count:]
-    for _, answer in waiting:  # nothing of these could be read
-        yield answer(None)
-
-
-def _answer(
-    segment: Segment, error: str | None, duration: float | None, frames: NDArray[np.uint8] | None
-) -> Callable[[NDArray[np.float32] | None], Scored]:
-    return lambda scores: Scored(segment.index, scores, error, duration, frames)
-
-
-def _middle(views: Views) -> NDArray[np.uint8]:
-    """uint8 [T, h, w, 3]: the middle crop of the middle clip, a copy."""
-    num_crops = len(views.corners)
-    view = len(views.rows) // 2 * num_crops + num_crops // 2
-    return views.clip(view).permute(1, 2, 3, 0).clone().numpy()
+    for _, scored in waiting:  # nothing of these could be read
+        yield scored
 
 
 def _scores(scorer: Scorer, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:

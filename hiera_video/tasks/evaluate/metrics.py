@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hiera_video")
 
+#: Figures of videos with one label: name -> how many of the best classes count.
+TOP = {"top1": 1, "top5": 5}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -37,16 +40,37 @@ class Scores:
     errors: dict[int, str]
 
 
-def put_together(found: Sequence[Scored], num_classes: int) -> Scores:
-    """Of a video that was scored twice, the later scores."""
-    rows = {one.index: one.scores for one in found if one.scores is not None}
-    scores = np.stack([rows[one] for one in sorted(rows)]) if rows else np.empty((0, num_classes), dtype=np.float32)
-    errors = {one.index: one.error for one in found if one.error is not None}
-    return Scores(np.array(sorted(rows), dtype=np.int64), scores, dict(sorted(errors.items())))
+def put_together(scored: Iterable[Scored], num_classes: int) -> Scores:
+    """The scores of many videos as one table; of a video that was scored twice, the later scores.
+
+    Args:
+        scored: Each video's scores.
+        num_classes: Columns of the table where no video could be read.
+
+    Returns:
+        The table.
+    """
+    rows: dict[int, NDArray[np.float32]] = {}
+    errors: dict[int, str] = {}
+    for video in scored:
+        if video.scores is not None:
+            rows[video.index] = video.scores
+        if video.error is not None:
+            errors[video.index] = video.error
+    table = np.stack([rows[index] for index in sorted(rows)]) if rows else np.empty((0, num_classes), dtype=np.float32)
+    return Scores(np.array(sorted(rows), dtype=np.int64), table, dict(sorted(errors.items())))
 
 
 def gather(scores: Scores, accelerator: Accelerator | PartialState | None = None) -> Scores:
-    """The scores of all processes, in each of them, sorted by index and nothing twice."""
+    """Gathers the scores of all processes.
+
+    Args:
+        scores: This process's.
+        accelerator: The processes; None is this one alone.
+
+    Returns:
+        The scores of all, in each process, sorted by index and nothing twice.
+    """
     parts = [scores]
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
@@ -56,11 +80,18 @@ def gather(scores: Scores, accelerator: Accelerator | PartialState | None = None
 
 
 def merge(parts: Sequence[Scores]) -> Scores:
-    """Of a video that is in several, the first scores."""
+    """Several tables as one.
+
+    Args:
+        parts: The tables; of a video that is in several, the first scores count.
+
+    Returns:
+        One table, sorted by index.
+    """
     filled = [part for part in parts if len(part.index)] or parts[:1]
     index, first = np.unique(np.concatenate([part.index for part in filled]), return_index=True)
     scores = np.concatenate([part.scores for part in filled])[first]
-    errors = {number: error for part in reversed(parts) for number, error in part.errors.items()}
+    errors = {index: error for part in reversed(parts) for index, error in part.errors.items()}
     return Scores(index, scores, dict(sorted(errors.items())))
 
 
@@ -68,18 +99,26 @@ def merge(parts: Sequence[Scores]) -> Scores:
 
 
 def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
-    """``{"top1", "top5", "videos", "listed"}``, or ``{"map", ...}`` where a video has several labels.
+    """The figures of a whole list.
 
-    Shares from 0 to 1, nan where nothing counts; ``videos`` were readable and labelled, ``listed`` is all of them.
-    ``top5`` of fewer than five classes looks at all. ``map``: the mean of the average precision of each class that a
-    readable video has.
+    Args:
+        scores: Of the videos that could be read.
+        videos: The list, its classes numbered as the columns of the scores.
+
+    Returns:
+        ``{"top1", "top5", "videos", "listed"}``, or ``{"map", ...}`` where a video may have several labels: shares from
+        0 to 1, nan where nothing counts. ``videos`` were readable and labelled, ``listed`` is all of them. ``top5`` of
+        fewer than five classes looks at all. ``map``: the mean of the average precision of each class that a readable
+        video has.
     """
     values, labels = counted(scores, videos)
     if labels.ndim == 2:
         each = _average_precision(values, labels)
         figures = {"map": float(np.nanmean(each)) if labels.any() else float("nan")}
     else:
-        figures = {name: _accuracy(values, labels, k) for name, k in (("top1", 1), ("top5", 5))}
+        figures = {
+            name: float(is_right(values, labels, k).mean()) if len(values) else float("nan") for name, k in TOP.items()
+        }
     return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
 
 
@@ -90,14 +129,20 @@ def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDA
     return scores.scores[known], labels[known]
 
 
-def _accuracy(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> float:
-    from torchmetrics.functional.classification import multiclass_accuracy  # takes five seconds to import
+def is_right(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Whether a video's label is among its best classes.
 
-    num_classes = values.shape[1]
-    if not len(values) or num_classes < 2:  # torchmetrics wants two
-        return 1.0 if len(values) else float("nan")
-    preds, target = torch.from_numpy(values), torch.from_numpy(labels)
-    return float(multiclass_accuracy(preds, target, num_classes, average="micro", top_k=min(k, num_classes)))
+    Args:
+        values: Scores float32 [n, K].
+        labels: int64 [n].
+        k: How many classes count as the best; where there are fewer, all do.
+
+    Returns:
+        bool [n].
+    """
+    best = torch.from_numpy(values).topk(min(k, values.shape[1])).indices.numpy()
+    right: NDArray[np.bool_] = (best == labels[:, np.newaxis]).any(axis=1)
+    return right
 
 
 def _average_precision(values: NDArray[np.float32], labels: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -149,10 +194,10 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
     else:
         listed = np.bincount(videos.labels[videos.labels >= 0], minlength=num_classes)
         counts = np.bincount(labels, minlength=num_classes)
-        best = torch.from_numpy(values).topk(min(5, num_classes)).indices.numpy() == labels[:, np.newaxis]
-        hits = {"top1": best[:, :1].any(axis=1), "top5": best.any(axis=1)}
-        right = {name: np.bincount(labels[hit], minlength=num_classes) for name, hit in hits.items()}
-        each = {name: number / np.maximum(counts, 1) for name, number in right.items()}
+        right = {
+            name: np.bincount(labels[is_right(values, labels, k)], minlength=num_classes) for name, k in TOP.items()
+        }
+        each = {name: count / np.maximum(counts, 1) for name, count in right.items()}
     for number in np.flatnonzero(listed).tolist():
         figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
         found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))

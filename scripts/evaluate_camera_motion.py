@@ -34,7 +34,7 @@ from hiera_video.data.views import load_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 
 
 def real_pictures(folder: Path, per_video: int) -> list[Tensor]:

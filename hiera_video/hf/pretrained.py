@@ -46,6 +46,8 @@ def read_foreign(name: str | Path, *, mae: bool, **hub: Any) -> tuple[State, dic
 
 def values_of(model: Hiera | HieraMAE) -> dict[str, Any]:
     """Arguments of :class:`HieraConfig` for one of our models."""
-    answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
+    answers: dict[str, Any] = {}
+    if isinstance(model, Hiera):
+        answers = {"views": model.views, "labels": model.labels, "multi_label": model.multi_label}
     facts = Facts(spec=model.spec, license=model.license, position_resize=model.position_resize, **answers)
     return config_values(model.arch, facts)

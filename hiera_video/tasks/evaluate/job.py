@@ -100,7 +100,7 @@ class _Job:
             "decode": self.recipe.data.decode,
             "clip": self.model.spec.to_dict(),
             "precision": _name(self.precision),
-            "several_labels": self.videos.labels.ndim == 2,
+            "several_labels": self.scorer.multi_label,
         }
 
 

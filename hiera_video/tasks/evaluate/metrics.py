@@ -116,9 +116,8 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
         each = _average_precision(values, labels)
         figures = {"map": float(np.nanmean(each)) if labels.any() else float("nan")}
     else:
-        figures = {
-            name: float(is_right(values, labels, k).mean()) if len(values) else float("nan") for name, k in TOP.items()
-        }
+        right = {name: is_right(values, labels, k) for name, k in TOP.items()}
+        figures = {name: float(hits.mean()) if len(hits) else float("nan") for name, hits in right.items()}
     return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
 
 
@@ -194,10 +193,8 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
     else:
         listed = np.bincount(videos.labels[videos.labels >= 0], minlength=num_classes)
         counts = np.bincount(labels, minlength=num_classes)
-        right = {
-            name: np.bincount(labels[is_right(values, labels, k)], minlength=num_classes) for name, k in TOP.items()
-        }
-        each = {name: count / np.maximum(counts, 1) for name, count in right.items()}
+        right = {name: labels[is_right(values, labels, k)] for name, k in TOP.items()}
+        each = {name: np.bincount(hits, minlength=num_classes) / np.maximum(counts, 1) for name, hits in right.items()}
     for number in np.flatnonzero(listed).tolist():
         figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
         found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))

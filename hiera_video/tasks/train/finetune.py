@@ -58,6 +58,7 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     output = None if run.output is None else Path(run.output)
     classes = list(LABELS) if train is None else train.classes
     model = starting_classifier(recipe, classes)
+    model.multi_label = train is not None and train.labels.ndim == 2
     model.freeze_stages(recipe.model.freeze_stages)
     judge = None if val is None else partial(validate, videos=val, recipe=recipe, accelerator=accelerator)
     if recipe.model.fit_head and train is not None and (output is None or latest(output) is None):

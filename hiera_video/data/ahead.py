@@ -9,7 +9,6 @@ Threads, not forked workers: they cost no copy of this process, and they end wit
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -21,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.errors import RequestError
 
 T = TypeVar("T")
@@ -29,18 +28,6 @@ R = TypeVar("R")
 
 #: What a thread is asked: where the result goes, and the item; None ends the thread.
 _Tasks: TypeAlias = "SimpleQueue[tuple[Future[Any], Any] | None]"
-
-
-def reader_of_its_own(time_limit: float) -> IsolatedReader | None:
-    """A child process to decode in, or None where the system has no such thing (Windows).
-
-    Args:
-        time_limit: Seconds after which a decoder counts as hanging.
-
-    Returns:
-        A reader for one thread; its child starts with the first file.
-    """
-    return IsolatedReader(time_limit=time_limit) if os.name == "posix" else None
 
 
 def map_ahead(
@@ -79,7 +66,7 @@ def _map_ahead(
     read: Callable[[T, IsolatedReader | None], R], items: Iterable[T], num_workers: int, time_limit: float | None
 ) -> Iterator[R]:
     if num_workers == 0:
-        with (None if time_limit is None else reader_of_its_own(time_limit)) or nullcontext() as reader:
+        with (None if time_limit is None else isolated_reader(time_limit)) or nullcontext() as reader:
             for item in items:
                 yield read(item, reader)
         return
@@ -113,7 +100,7 @@ class _Threads:
         return future
 
     def _start(self) -> None:
-        reader = None if self._time_limit is None else reader_of_its_own(self._time_limit)
+        reader = None if self._time_limit is None else isolated_reader(self._time_limit)
         started, torch_threads = threading.Event(), torch.get_num_threads()
         details = (self._read, reader, self._tasks, self._stopped, started)
         thread = threading.Thread(target=_work, args=details, name="hiera_video reader", daemon=True)

@@ -81,23 +81,18 @@ def video_of(source: Input, fps: float | None = None) -> Video:
 
 @contextmanager
 def on_disk(source: Input) -> Iterator[str]:
-    """The path of an input that is a file, an address, bytes or an open binary file, for as long as it is read.
-
-    Bytes and open files are copied into a temporary file, so that a child process can read them.
+    """The path of a temporary file with the content of bytes or of an open file, which a child process can read.
 
     Args:
-        source: A path, an http(s) address, the bytes of a file, or an open binary file.
+        source: The bytes of a file, or an open binary file.
 
     Yields:
-        The path; errors that name it are raised again with the name that :func:`input_name` gives.
+        The path, for as long; errors that name it are raised again with the name that :func:`input_name` gives.
 
     Raises:
         RequestError: For anything else.
     """
     _check(source)
-    if isinstance(source, (str, os.PathLike)):
-        yield os.fspath(source)
-        return
     file = _file_of(source)
     with tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=picture_suffix(file)) as copy:
         file.seek(0)

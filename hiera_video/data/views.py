@@ -115,16 +115,19 @@ def load_views(
         UnreadableVideo: Where nothing can be read.
         RequestError: For a source of another kind, or frames without ``fps``.
     """
-    if is_frames(source):
-        return _views_of(video_of(source, fps), spec, num_clips, num_crops, start, end, sample)
-    with on_disk(source) as path:
-        if is_image(path):
-            still = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
-            times = np.zeros((num_clips * num_crops, spec.num_frames))
-            frames, corners = fit_crops(read_image(path)[np.newaxis], spec, num_crops)
-            return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0)
-        with open_input(path, reader, num_threads=num_threads, decode=decode, fps=fps) as video:
-            return _views_of(video, spec, num_clips, num_crops, start, end, sample)
+    if not isinstance(source, (str, os.PathLike)):
+        if is_frames(source):
+            return _views_of(video_of(source, fps), spec, num_clips, num_crops, start, end, sample)
+        how: dict[str, Any] = {"start": start, "end": end, "sample": sample, "decode": decode, "fps": fps}
+        with on_disk(source) as path:
+            return load_views(path, spec, num_clips, num_crops, reader=reader, num_threads=num_threads, **how)
+    if is_image(source):
+        still = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
+        times = np.zeros((num_clips * num_crops, spec.num_frames))
+        frames, corners = fit_crops(read_image(os.fspath(source))[np.newaxis], spec, num_crops)
+        return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0)
+    with open_input(source, reader, num_threads=num_threads, decode=decode, fps=fps) as video:
+        return _views_of(video, spec, num_clips, num_crops, start, end, sample)
 
 
 def _views_of(

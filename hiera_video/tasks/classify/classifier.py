@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiera_video.data.ahead import reader_of_its_own
 from hiera_video.data.memory import Input, input_name
-from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.views import Segment, load_ahead, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
@@ -150,7 +149,7 @@ class VideoClassifier:
             RequestError: For options that mean nothing, an input of another kind, or frames without ``fps``.
         """
         num_clips, num_crops = self._check(top_k, views)
-        reader = self._idle.pop() if self._idle else reader_of_its_own(time_limit=60)
+        reader = self._idle.pop() if self._idle else isolated_reader(time_limit=60)
         loaded = load_segment(
             Segment(source, 0),
             reader,
@@ -165,7 +164,7 @@ class VideoClassifier:
         (scored,) = score_views(self.scorer, [loaded])
         if scored.scores is None:
             raise UnreadableVideo(scored.error)
-        return self._prediction(input_name(source), scored, top_k)
+        return self._prediction(source, scored, top_k)
 
     def stream(
         self,
@@ -212,8 +211,7 @@ class VideoClassifier:
             num_threads=max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files)))),
         )
         scored = score_views(self.scorer, loaded, batch_size=batch_size, keep_frames=keep_frames)
-        names = [input_name(source) for source, _ in files]
-        return Results(len(files), (self._prediction(names[one.index], one, top_k) for one in scored))
+        return Results(len(files), (self._prediction(files[item.index][0], item, top_k) for item in scored))
 
     def scores(self, clips: Tensor, batch_size: int = 8) -> Tensor:
         """The scores of clips.
@@ -233,6 +231,7 @@ class VideoClassifier:
             raise RequestError(f"top_k is {top_k}, but is at least 1")
         return parse_views(views or self.model.views)
 
-    def _prediction(self, name: str, scored: Scored, top_k: int) -> Prediction:
+    def _prediction(self, source: Input, scored: Scored, top_k: int) -> Prediction:
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else input_name(source)
         best = [] if scored.scores is None else best_classes(scored.scores, self.labels, top_k)
         return Prediction(name, scored.duration, best, scored.error, scored.frames)

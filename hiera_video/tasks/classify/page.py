@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.data.ahead import reader_of_its_own
+from hiera_video.data.reading.child_process import isolated_reader
 from hiera_video.data.views import Loaded, Segment, load_views
 from hiera_video.data.windows import Stretch, Walk, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel
@@ -259,7 +259,7 @@ class Desk:
         spec, name = loaded.classifier.model.spec, Path(path).name
         with (
             tempfile.TemporaryDirectory(prefix="hiera_video_") as folder,
-            reader_of_its_own(self.time_limit) or nullcontext() as reader,
+            isolated_reader(self.time_limit) or nullcontext() as reader,
         ):
             picture = Path(folder) / "picture.png"
             progress(0, desc="reading the video")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hiera_video.data.views import Loaded
 from hiera_video.spec import ClipSpec
-from hiera_video.training.devices import autocast
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Scorer:
     def __call__(self, clips: Tensor) -> Tensor:
         """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
         clip = self.spec.model_input(self.spec.normalize(clips.to(self.device)))
-        with autocast(self.device, self.dtype):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(clip)
         return scores_of(logits, multi_label=self.multi_label)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.data.ahead import reader_of_its_own
+from hiera_video.data.reading.child_process import isolated_reader
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.windows import Stretch, Walk, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
@@ -59,7 +59,7 @@ def timelines(
 
     def answers() -> Iterator[Prediction]:
         times_used: Counter[str] = Counter()
-        with reader_of_its_own(time_limit=60) or nullcontext() as reader:
+        with isolated_reader(time_limit=60) or nullcontext() as reader:
             for name, error in files:
                 base = Path(name).name
                 times_used[base] += 1

@@ -56,7 +56,7 @@ def ill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.mp4", "crash.mp4", "hang.mp4", "z.mp4"):
         (folder / name).write_bytes(data)
     real = IsolatedReader.__init__
-    monkeypatch.setattr(IsolatedReader, "__init__", lambda self, *, time_limit=60: real(self, time_limit=2))
+    monkeypatch.setattr(IsolatedReader, "__init__", lambda self, *, time_limit=60: real(self, time_limit=5))
     return folder
 
 
@@ -65,7 +65,7 @@ def sentences(folder: Path) -> list[str | None]:
     return [
         None,
         f"{crash} makes the decoder crash (SIGSEGV): convert it, or leave it out.",
-        f"{hang} takes longer than 2 s to decode: leave it out, or raise time_limit.",
+        f"{hang} takes longer than 5 s to decode: leave it out, or raise time_limit.",
         None,
     ]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.data.dataset import ClipDataset as ClipDataset
-    from hiera_video.data.dataset import load_views as load_views
     from hiera_video.data.lists.video_list import VideoList as VideoList
     from hiera_video.data.lists.video_list import list_videos as list_videos
     from hiera_video.data.loader import ClipLoader as ClipLoader
     from hiera_video.data.on_device import on_device as on_device
     from hiera_video.data.reading.reader import open_video as open_video
+    from hiera_video.data.views import load_views as load_views
     from hiera_video.errors import HieraVideoError as HieraVideoError
     from hiera_video.models.architecture import Architecture as Architecture
     from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.models.zoo import mae_from_pretrained as mae_from_pretrained
     from hiera_video.spec import Augment as Augment
     from hiera_video.spec import ClipSpec as ClipSpec
-    from hiera_video.tasks.classify.job import Prediction as Prediction
-    from hiera_video.tasks.classify.job import VideoClassifier as VideoClassifier
+    from hiera_video.tasks.classify.classifier import Prediction as Prediction
+    from hiera_video.tasks.classify.classifier import VideoClassifier as VideoClassifier
     from hiera_video.tasks.classify.job import classify as classify
     from hiera_video.tasks.evaluate.job import evaluate as evaluate
     from hiera_video.tasks.features.extractor import FeatureExtractor as FeatureExtractor

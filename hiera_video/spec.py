@@ -93,6 +93,17 @@ class ClipSpec:
         mean, std = (torch.tensor(each).view(shape) for each in (self.mean, self.std))
         return mean.to(clip.device, non_blocking=True), std.to(clip.device, non_blocking=True)
 
+    def model_input(self, clip: Tensor) -> Tensor:
+        """A clip as the model takes it: an image has no time axis.
+
+        Args:
+            clip: ``[B, C, T, H, W]``, of any dtype.
+
+        Returns:
+            The same, or ``[B, C, H, W]`` where the model looks at single images (``num_frames`` is 1).
+        """
+        return clip[:, :, 0] if self.num_frames == 1 else clip
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as it stands under ``clip`` in ``config.json``.
 

@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from hiera_video.data.camera_motion.batches import pictures
 from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, make_video, texture
-from hiera_video.data.dataset import load_views
 from hiera_video.data.reading.reader import open_video
+from hiera_video.data.views import load_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 
 
 def real_pictures(folder: Path, per_video: int) -> list[Tensor]:

@@ -39,8 +39,8 @@ from hiera_video.data.camera_motion.generator import (
     write_h264,
 )
 from hiera_video.data.camera_motion.textures import procedural_picture
-from hiera_video.data.dataset import load_views
 from hiera_video.data.lists.video_list import list_videos
+from hiera_video.data.views import load_views
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.zoo import mae_from_pretrained
 

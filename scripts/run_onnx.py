@@ -42,8 +42,11 @@ def main() -> None:
     if len(session.get_inputs()[0].shape) == 4:  # an image model
         clip = clip[:, :, 0]
     (logits,) = session.run(["logits"], {"clip": clip})[0]
-    scores = np.exp(logits - logits.max())
-    scores /= scores.sum()
+    if config.get("multi_label"):
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        scores = np.exp(logits - logits.max())
+        scores /= scores.sum()
     labels = config["labels"] or [f"class_{index}" for index in range(len(scores))]
     for index in np.argsort(-scores)[: options.top_k]:
         print(f"{scores[index]:7.2%}  {labels[index]}")

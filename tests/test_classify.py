@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hiera_video import VideoClassifier, classify
-from hiera_video.data.dataset import load_views
+from hiera_video.data.views import load_views
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.spec import parse_views

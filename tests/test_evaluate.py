@@ -22,13 +22,16 @@ from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.sampling import segment_clips
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify import pipeline as scoring
-from hiera_video.tasks.classify.job import VideoClassifier
-from hiera_video.tasks.classify.pipeline import (
+from hiera_video.tasks.classify.classifier import VideoClassifier
+from hiera_video.tasks.classify.pipeline import Scored, Scorer, score_views
+from hiera_video.tasks.evaluate import job as module
+from hiera_video.tasks.evaluate.job import evaluate
+from hiera_video.tasks.evaluate.metrics import (
     ClassScore,
     Scores,
     class_scores,
@@ -36,16 +39,14 @@ from hiera_video.tasks.classify.pipeline import (
     match_classes,
     merge,
     metrics,
-    score_videos,
+    put_together,
 )
-from hiera_video.tasks.evaluate import job as module
-from hiera_video.tasks.evaluate.job import evaluate
 from hiera_video.training.recipe import EvaluateData, EvaluateModel, EvaluateRun, Evaluation
 
 NUM_VIDEOS = 7
 BAD = 3
 SPEC = ClipSpec(num_frames=4, size=(32, 32), resize=36)
-CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +94,27 @@ def videos_of(folder: Path, numbers: list[int]) -> VideoList:
     return VideoList.make([str(folder / f"{one}.mp4") for one in numbers], [0] * len(numbers), list("abcdef"))
 
 
+def scored(
+    model: nn.Module,
+    videos: VideoList,
+    views: tuple[int, int] = (2, 3),
+    *,
+    spec: ClipSpec = SPEC,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    indices: range | None = None,
+) -> list[Scored]:
+    loaded = load_ahead(segments_of(videos, indices), spec, *views, num_workers=num_workers)
+    return list(score_views(Scorer(model, spec, CPU, torch.float32), loaded, batch_size=batch_size))
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def test_neither_workers_nor_batch_size_change_a_score(folder: Path, tiny_model: Path) -> None:
     model, videos = from_pretrained(tiny_model), videos_of(folder, list(range(NUM_VIDEOS)))
     runs = [
-        score_videos(
-            model, videos, SPEC, num_clips=2, num_crops=3, batch_size=size, num_workers=workers, time_limit=60, **CPU
-        )
+        put_together(scored(model, videos, batch_size=size, num_workers=workers), 6)
         for size, workers in ((4, 0), (4, 2), (1, 0), (6, 0), (100, 0))
     ]
     assert runs[0].index.tolist() == [0, 1, 2, 4, 5, 6] and runs[0].index.dtype == np.int64
@@ -117,10 +130,11 @@ def test_scores_are_those_of_classify(folder: Path, tiny_model: Path) -> None:
     """Mean of the softmax over views, in a batch that mixes videos."""
     classifier = VideoClassifier.from_pretrained(tiny_model, device="cpu")
     videos = videos_of(folder, [0, 1, 2])
-    found = score_videos(classifier.model, videos, SPEC, num_clips=2, num_crops=3, batch_size=5, num_workers=0, **CPU)
-    for row, index in zip(found.scores, range(3), strict=True):
-        answer = classifier(videos.path(index), top_k=6, views="2x3")
-        assert row == pytest.approx([one.score for one in sorted(answer.predictions, key=lambda one: one.index)], 1e-5)
+    for item in scored(classifier.model, videos, batch_size=5):
+        answer = classifier(videos.path(item.index), top_k=6, views="2x3")
+        assert item.scores == pytest.approx(
+            [one.score for one in sorted(answer.predictions, key=lambda one: one.index)], 1e-5
+        )
 
 
 class Counting(nn.Module):
@@ -139,10 +153,9 @@ class Counting(nn.Module):
 
 
 def test_clips_of_several_videos_fill_a_batch_and_the_models_mode_comes_back(folder: Path) -> None:
-    model, done = Counting(), []
+    model = Counting()
     model.head.eval()
-    videos = videos_of(folder, [0, 1, 2, 4])
-    score_videos(model, videos, SPEC, num_clips=1, num_crops=3, batch_size=5, num_workers=0, each=done.append, **CPU)
+    done = scored(model, videos_of(folder, [0, 1, 2, 4]), (1, 3), batch_size=5)
     assert [shape[0] for shape in model.seen] == [5, 5, 2] and model.seen[0][1:] == (3, 4, 32, 32)
     assert model.modes == {False} and (model.training, model.head.training) == (True, False)
     assert [one.index for one in done] == [0, 1, 2, 3]
@@ -152,15 +165,15 @@ def test_an_image_model_sees_single_pictures(folder: Path, tiny_image_model: Pat
     Image.fromarray(np.full((40, 50, 3), 90, dtype=np.uint8)).save(tmp_path / "grey.png")
     videos = VideoList.make([str(folder / "0.mp4"), str(tmp_path / "grey.png")], [0, 1], list("abcdef"))
     model = from_pretrained(tiny_image_model)
-    found = score_videos(model, videos, model.spec, num_clips=3, num_crops=1, num_workers=0, **CPU)
+    found = put_together(scored(model, videos, (3, 1), spec=model.spec), 6)
     assert found.scores.sum(axis=1) == pytest.approx([1, 1]) and not found.errors
 
 
 def test_each_process_takes_every_other_video_and_gathering_gives_none_twice(folder: Path, tiny_model: Path) -> None:
     model, videos = from_pretrained(tiny_model), videos_of(folder, list(range(NUM_VIDEOS)))
-    way: dict[str, Any] = {"num_clips": 1, "num_crops": 1, "num_workers": 0, **CPU}
-    whole = score_videos(model, videos, SPEC, **way)
-    parts = [score_videos(model, videos, SPEC, rank=rank, num_processes=3, **way) for rank in range(3)]
+    whole = put_together(scored(model, videos, (1, 1)), 6)
+    shares = [range(rank, NUM_VIDEOS, 3) for rank in range(3)]
+    parts = [put_together(scored(model, videos, (1, 1), indices=share), 6) for share in shares]
     assert [part.index.tolist() for part in parts] == [[0, 6], [1, 4], [2, 5]] and list(parts[0].errors) == [BAD]
     together = merge([*parts, parts[0]])
     assert np.array_equal(together.index, whole.index) and together.errors == whole.errors
@@ -349,13 +362,14 @@ def test_videos_without_a_label_are_scored_and_not_counted(
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The indices of videos that are read from here on."""
     seen: list[int] = []
-    real = scoring.test_views
+    real = module.load_ahead
 
-    def test_views(*args: Any, indices: list[int], **more: Any) -> Any:
-        seen.extend(indices)
-        return real(*args, indices=indices, **more)
+    def load_ahead(segments: Any, *args: Any, **more: Any) -> Any:
+        chosen = list(segments)
+        seen.extend(segment.index for segment in chosen)
+        return real(chosen, *args, **more)
 
-    monkeypatch.setattr(scoring, "test_views", test_views)
+    monkeypatch.setattr(module, "load_ahead", load_ahead)
     return seen
 
 
@@ -464,12 +478,12 @@ def test_segments_and_views_are_the_cards_unless_said(
     looked: list[tuple[int, int, list[list[int]] | None]] = []
     times = np.arange(24) / 24
 
-    def test_views(videos: Any, spec: Any, num_clips: int, num_crops: int, *, sample: Any, **more: Any) -> Any:
+    def load_ahead(segments: Any, spec: Any, num_clips: int, num_crops: int, *, sample: Any, **more: Any) -> Any:
         rows = None if sample is None else sample(times, np.random.default_rng(0)).tolist()
         looked.append((num_clips, num_crops, rows))
         return iter(())
 
-    monkeypatch.setattr(scoring, "test_views", test_views)
+    monkeypatch.setattr(module, "load_ahead", load_ahead)
     source = tmp_path / "small.yaml"
     list(evaluate(recipe(source, tiny_model, data={"root": str(tmp_path), "sampling": None})))
     list(evaluate(recipe(source, tiny_model, data={"root": str(tmp_path), "sampling": "dense", "views": "5x1"})))

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from test_cli import run
 from torch import Tensor
 
-from hiera_video.data.dataset import load_views
+from hiera_video.data.views import load_views
 from hiera_video.models.checkpoints.io import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks import export as exporting
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 from hiera_video.tasks.export import SUFFIXES, export, export_model
 
 ROOT = Path(__file__).parents[1]

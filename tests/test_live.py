@@ -26,7 +26,8 @@ from test_cli import run
 from hiera_video.data.sampling import test_clips as centre_clip
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify import live
-from hiera_video.tasks.classify.live import Feed, _Pace, is_live
+from hiera_video.tasks.classify.job import is_live
+from hiera_video.tasks.classify.live import Feed, _Pace
 
 FPS = 30
 #: The whole picture of 48 x 64 pixels, so that its number can be read; a window is 16 frames long.

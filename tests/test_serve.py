@@ -28,7 +28,7 @@ from hiera_video.data.camera_motion.generator import LABELS
 from hiera_video.errors import RequestError, UnknownModel
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.classify import page as serve
-from hiera_video.tasks.classify.job import VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier
 from hiera_video.tasks.classify.page import Desk
 
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,13 @@ import torch
 from assets import H264, ONE_FRAME, Asset, damage_packet, numbers_in
 from PIL import Image
 
-from hiera_video.data import dataset
-from hiera_video.data.dataset import load_views
+from hiera_video.data import views as views_module
 from hiera_video.data.reading import reader
 from hiera_video.data.reading.files import find_inputs, is_image
 from hiera_video.data.reading.reader import open_video
 from hiera_video.data.sampling import test_clips as clips_for_test
 from hiera_video.data.transforms import fit_crops
+from hiera_video.data.views import load_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import IMAGE_SPEC, ClipSpec
 
@@ -106,13 +106,13 @@ def test_five_by_three_views_open_once_and_decode_and_resize_each_frame_once(
     opened: list[str] = []
     decoded: list[int] = []
     resized: list[int] = []
-    read, opener, cropper = reader.Video.read, dataset.open_video, dataset.fit_crops
-    monkeypatch.setattr(dataset, "open_video", lambda path, **_: opened.append(str(path)) or opener(path))
+    read, opener, cropper = reader.Video.read, views_module.open_video, views_module.fit_crops
+    monkeypatch.setattr(views_module, "open_video", lambda path, **_: opened.append(str(path)) or opener(path))
     monkeypatch.setattr(
         reader.Video, "read", lambda self, wanted, *rest: decoded.extend(wanted) or read(self, wanted, *rest)
     )
     monkeypatch.setattr(
-        dataset, "fit_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
+        views_module, "fit_crops", lambda frames, *rest: resized.append(len(frames)) or cropper(frames, *rest)
     )
     views = load_views(path, ClipSpec(), 5, 3)
     assert len(views.clips) == 15

@@ -1,12 +1,10 @@
-"""Files to model inputs: the test views of a file, and training clips of a list of videos, each from one decode."""
+"""Files to training clips: every clip of a video from one decode, each a function of its key alone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,110 +26,14 @@ from hiera_video.data.on_device import DrawnClips
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.decoders import Image
 from hiera_video.data.reading.files import is_image, read_image
-from hiera_video.data.reading.reader import Video, open_video
-from hiera_video.data.sampling import keyed_rng, test_clips, train_clips
-from hiera_video.data.transforms import fit_crops
+from hiera_video.data.reading.reader import Video
+from hiera_video.data.sampling import keyed_rng, train_clips
+from hiera_video.data.views import Sampler, open_input, rows_within
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import Augment, ClipSpec
 
-#: Frame numbers int64 [num_clips, num_frames] of one video from its frames' times in seconds and the clip's own draws.
-Sampler: TypeAlias = Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.int64]]
-
 #: Replacements tried for one bad file before the whole list is taken for bad.
 MAX_REPLACEMENTS = 20
-
-
-@dataclass(frozen=True)
-class Views:
-    """The ``num_clips * num_crops`` test views of one input, kept as what they share: each frame once, resized.
-
-    ``frames`` uint8 [C, K, H, W], the distinct frames; ``rows`` int64 [num_clips, T], which of them make a clip;
-    ``corners`` (top, left) of each crop of ``size`` (height, width) pixels; ``times`` float64 [V, T], the seconds at
-    which each frame of each view is shown; ``duration`` of the input in seconds (0 for an image); ``error``: None, or
-    one sentence about the part that could not be read.
-    """
-
-    frames: Tensor
-    rows: Tensor
-    corners: list[tuple[int, int]]
-    size: tuple[int, int]
-    times: NDArray[np.float64]
-    duration: float
-    error: str | None = None
-
-    @property
-    def clips(self) -> Tensor:
-        """uint8 [V, C, T, h, w], cut on the device where ``frames`` are; view v: clip v // crops, crop v % crops."""
-        height, width = self.size
-        num_clips, num_frames = self.rows.shape
-        shape = (num_clips, len(self.corners), len(self.frames), num_frames, height, width)
-        clips = self.frames.new_empty(shape)
-        for crop, (y, x) in enumerate(self.corners):
-            cut = self.frames[:, :, y : y + height, x : x + width]
-            for clip, row in enumerate(self.rows):
-                clips[clip, crop] = cut[:, row]
-        return clips.flatten(0, 1)
-
-    def clip(self, view: int) -> Tensor:
-        """uint8 [C, T, h, w]: view ``view`` alone, on the CPU."""
-        clip, crop = divmod(view, len(self.corners))
-        (y, x), (height, width) = self.corners[crop], self.size
-        return self.frames[:, self.rows[clip], y : y + height, x : x + width].cpu()
-
-    def to(self, device: torch.device | str) -> Views:
-        """The same with ``frames`` on ``device``."""
-        return replace(self, frames=self.frames.to(device, non_blocking=True))
-
-
-def load_views(
-    path: str | os.PathLike[str],
-    spec: ClipSpec,
-    num_clips: int,
-    num_crops: int,
-    *,
-    start: float = 0.0,
-    end: float = float("inf"),
-    sample: Sampler | None = None,
-    decode: Literal["exact", "fast"] = "exact",
-    fps: float | None = None,
-    reader: IsolatedReader | None = None,
-) -> Views:
-    """The test views of a video file, image file or http(s) address: opened once, each frame decoded and resized once.
-
-    An image is a still: every frame of a clip shows it. ``start`` and ``end`` are seconds after the first frame: the
-    segment to look at. ``sample`` chooses the frames instead of :func:`test_clips`; ``decode`` and ``fps``
-    are those of :func:`open_video`; ``reader`` decodes in its child process. Raises :class:`UnreadableVideo` when
-    nothing can be read.
-    """
-    pixels: NDArray[np.uint8]
-    if is_image(path):
-        pixels, duration, error = read_image(os.fspath(path))[np.newaxis], 0.0, None
-        rows = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
-        times = np.zeros(rows.shape)
-    else:
-        with open_input(path, reader, decode=decode, fps=fps) as video:
-            choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
-            rows = rows_within(video.times, start, end, choose, keyed_rng(0))
-            distinct, inverse = np.unique(rows, return_inverse=True)
-            pixels = video.frames(distinct).pixels
-            times, duration, error = video.times[rows], video.duration, video.error
-            rows = inverse.reshape(rows.shape)
-    frames, corners = fit_crops(pixels, spec, num_crops)
-    return Views(
-        frames, torch.from_numpy(rows), corners, spec.size, np.repeat(times, num_crops, axis=0), duration, error
-    )
-
-
-def rows_within(
-    times: NDArray[np.float64], start: float, end: float, sample: Sampler, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Frame numbers that ``sample`` chooses among those shown in [start, end) seconds after the first frame."""
-    if start <= 0 and end == float("inf"):
-        return sample(times, rng)
-    since = times - times[0]
-    first = max(0, int(np.searchsorted(since, start + 1e-6, side="right")) - 1)
-    last = max(first + 1, int(np.searchsorted(since, end - 1e-6)))
-    return sample(times[first:last], rng) + first
 
 
 @dataclass(frozen=True)
@@ -355,12 +257,3 @@ class _Clip:
 
 def _dense(spec: ClipSpec, times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
     return train_clips(times, spec, rng)
-
-
-def open_input(
-    path: str | os.PathLike[str], reader: IsolatedReader | None, *, num_threads: int | None = None, **options: Any
-) -> Video:
-    """:func:`open_video`, in ``reader``'s child process if there is one, by one thread then; ``options`` are its."""
-    if reader is None:
-        return open_video(path, num_threads=num_threads or 0, **options)
-    return reader.open(path, num_threads=num_threads or 1, **options)

@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from hiera_video.data.dataset import ClipDataset, Problem, Sample, Sampler, Views, load_views
-from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.dataset import ClipDataset, Problem, Sample
 from hiera_video.data.on_device import DrawnClips
-from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.views import test_views as test_views
 from hiera_video.data.workers import start_workers
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.spec import ClipSpec
 
 
 class _BatchOfVideos(DrawnClips):
@@ -281,42 +279,6 @@ class ClipLoader:
         self._stream.close()
 
 
-def test_views(
-    videos: VideoList,
-    spec: ClipSpec,
-    num_clips: int,
-    num_crops: int,
-    *,
-    sample: Sampler | None = None,
-    fps: float | None = None,
-    decode: Literal["exact", "fast"] = "exact",
-    num_workers: int = 2,
-    device: torch.device | str = "cpu",
-    isolate: bool = True,
-    time_limit: float = 60,
-    indices: list[int] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The test views of each video, in the list's order (or of ``indices``); nothing is replaced.
-
-    ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
-    sentence; ``label``, ``path``, ``index``. ``sample``, ``decode`` and ``fps`` are those of :func:`load_views`.
-    Workers send each resized frame once; views are cut on the device.
-    """
-    reader = IsolatedReader(time_limit=time_limit) if isolate else None
-    options: dict[str, Any] = {"sample": sample, "decode": decode, "fps": fps, "reader": reader}
-    dataset = _ViewDataset(videos, spec, (num_clips, num_crops), options)
-    todo = iter(range(len(videos)) if indices is None else indices)
-    for index, views in start_workers(dataset, todo, num_workers):
-        answer: dict[str, Any] = {"index": index, "path": videos.path(index), "label": videos.label(index)}
-        if isinstance(views, str):
-            yield answer | {"clips": None, "error": views}
-        else:
-            yield answer | {"clips": views.to(device).clips, "error": views.error}
-
-
-test_views.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest is not meant
-
-
 class _BatchDataset(Dataset[Made]):
     """Whole batches: a worker puts one together, so that it travels as a few large tensors."""
 
@@ -350,27 +312,3 @@ def _batch(samples: list[Sample]) -> Batch:
         "path": [sample["path"] for sample in samples for _ in sample["clip"]],
         "problems": [problem for sample in samples for problem in sample["problems"]],
     }
-
-
-class _ViewDataset(Dataset[tuple[int, "Views | str"]]):
-    def __init__(
-        self,
-        videos: VideoList,
-        spec: ClipSpec,
-        views: tuple[int, int],
-        options: dict[str, Any],
-    ) -> None:
-        self._videos, self._spec, self._views, self._options = videos, spec, views, options
-
-    def __getitem__(self, index: int) -> tuple[int, Views | str]:
-        try:
-            return index, load_views(
-                self._videos.path(index),
-                self._spec,
-                *self._views,
-                start=float(self._videos.starts[index]),
-                end=float(self._videos.ends[index]),
-                **self._options,
-            )
-        except UnreadableVideo as error:
-            return index, str(error)

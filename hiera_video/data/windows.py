@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.data.dataset import Views, open_input
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_image, read_image
 from hiera_video.data.reading.reader import Video
 from hiera_video.data.sampling import ROUNDING_S, window_clips, window_starts
 from hiera_video.data.transforms import CropPlan, plan_crops, plan_whole
+from hiera_video.data.views import Views, open_input
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
@@ -112,9 +112,6 @@ class Windows:
             The windows there.
         """
         return replace(self, views=self.views.to(device))
-
-
-Stretch = Windows  # the name in tasks/classify
 
 
 @dataclass(frozen=True)

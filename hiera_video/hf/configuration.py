@@ -193,6 +193,8 @@ def config_values(arch: Architecture, facts: Facts) -> dict[str, Any]:
         decoder = (arch.decoder_embed_dim, arch.decoder_depth, arch.decoder_num_heads)
         return values | dict(zip(DECODER_FIELDS, decoder, strict=True)) | {"mask_ratio": arch.mask_ratio}
     labels = facts.labels or [f"LABEL_{index}" for index in range(arch.num_classes)]
+    if facts.multi_label:
+        values["problem_type"] = "multi_label_classification"
     return values | {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},

@@ -69,6 +69,7 @@ def to_native(model: HieraPreTrainedModel) -> Hiera | HieraMAE:
         arch = config.encoder(config.num_labels or 0)
         native = Hiera(arch, facts.spec or default_spec(arch))
         native.labels, native.views = facts.labels, facts.views or native.views
+        native.multi_label = facts.multi_label
     else:
         raise RequestError(f"{type(model).__name__} has no head and no decoder: our models have one of them")
     load_state(native, convert(dict(model.state_dict())), source="the model")

@@ -63,6 +63,8 @@ def values_of(model: Hiera | HieraMAE) -> dict[str, Any]:
     Returns:
         Arguments of :class:`HieraConfig`.
     """
-    answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
+    answers: dict[str, Any] = {}
+    if isinstance(model, Hiera):
+        answers = {"views": model.views, "labels": model.labels, "multi_label": model.multi_label}
     facts = Facts(spec=model.spec, license=model.license, position_resize=model.position_resize, **answers)
     return config_values(model.arch, facts)

@@ -16,9 +16,9 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
-from hiera_video.data.dataset import load_views
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import fit_crops
+from hiera_video.data.views import load_views
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.build import default_spec, read_config
 from hiera_video.models.zoo import from_pretrained

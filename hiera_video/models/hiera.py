@@ -345,6 +345,8 @@ class Hiera(HieraTrunk):
         self.labels: list[str] | None = None
         self.views = "5x3" if len(arch.input_size) == 3 else "1x1"
         self.license: str | None = None
+        #: Whether a clip may have any number of classes: scores are then the sigmoid of the logits, not the softmax.
+        self.multi_label = False
         #: Whether weights were loaded that had no head for these classes, so that it starts untrained.
         self.new_head = False
 
@@ -354,7 +356,7 @@ class Hiera(HieraTrunk):
                 parameter.mul_(self.arch.head_init_scale)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Makes a new head, started as in training; the labels of the old one are dropped.
+        """Makes a new head, started as in training; what was said of the old one's classes is dropped.
 
         Args:
             num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding
@@ -365,7 +367,7 @@ class Hiera(HieraTrunk):
         head.apply(lambda module: init_weights(module, bias=0.02))
         self.head = head.to(self.norm.weight.device, self.norm.weight.dtype)
         self._scale_head()
-        self.labels = None
+        self.labels, self.multi_label = None, False
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Answers from the last stage's tokens.

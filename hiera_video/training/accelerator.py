@@ -121,7 +121,7 @@ def whole(model: M, run: Run) -> M:
     with torch.device("meta"):
         copy = type(model)(model.arch, model.spec)
     copy.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), assign=True)
-    for name in ("labels", "views", "license", "position_resize"):
+    for name in ("labels", "multi_label", "views", "license", "position_resize"):
         if hasattr(model, name):
             setattr(copy, name, getattr(model, name))
     return copy.eval()

@@ -22,12 +22,13 @@ from accelerate.utils import broadcast_object_list
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone, replacing
 from hiera_video.training import recipe_file
+from hiera_video.training.recipe import Finetuning, Pretraining
 from hiera_video.training.checkpointing import is_finished
 from hiera_video.training.optimization import Plan, describe_plan, plan_run
 
 log = logging.getLogger("hiera_video")
 
-T = TypeVar("T", recipes.Pretraining, recipes.Finetuning)
+T = TypeVar("T", Pretraining, Finetuning)
 
 #: Where runs without ``run.output`` are.
 RUNS = Path("runs")

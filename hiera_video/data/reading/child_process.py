@@ -199,6 +199,18 @@ class IsolatedReader:
             raise ChildDied(self._how_it_ended()) from error
 
 
+def isolated_reader(time_limit: float) -> IsolatedReader | None:
+    """A child process to decode in, or None where the system has no such thing (Windows).
+
+    Args:
+        time_limit: Seconds after which a decoder counts as hanging.
+
+    Returns:
+        A reader for one thread; its child starts with the first file.
+    """
+    return IsolatedReader(time_limit=time_limit) if os.name == "posix" else None
+
+
 class RemoteDecoder:
     """A video that is open in an :class:`IsolatedReader`'s child, as a decoder of :class:`Video`."""
 

@@ -43,7 +43,7 @@ def is_address(path: str) -> bool:
 
 def extension(path: str) -> str:
     """In lower case, with its dot; of an address, that of its path; of a file in a shard, that of its name."""
-    member = parse_member(path)
+    member = parse_member(path) if "#offset=" in path else None
     name = member.name if member is not None else urlsplit(path).path if is_address(path) else path
     return os.path.splitext(name)[1].lower()
 

@@ -143,6 +143,7 @@ def assemble(
     views = None if _is_inflated(trained, target) else facts.views
     model.views, model.license = views or model.views, facts.license
     model.new_head = bool(fresh)
+    model.multi_label = facts.multi_label and not fresh
     return model.eval()
 
 

@@ -75,6 +75,7 @@ class Facts:
     arch: Architecture | None = None
     spec: ClipSpec | None = None
     labels: list[str] | None = None
+    multi_label: bool = False
     views: str | None = None
     license: str | None = None
     position_resize: str | None = None
@@ -171,12 +172,13 @@ def _ours(config: dict[str, Any]) -> Facts:
         raise ValueError(
             f"format_version {config['format_version']} is newer than {FORMAT_VERSION}, the newest this version reads"
         )
-    beside = {"format_version", "clip", "views", "labels", "license", "position_resize"}
+    beside = {"format_version", "clip", "views", "labels", "multi_label", "license", "position_resize"}
     values = {key: value for key, value in config.items() if key not in beside}
     return Facts(
         arch=from_mapping(MAEArchitecture if "decoder_depth" in values else Architecture, values),
         spec=ClipSpec.from_dict(config["clip"]),
         labels=config.get("labels"),
+        multi_label=bool(config.get("multi_label", False)),
         views=config.get("views"),
         license=config.get("license"),
         position_resize=config.get("position_resize"),
@@ -242,6 +244,7 @@ def _transformers(config: dict[str, Any]) -> Facts:
         arch=arch,
         spec=ClipSpec.from_dict(config["clip"]) if config.get("clip") else None,
         labels=None if numbered else labels,
+        multi_label=config.get("problem_type") == "multi_label_classification",
         views=config.get("views"),
         license=config.get("license"),
         position_resize=config.get("position_resize", "plain") if config["model_type"] == "hiera_video" else None,

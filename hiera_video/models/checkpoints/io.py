@@ -1,8 +1,8 @@
 """Weights in and out of files: read safely, fit to a model, load strictly, save in our own folder.
 
 Our folder is ``model.safetensors``, a flat ``config.json`` (the published constructor names, then ``clip``,
-``views``, ``labels``, ``license``, ``position_resize`` and ``format_version``; an MAE's has the decoder's fields, and
-neither views nor labels) and ``README.md``, a model card.
+``views``, ``labels``, ``multi_label`` where it is true, ``license``, ``position_resize`` and ``format_version``; an
+MAE's has the decoder's fields, and neither views nor labels) and ``README.md``, a model card.
 """
 
 from __future__ import annotations
@@ -247,7 +247,9 @@ def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
     Returns:
         Values for JSON; reading them back gives an equal model.
     """
-    answers = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
+    answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
+    if isinstance(model, Hiera) and model.multi_label:
+        answers["multi_label"] = True
     return {
         **vars(model.arch),
         "clip": model.spec.to_dict(),

@@ -6,15 +6,13 @@ the model is free it takes that window, so an answer is never older than one run
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -22,17 +20,15 @@ import torch
 from torch import Tensor
 
 from hiera_video.data.reading.decoders import converter, rgb
-from hiera_video.data.reading.files import is_address
 from hiera_video.data.reading.frame_index import reason
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.job import Prediction, Score, VideoClassifier
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
+from hiera_video.tasks.classify.pipeline import score_clips
 from hiera_video.tasks.records import Results
 
-#: Addresses that can only be live.
-SCHEMES = {"rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp"}
 #: Seconds from one answer to the next at least.
 HOP_S = 0.5
 #: Seconds without data after which a stream counts as gone.
@@ -78,29 +74,29 @@ class LiveAnswer(Prediction):
         return {"start": self.start, "end": self.end, "latency": self.latency}
 
 
-def is_live(name: str) -> bool:
-    """Whether this is a camera's number, or an address that can only be live."""
-    return (name.isdecimal() and not os.path.exists(name)) or urlsplit(name).scheme in SCHEMES
-
-
 def live_answers(
-    classifier: VideoClassifier, inputs: Sequence[str], *, hop: float | None = None, top_k: int = 5
+    classifier: VideoClassifier, name: str, *, hop: float | None = None, top_k: int = 5
 ) -> Results[Prediction]:
-    """The answers for a camera's number or a stream's address, until it ends; every ``hop`` seconds at most.
+    """Classify a camera or a stream until it ends.
 
-    A stream that cannot be opened, or breaks off, gives an answer with an ``error``. Raises :class:`RequestError`.
+    Args:
+        classifier: The model.
+        name: A camera's number, or a stream's address.
+        hop: Seconds from one answer to the next at least; default: half a second.
+        top_k: How many classes to name.
+
+    Returns:
+        The answers; a stream that cannot be opened, or breaks off, gives one with an ``error``.
+
+    Raises:
+        RequestError: For options that mean nothing.
     """
-    if len(inputs) != 1:
-        raise RequestError("one camera or stream at a time can be classified: name it alone")
-    (name,) = inputs
-    if os.path.isfile(name) or not (is_live(name) or is_address(name) or os.path.exists(name)):
-        raise RequestError(f"{name} is no camera's number and no stream's address: leave out live")
     hop = HOP_S if hop is None else hop
     if not 0 < hop < float("inf"):
         raise RequestError(f"hop is {hop:g}, but is a number of seconds above 0")
     if top_k < 1:
         raise RequestError(f"top_k is {top_k}, but is at least 1")
-    return Results(None, _answers(classifier, name, hop, min(top_k, len(classifier.labels))))
+    return Results(None, _answers(classifier, name, hop, top_k))
 
 
 def _answers(classifier: VideoClassifier, name: str, hop: float, top_k: int) -> Iterator[Prediction]:
@@ -108,9 +104,8 @@ def _answers(classifier: VideoClassifier, name: str, hop: float, top_k: int) -> 
     try:
         after = 0.0
         while (window := feed.window(after)) is not None:
-            scores = classifier.scores(window.clip.unsqueeze(0))[0]
-            numbers = scores.topk(top_k).indices.tolist()
-            best = [Score(classifier.labels[number], number, float(scores[number])) for number in numbers]
+            (scores,) = score_clips(classifier.scorer, window.clip.unsqueeze(0))
+            best = best_classes(scores, classifier.labels, top_k)
             start, end = round(window.start, 6), round(window.end, 6)
             latency = round(time.monotonic() - window.arrival, 6)
             yield LiveAnswer(name, None, best, start=start, end=end, latency=latency)
@@ -220,7 +215,7 @@ class Feed:
             return
         image = np.ascontiguousarray(rgb(frame, (frame.width, frame.height), convert))
         plan = plan_crops(image.shape[:2], spec, 1)
-        picture = plan.apply(image[np.newaxis], spec)[0].clone()  # else all of the frame stays
+        picture = plan.apply(image[np.newaxis], spec)[0].clone()  # a view would keep the whole frame in memory
         with self._changed:
             self._frames.append(_Frame(seconds, arrival, picture))
             while self._frames[0].seconds <= seconds - spec.span + 1e-3:

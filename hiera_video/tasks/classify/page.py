@@ -22,10 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from hiera_video.cells import cells
-from hiera_video.data.dataset import load_views
-from hiera_video.data.on_device import model_input
-from hiera_video.data.reading.child_process import IsolatedReader
-from hiera_video.data.windows import Stretch, Walk, walk
+from hiera_video.data.reading.child_process import isolated_reader
+from hiera_video.data.views import Loaded, Segment, load_views
+from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel
 from hiera_video.models.checkpoints.build import from_disk
 from hiera_video.models.checkpoints.formats import split_state
@@ -33,7 +32,8 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import random_keep
 from hiera_video.models.zoo import BUILT_IN, CHECKPOINTS, list_models, mae_from_pretrained
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.job import Score, VideoClassifier
+from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes
+from hiera_video.tasks.classify.pipeline import score_views
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, timeline
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
@@ -264,7 +264,7 @@ class Desk:
         spec, name = loaded.classifier.model.spec, Path(path).name
         with (
             tempfile.TemporaryDirectory(prefix="hiera_video_") as folder,
-            IsolatedReader(time_limit=self.time_limit) if os.name == "posix" else nullcontext() as reader,
+            isolated_reader(self.time_limit) or nullcontext() as reader,
         ):
             picture = Path(folder) / "picture.png"
             progress(0, desc="reading the video")
@@ -272,17 +272,20 @@ class Desk:
             views = load_views(path, spec, num_clips, num_crops, reader=reader)
             if views.error is not None:
                 yield "note", views.error.replace(path, name)
-            scores = [] if loaded.mae is not None else self._best(loaded.classifier, views.clips)
-            if scores:
-                yield "classes", {score.label: score.score for score in scores}
-            middle = views.clip(num_clips // 2 * num_crops + num_crops // 2)
-            draw_strips([(name, middle.permute(1, 2, 3, 0).numpy(), scores)], picture)
+            best = []
+            if loaded.mae is None:
+                (scored,) = score_views(loaded.classifier.scorer, [Loaded(Segment(path, 0), views, views.error)])
+                assert scored.scores is not None
+                best = best_classes(scored.scores, loaded.classifier.labels, self.top_k)
+                yield "classes", {score.label: score.score for score in best}
+            frames = views.middle()
+            draw_strips([(name, frames, best)], picture)
             yield "frames", _pixels(picture)
 
             hop = max(spec.span / 2 if spec.num_frames > 1 else IMAGE_HOP_S, views.duration / NUM_WINDOWS)
-            if scores and views.duration > spec.span + hop:
-                stretches = self._on_time(walk(path, Walk(spec, hop), reader=reader), deadline, progress)
-                timeline(loaded.classifier, name, stretches, picture.with_suffix(""), top_k=self.top_k, batch_size=8)
+            if best and views.duration > spec.span + hop:
+                windows = self._on_time(walk(path, Walk(spec, hop), reader=reader), deadline, progress)
+                timeline(loaded.classifier, name, windows, picture.with_suffix(""), top_k=self.top_k, batch_size=8)
                 yield "timeline", _pixels(picture)
 
             self._check(deadline)
@@ -293,19 +296,14 @@ class Desk:
             if loaded.mae is not None:
                 self._check(deadline)
                 progress(0.5, desc=PARTS["reconstruction"])
-                _draw_reconstruction(loaded.mae, middle, picture)
+                _draw_reconstruction(loaded.mae, frames, picture)
                 yield "reconstruction", _pixels(picture)
 
-    def _best(self, classifier: VideoClassifier, clips: torch.Tensor) -> list[Score]:
-        mean = classifier.scores(clips).mean(dim=0)
-        best = mean.topk(min(self.top_k, len(mean))).indices.tolist()
-        return [Score(classifier.labels[index], index, float(mean[index])) for index in best]
-
-    def _on_time(self, stretches: Iterator[Stretch], deadline: float, progress: Progress) -> Iterator[Stretch]:
-        for stretch in stretches:
+    def _on_time(self, windows: Iterator[Windows], deadline: float, progress: Progress) -> Iterator[Windows]:
+        for part in windows:
             self._check(deadline)
-            progress((stretch.first, stretch.total), desc=PARTS["timeline"], unit="windows")
-            yield stretch
+            progress((part.first, part.total), desc=PARTS["timeline"], unit="windows")
+            yield part
 
     def _check(self, deadline: float) -> None:
         if time.monotonic() > deadline:
@@ -313,17 +311,17 @@ class Desk:
 
 
 def _has_decoder(name: str) -> bool:
-    """Whether a model is an MAE: of what is not on this disk, its name says it."""
+    """Whether a model is an MAE: models on this disk by their tensors, remote ones by their prefix ``mae_``."""
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")
 
 
 @torch.inference_mode()
-def _draw_reconstruction(mae: HieraMAE, shown: torch.Tensor, picture: Path) -> None:
-    """``shown`` uint8 [C, T, h, w]: the clip to hide parts of."""
-    spec, device, clips = mae.spec, mae.mask_token.device, shown.unsqueeze(0)
-    clip = model_input(spec.normalize(clips.to(device)), spec)
+def _draw_reconstruction(mae: HieraMAE, frames: Picture, picture: Path) -> None:
+    """``frames`` uint8 [T, h, w, 3]: the clip to hide parts of."""
+    spec, device, clips = mae.spec, mae.mask_token.device, torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
+    clip = spec.model_input(spec.normalize(clips.to(device)))
     generator = torch.Generator().manual_seed(0)  # the same question every time
     keep = random_keep(1, mae.num_mask_units(tuple(clip.shape[2:])), mae.arch.mask_ratio, generator=generator)
     masked, filled = (

@@ -1,150 +1,151 @@
-"""Videos to scores, scores to figures: what cannot be read is told beside them, and nothing is replaced."""
+"""From files to scores: the one way of classify, the page, evaluate, and fine-tuning's validation.
+
+load_ahead(segments)          threads and their children read and decode      data/views.py
+score_views(model, loaded)    batches of clips of several inputs, one batch under way   -> Scored, in order
+"""
 
 from __future__ import annotations
 
-import difflib
-import logging
-import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hiera_video.cells import cells
-from hiera_video.data.dataset import Sampler
-from hiera_video.data.lists.annotations import plain
-from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import test_views
-from hiera_video.errors import RequestError
+from hiera_video.data.views import Loaded
 from hiera_video.spec import ClipSpec
-from hiera_video.training.devices import autocast
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator, PartialState
-
-log = logging.getLogger("hiera_video")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """``index`` int64 [n], ascending, of the videos that could be read, and ``scores`` float32 [n, K] of each.
-
-    ``errors``: one sentence by index, for each video that could not be read (it is not in ``index``), or only in part.
-    """
-
-    index: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    errors: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One video: its scores float32 [K], or None, and an error or None."""
+    """The scores of one input.
+
+    ``index`` is its number; ``scores`` float32 [K], the mean over its views, or None where nothing could be
+    read; ``error``: None, or one sentence about what could not be read; ``duration`` in seconds, 0 for an image, None
+    where nothing could be read; ``frames`` uint8 [T, h, w, 3] of its middle view, where they are asked for.
+    """
 
     index: int
     scores: NDArray[np.float32] | None
     error: str | None
+    duration: float | None = None
+    frames: NDArray[np.uint8] | None = None
 
 
-def score_videos(
-    model: nn.Module,
-    videos: VideoList,
-    spec: ClipSpec,
-    *,
-    num_clips: int,
-    num_crops: int,
-    rank: int = 0,
-    num_processes: int = 1,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int = 8,
-    num_workers: int = 2,
-    sample: Sampler | None = None,
-    fps: float | None = None,
-    decode: Literal["exact", "fast"] = "exact",
-    time_limit: float = 60,
-    indices: Sequence[int] | None = None,
-    each: Callable[[Scored], None] | None = None,
-) -> Scores:
-    """The scores of videos ``rank``, ``rank + num_processes``, ... (of ``indices``): the mean over views of softmax,
-    or of sigmoid where the list has several labels for a video. Nothing is replaced.
+@dataclass(frozen=True)
+class Scorer:
+    """A model with all that makes scores of clips.
 
-    ``model``, on ``device``, gives logits [B, K] of normalised clips; it computes in ``dtype``, and in evaluation mode.
-    ``batch_size`` clips, of several videos, go through it at once. ``each`` gets every video as soon as it is
-    done; ``sample``, ``fps`` and ``decode`` are those of :func:`load_views`.
+    ``model`` gives logits [B, K] of normalised clips; it lies on ``device`` and computes in ``dtype``. ``multi_label``:
+    a clip may have any number of classes.
     """
-    todo = list(range(len(videos)) if indices is None else indices)[rank::num_processes]
-    views = test_views(
-        videos,
-        spec,
-        num_clips,
-        num_crops,
-        sample=sample,
-        fps=fps,
-        decode=decode,
-        num_workers=num_workers,
-        device=device,
-        time_limit=time_limit,
-        indices=todo,
-    )
-    arch = getattr(model, "arch", None)
-    is_image = spec.num_frames == 1 if arch is None else len(arch.input_size) == 2
 
-    def forward(clips: Tensor) -> Tensor:
-        with torch.inference_mode():
-            with autocast(device, dtype):
-                logits = model(spec.normalize(clips[:, :, 0] if is_image else clips)).float()
-            return logits.sigmoid() if videos.labels.ndim == 2 else logits.softmax(dim=-1)
+    model: nn.Module
+    spec: ClipSpec
+    device: torch.device
+    dtype: torch.dtype
+    multi_label: bool = False
 
-    found = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    @torch.inference_mode()
+    def __call__(self, clips: Tensor) -> Tensor:
+        """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
+        clip = self.spec.model_input(self.spec.normalize(clips.to(self.device)))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(clip)
+        return scores_of(logits, multi_label=self.multi_label)
+
+
+def scores_of(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Scores of logits.
+
+    Args:
+        logits: [B, K], of any dtype.
+        multi_label: Whether classes exclude each other (softmax) or not (sigmoid).
+
+    Returns:
+        float32 [B, K], from 0 to 1.
+    """
+    return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+
+
+def score_views(
+    scorer: Scorer, loaded: Iterable[Loaded], *, batch_size: int = 8, keep_frames: bool = False
+) -> Iterator[Scored]:
+    """The scores of each input, the mean over its views; nothing is left out or replaced.
+
+    The model is in evaluation mode meanwhile, and afterwards in the mode that it had.
+
+    Args:
+        scorer: The model.
+        loaded: Inputs with their views, such as :func:`hiera_video.data.views.load_ahead` yields.
+        batch_size: Clips, of several inputs, that go through the model at once.
+        keep_frames: Whether to give the frames of the middle view too.
+
+    Yields:
+        One :class:`Scored` for each input, in their order, as soon as the last of its clips is through.
+    """
+    modes = [(module, module.training) for module in scorer.model.modules()]
+    scorer.model.eval()
     try:
-        for one in _stream(views, forward, batch_size) if todo else ():  # no workers are started for nothing
-            found.append(one)
-            if each is not None:
-                each(one)
+        yield from _stream(scorer, loaded, batch_size, keep_frames)
     finally:
         for module, training in modes:  # frozen ones may differ from the rest
             module.training = training
-    return put_together(found, len(videos.classes))
 
 
-def _stream(views: Iterable[dict[str, Any]], forward: Callable[[Tensor], Tensor], batch_size: int) -> Iterator[Scored]:
-    """Each video in turn, as soon as the last of its clips has been through the model."""
-    waiting: deque[tuple[int, int, str | None]] = deque()  # index, number of clips, error
+def score_clips(scorer: Scorer, clips: Tensor, batch_size: int = 8) -> NDArray[np.float32]:
+    """The scores of each clip.
+
+    Args:
+        scorer: The model.
+        clips: uint8 [N, C, T, h, w].
+        batch_size: Clips that go through the model at once.
+
+    Returns:
+        float32 [N, K].
+    """
+    parts = list(_scores(scorer, clips.split(batch_size)))
+    return np.concatenate(parts)
+
+
+def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int, keep_frames: bool) -> Iterator[Scored]:
+    waiting: deque[tuple[int, Scored]] = deque()  # number of clips, and all but their scores
 
     def clips() -> Iterator[Tensor]:
-        for one in views:
-            waiting.append((one["index"], 0 if one["clips"] is None else len(one["clips"]), one["error"]))
-            if one["clips"] is not None:
-                yield one["clips"]
-
-    def scores() -> Iterator[Tensor]:
-        running: Tensor | None = None
-        for batch in _batches(clips(), batch_size):
-            launched = forward(batch)
-            if running is not None:  # a batch is waited for when the next one is under way
-                yield running
-            running = launched
-        if running is not None:
-            yield running
+        for item in loaded:
+            views = item.views
+            if views is None:
+                waiting.append((0, Scored(item.segment.index, None, item.error)))
+                continue
+            frames = views.middle() if keep_frames else None
+            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), frames)
+            waiting.append((len(views.times), scored))
+            yield views.to(scorer.device).clips
 
     rows = np.empty((0, 0), dtype=np.float32)
-    for part in scores():
-        new = part.cpu().numpy()
+    for new in _scores(scorer, _batches(clips(), batch_size)):
         rows = np.concatenate([rows, new]) if len(rows) else new
-        while waiting and waiting[0][1] <= len(rows):
-            index, count, error = waiting.popleft()
-            yield Scored(index, rows[:count].mean(axis=0) if count else None, error)
+        while waiting and waiting[0][0] <= len(rows):
+            count, scored = waiting.popleft()
+            yield replace(scored, scores=rows[:count].mean(axis=0)) if count else scored
             rows = rows[count:]
-    for index, _, error in waiting:  # nothing of these could be read
-        yield Scored(index, None, error)
+    for _, scored in waiting:  # nothing of these could be read
+        yield scored
+
+
+def _scores(scorer: Scorer, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """float32 [B, K] of each batch; a batch is waited for when the next one is under way."""
+    running: Tensor | None = None
+    for batch in batches:
+        launched = scorer(batch)
+        if running is not None:
+            yield running.cpu().numpy()
+        running = launched
+    if running is not None:
+        yield running.cpu().numpy()
 
 
 def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -158,189 +159,3 @@ def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
             rest = [last]
     if rest:
         yield torch.cat(rest)
-
-
-def put_together(found: Sequence[Scored], num_classes: int) -> Scores:
-    """Of a video that was scored twice, the later scores."""
-    rows = {one.index: one.scores for one in found if one.scores is not None}
-    scores = np.stack([rows[one] for one in sorted(rows)]) if rows else np.empty((0, num_classes), dtype=np.float32)
-    errors = {one.index: one.error for one in found if one.error is not None}
-    return Scores(np.array(sorted(rows), dtype=np.int64), scores, dict(sorted(errors.items())))
-
-
-def gather(scores: Scores, accelerator: Accelerator | PartialState | None = None) -> Scores:
-    """The scores of all processes, in each of them, sorted by index and nothing twice."""
-    parts = [scores]
-    if accelerator is not None and accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        parts = gather_object(parts)
-    return merge(parts)
-
-
-def merge(parts: Sequence[Scores]) -> Scores:
-    """Of a video that is in several, the first scores."""
-    filled = [part for part in parts if len(part.index)] or parts[:1]
-    index, first = np.unique(np.concatenate([part.index for part in filled]), return_index=True)
-    scores = np.concatenate([part.scores for part in filled])[first]
-    errors = {number: error for part in reversed(parts) for number, error in part.errors.items()}
-    return Scores(index, scores, dict(sorted(errors.items())))
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
-    """``{"top1", "top5", "videos", "listed"}``, or ``{"map", ...}`` where a video has several labels.
-
-    Shares from 0 to 1, nan where nothing counts; ``videos`` were readable and labelled, ``listed`` is all of them.
-    ``top5`` of fewer than five classes looks at all. ``map``: the mean of the average precision of each class that a
-    readable video has.
-    """
-    values, labels = counted(scores, videos)
-    if labels.ndim == 2:
-        each = _average_precision(values, labels)
-        figures = {"map": float(np.nanmean(each)) if labels.any() else float("nan")}
-    else:
-        figures = {name: _accuracy(values, labels, k) for name, k in (("top1", 1), ("top5", 5))}
-    return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
-
-
-def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Scores and labels of the readable videos that have labels."""
-    labels = videos.labels[scores.index]
-    known = labels >= 0 if labels.ndim == 1 else np.ones(len(labels), dtype=bool)
-    return scores.scores[known], labels[known]
-
-
-def _accuracy(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> float:
-    from torchmetrics.functional.classification import multiclass_accuracy  # takes five seconds to import
-
-    num_classes = values.shape[1]
-    if not len(values) or num_classes < 2:  # torchmetrics wants two
-        return 1.0 if len(values) else float("nan")
-    preds, target = torch.from_numpy(values), torch.from_numpy(labels)
-    return float(multiclass_accuracy(preds, target, num_classes, average="micro", top_k=min(k, num_classes)))
-
-
-def _average_precision(values: NDArray[np.float32], labels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each class, float64 [K]; nan where no video has it, which torchmetrics would count as 0."""
-    from torchmetrics.functional.classification import binary_average_precision
-
-    each = np.full(labels.shape[1], np.nan)
-    for number in np.flatnonzero(labels.any(axis=0)):
-        truth = torch.from_numpy(labels[:, number]).long()
-        each[number] = float(binary_average_precision(torch.from_numpy(values[:, number]), truth))
-    return each
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """The figures of a class, of "all", or of videos with "(no label)", which are scored and not counted.
-
-    ``videos`` of the ``listed`` ones were readable and counted. ``values``: ``top1`` and ``top5``, or ``map`` (of a
-    class: its average precision); None where nothing counts.
-    """
-
-    name: str
-    listed: int
-    videos: int
-    values: dict[str, float | None]
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"class", "listed", "videos", "top1", "top5", "error"}``, or ``map`` instead of the two."""
-        values = {name: None if value is None else round(value, 6) for name, value in self.values.items()}
-        return {"class": self.name, "listed": self.listed, "videos": self.videos, **values, "error": self.error}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.to_dict())
-
-
-def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
-    """The total first, then each class that is listed, then the videos without label if there are some."""
-    total = metrics(scores, videos)
-    num_listed, num_videos = int(total.pop("listed")), int(total.pop("videos"))
-    known = {name: None if np.isnan(value) else value for name, value in total.items()}
-    found = [ClassScore("all", num_listed, num_videos, known, _error(scores, videos))]
-    values, labels = counted(scores, videos)
-    num_classes = len(videos.classes)
-    if labels.ndim == 2:
-        listed, counts = videos.labels.sum(axis=0), labels.sum(axis=0)
-        each = {"map": _average_precision(values, labels)}
-    else:
-        listed = np.bincount(videos.labels[videos.labels >= 0], minlength=num_classes)
-        counts = np.bincount(labels, minlength=num_classes)
-        best = torch.from_numpy(values).topk(min(5, num_classes)).indices.numpy() == labels[:, np.newaxis]
-        hits = {"top1": best[:, :1].any(axis=1), "top5": best.any(axis=1)}
-        right = {name: np.bincount(labels[hit], minlength=num_classes) for name, hit in hits.items()}
-        each = {name: number / np.maximum(counts, 1) for name, number in right.items()}
-    for number in np.flatnonzero(listed).tolist():
-        figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
-        found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))
-    if num_unlabelled := int((videos.labels < 0).sum()):
-        found.append(ClassScore("(no label)", num_unlabelled, 0, dict.fromkeys(known)))
-    return found
-
-
-def _error(scores: Scores, videos: VideoList) -> str | None:
-    """One sentence where videos could not be read, or only in part."""
-    read = set(scores.index.tolist())
-    missing = sum(index not in read for index in scores.errors)
-    damaged = len(scores.errors) - missing
-    if missing == len(videos):
-        return f"none of {missing} videos could be read; the first: {next(iter(scores.errors.values()))}"
-    texts = [f"{missing} of {len(videos)} videos could not be read"] if missing else []
-    texts += [f"{damaged} of {len(videos)} videos could be read only in part"] if damaged else []
-    return " and ".join(texts) or None
-
-
-def match_classes(videos: VideoList, labels: Sequence[str] | None, num_classes: int) -> VideoList:
-    """``videos`` with classes and labels numbered as the outputs of a model with these ``labels``, if it has names.
-
-    By name where they are known to the model, in any order; else by number, where either side has only numbers (or
-    ImageNet's n01440764) and the counts agree. Says in one log line what differs. Raises :class:`RequestError`.
-    """
-    names, known = videos.classes, list(labels or ())
-    if names == known:
-        return videos
-    used = set(np.flatnonzero(videos.labels.any(axis=0)) if videos.labels.ndim == 2 else videos.labels)
-    likeness = Counter(map(plain, known))
-    numbers = {plain(name): number for number, name in enumerate(known) if likeness[plain(name)] == 1}
-    numbers |= {name: number for number, name in enumerate(known)}
-    places = np.array([numbers.get(name, numbers.get(plain(name), -1)) for name in names])
-    unknown = [name for number, name in enumerate(names) if number in used and places[number] < 0]
-    if unknown and known and not _numbers_only(names) and not _numbers_only(known):
-        nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
-        raise RequestError(
-            f"the videos to evaluate have the class {unknown[0]!r}, which the model lacks; its nearest is {nearest!r}"
-        )
-    if unknown or not known:
-        if len(names) > num_classes or (len(names) < num_classes and not all(map(str.isdecimal, names))):
-            raise RequestError(
-                f"the list has {len(names)} classes and the model {num_classes} of other names or none, so that "
-                "which is which cannot be told: name the classes as the model does, or list all of them"
-            )
-        unnamed = "list" if known and not _numbers_only(known) else "model"
-        log.info("classes are matched by number: the %s has no names for them", unnamed)
-        places = np.arange(len(names))
-        if not known or _numbers_only(known):
-            known = [*names, *map(str, range(len(names), num_classes))]
-    elif sorted(places.tolist()) != list(range(num_classes)):
-        log.info("%d of the model's %d classes are listed: matched by name", (places >= 0).sum(), num_classes)
-    elif places.tolist() != list(range(num_classes)):
-        log.info("the list has the model's %d classes in another order: matched by name", num_classes)
-    if videos.labels.ndim == 1:
-        return replace(videos, classes=known, labels=np.where(videos.labels < 0, -1, places[videos.labels]))
-    table = np.zeros((len(videos), num_classes), dtype=np.float32)
-    table[:, places[places >= 0]] = videos.labels[:, places >= 0]
-    return replace(videos, classes=known, labels=table)
-
-
-def _numbers_only(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"\d+|n\d{8}", name) for name in names)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.reading.child_process import isolated_reader
 from hiera_video.data.reading.files import find_inputs
-from hiera_video.data.windows import Stretch, Walk, walk
+from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import replacing
-from hiera_video.tasks.classify.job import Prediction, Score, VideoClassifier
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
+from hiera_video.tasks.classify.pipeline import score_clips
 from hiera_video.tasks.records import Results
 from hiera_video.visual.timelines import draw_timeline
 
@@ -27,10 +30,22 @@ NUM_THUMBNAILS = 9
 def timelines(
     classifier: VideoClassifier, inputs: list[str], folder: Path, *, hop: float | None, top_k: int, batch_size: int
 ) -> Results[Prediction]:
-    """The mean over each input's windows, in constant memory, with a CSV file and a PNG of it in ``folder``.
+    """Classify inputs window by window, in constant memory, with a CSV file and a PNG of each in ``folder``.
 
-    The CSV has ``start`` and ``end`` in seconds, and a column for each class. ``hop``: seconds from one window to the
-    next, by default half a clip. Raises :class:`RequestError`, :class:`OutputError`.
+    Args:
+        classifier: The model.
+        inputs: Files, folders, globs and http(s) addresses.
+        folder: Where the files go; it is made. A CSV has ``start`` and ``end`` in seconds, and a column for each class.
+        hop: Seconds from one window to the next; default: half a clip.
+        top_k: How many classes to name.
+        batch_size: Windows that go through the model at once.
+
+    Returns:
+        The mean over each input's windows, in the order of the inputs, each computed when it is asked for.
+
+    Raises:
+        RequestError: For a hop that means nothing.
+        OutputError: Where the folder cannot be written.
     """
     spec = classifier.model.spec
     if hop is not None and not 0 < hop < float("inf"):
@@ -44,40 +59,55 @@ def timelines(
 
     def answers() -> Iterator[Prediction]:
         times_used: Counter[str] = Counter()
-        for name, error in files:
-            base = Path(name).name
-            times_used[base] += 1
-            target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
-            if error is None:
-                try:
-                    yield timeline(classifier, name, walk(name, how), target, top_k=top_k, batch_size=batch_size)
-                    continue
-                except UnreadableVideo as problem:
-                    error = str(problem)
-            yield Prediction(name, None, [], error)
+        with isolated_reader(time_limit=60) or nullcontext() as reader:
+            for name, error in files:
+                base = Path(name).name
+                times_used[base] += 1
+                target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
+                if error is None:
+                    try:
+                        windows = walk(name, how, reader=reader)
+                        yield timeline(classifier, name, windows, target, top_k=top_k, batch_size=batch_size)
+                        continue
+                    except UnreadableVideo as problem:
+                        error = str(problem)
+                yield Prediction(name, None, [], error)
 
     return Results(len(files), answers())
 
 
 def timeline(
-    classifier: VideoClassifier, name: str, stretches: Iterable[Stretch], target: Path, *, top_k: int, batch_size: int
+    classifier: VideoClassifier, name: str, windows: Iterable[Windows], target: Path, *, top_k: int, batch_size: int
 ) -> Prediction:
-    """The mean over an input's windows; writes ``target`` with ``.csv`` and ``.png`` after it.
+    """Classify one input window by window; writes ``target`` with ``.csv`` and ``.png`` after it.
 
-    Raises :class:`UnreadableVideo`, :class:`OutputError`.
+    Args:
+        classifier: The model.
+        name: What the answer and the picture call the input.
+        windows: Its windows.
+        target: Path of the files, without ``.csv`` and ``.png``.
+        top_k: How many classes to name.
+        batch_size: Windows that go through the model at once.
+
+    Returns:
+        The mean over the windows.
+
+    Raises:
+        UnreadableVideo: Where nothing can be read, or nothing more.
+        OutputError: Where a file cannot be written.
     """
     scores: list[NDArray[np.float32]] = []
     times: list[NDArray[np.float64]] = []
     thumbnails: list[tuple[float, NDArray[np.uint8]]] = []
-    for stretch in stretches:
-        shown = np.linspace(0, stretch.total - 1, min(NUM_THUMBNAILS, stretch.total)).round()
-        for row in range(len(stretch)):
-            if stretch.first + row in shown:
-                clip = stretch.views.clip(row)
+    for part in windows:
+        shown = np.linspace(0, part.total - 1, min(NUM_THUMBNAILS, part.total)).round()
+        for row in range(len(part)):
+            if part.first + row in shown:
+                clip = part.views.clip(row)
                 middle = clip.shape[1] // 2
-                thumbnails.append((float(stretch.times[row, middle]), clip[:, middle].permute(1, 2, 0).numpy()))
-        scores.append(classifier.scores(stretch.views.clips, batch_size).numpy())
-        times.append(np.stack([stretch.starts, stretch.ends], axis=1))
+                thumbnails.append((float(part.times[row, middle]), clip[:, middle].permute(1, 2, 0).numpy()))
+        scores.append(score_clips(classifier.scorer, part.views.clips, batch_size))
+        times.append(np.stack([part.starts, part.ends], axis=1))
     spans, values = np.concatenate(times), np.concatenate(scores)
     labels = classifier.labels
     table = target.with_name(f"{target.name}.csv")
@@ -89,6 +119,5 @@ def timeline(
         )
     draw_timeline(name, spans, values, labels, thumbnails, target.with_name(f"{target.name}.png"), top_k=top_k)
     mean = values.mean(axis=0)
-    best = np.argsort(-mean, kind="stable")[:top_k].tolist()
-    found = [Score(labels[number], number, float(mean[number])) for number in best]
-    return Prediction(name, round(stretch.views.duration, 6), found, stretch.views.error)
+    best = best_classes(mean, labels, top_k)
+    return Prediction(name, round(part.views.duration, 6), best, part.views.error)

@@ -20,24 +20,24 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hiera_video.data.dataset import Sampler
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.sampling import segment_clips
+from hiera_video.data.views import Loaded, Sampler, load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
-from hiera_video.tasks.classify.pipeline import (
+from hiera_video.tasks.classify.pipeline import Scored, Scorer, score_views
+from hiera_video.tasks.evaluate.metrics import (
     ClassScore,
-    Scored,
     Scores,
     class_scores,
     gather,
+    is_right,
     match_classes,
     merge,
     put_together,
-    score_videos,
 )
 from hiera_video.tasks.evaluate.score_table import (
     append,
@@ -79,6 +79,11 @@ class _Job:
         num_clips, _ = parse_views(self.views)
         return partial(_segments, self.model.spec, num_clips) if self.sampling == "segments" else None
 
+    @property
+    def scorer(self) -> Scorer:
+        multi_label = self.model.multi_label or self.videos.labels.ndim == 2
+        return Scorer(self.model, self.model.spec, self.device, self.precision, multi_label)
+
     def facts(self) -> dict[str, Any]:
         """What the scores of a video depend on: those of another run cannot be mixed with this one's."""
         places = hashlib.blake2b(digest_size=8)
@@ -95,15 +100,26 @@ class _Job:
             "decode": self.recipe.data.decode,
             "clip": self.model.spec.to_dict(),
             "precision": _name(self.precision),
-            "several_labels": self.videos.labels.ndim == 2,
+            "several_labels": self.scorer.multi_label,
         }
 
 
 def evaluate(recipe: Evaluation) -> Results[ClassScore]:
-    """Score videos and count: the total first, then each class; in the main process alone, where there are several.
+    """Score the videos of a list, and count.
 
     With ``run.output`` scores are kept as they come, so that the same command goes on where it was stopped, and at the
     end scores.parquet, classes.csv, confusion.png and result.json are written there.
+
+    Args:
+        recipe: The videos, the model and how to run.
+
+    Returns:
+        The total first, then each class; none in other processes than the main one.
+
+    Raises:
+        RequestError: For a recipe that means nothing, or classes that the model lacks.
+        WeightsError: Where the weights cannot be had or do not fit.
+        OutputError: Where ``run.output`` cannot be written.
     """
     check(recipe)
     data, start = recipe.data, recipe.model.start or BUILT_IN
@@ -160,7 +176,7 @@ def _processes(name: str) -> tuple[PartialState, torch.device]:
 
 
 def _run(job: _Job) -> Iterator[ClassScore]:
-    """Scores what is left of the list, tells the other processes' scores, writes, yields."""
+    """Scores what is left of the list, gathers the scores of all processes, writes and yields."""
     recipe, videos, state, began = job.recipe, job.videos, job.state, time.monotonic()
     output = None if recipe.run.output is None else Path(recipe.run.output)
     facts = {} if output is None else job.facts()
@@ -171,44 +187,47 @@ def _run(job: _Job) -> Iterator[ClassScore]:
         part = None
         if output is not None:
             part = stack.enter_context(open_part(output / "parts" / f"rank{state.process_index:04d}.jsonl", facts))
-        each = stack.enter_context(_Watch(job, len(left), part))
-        num_clips, num_crops = parse_views(job.views)
-        scores = score_videos(
-            job.model,
-            videos,
-            job.model.spec,
-            num_clips=num_clips,
-            num_crops=num_crops,
-            rank=state.process_index,
-            num_processes=state.num_processes,
-            device=job.device,
-            dtype=job.precision,
-            batch_size=recipe.run.batch_size,
-            num_workers=recipe.data.num_workers,
-            sample=job.sample,
-            fps=recipe.data.fps,
-            decode=recipe.data.decode,
-            time_limit=recipe.data.time_limit,
-            indices=left,
-            each=each,
-        )
+        watch = stack.enter_context(_Watch(job, len(left), part))
+        mine = []
+        for scored in score_views(job.scorer, _loaded(job, left), batch_size=recipe.run.batch_size):
+            watch(scored)
+            mine.append(scored)
+    scores = put_together(mine, len(videos.classes))
     scores = merge([gather(scores, state), before])
     if not state.is_main_process:
         return
-    found = class_scores(scores, videos)
-    _say(found[0], scores, videos)
+    figures = class_scores(scores, videos)
+    _say(figures[0], scores, videos)
     if output is not None:
         cost = {"videos": len(left), "seconds": round(time.monotonic() - began, 3), "processes": state.num_processes}
         facts = {"model": recipe.model.start or BUILT_IN, **facts, "cost": {**cost, "device": str(job.device)}}
-        write_results(output, videos, scores, found, {**facts, "recipe": asdict(recipe)})
-    yield from found
+        write_results(output, videos, scores, figures, {**facts, "recipe": asdict(recipe)})
+    yield from figures
+
+
+def _loaded(job: _Job, indices: list[int]) -> Iterator[Loaded]:
+    """This process's share of the videos of these numbers."""
+    data, state = job.recipe.data, job.state
+    num_clips, num_crops = parse_views(job.views)
+    return load_ahead(
+        segments_of(job.videos, indices[state.process_index :: state.num_processes]),
+        job.model.spec,
+        num_clips,
+        num_crops,
+        num_workers=data.num_workers,
+        time_limit=data.time_limit,
+        sample=job.sample,
+        fps=data.fps,
+        decode=data.decode,
+    )
 
 
 def _agree(
     state: PartialState, videos: VideoList, parts: Path | None, facts: dict[str, Any]
 ) -> tuple[Scores, list[int]]:
-    """What was scored before (known to the main process), and what is left: it decides for all, as others may begin to
-    write parts while it reads.
+    """What was scored before, and the numbers of the videos that are left.
+
+    The main process reads the parts, decides, and broadcasts: others may begin to write parts while it reads.
     """
     kept: list[Scored] = []
     refusal = None
@@ -244,19 +263,19 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def __call__(self, one: Scored) -> None:
+    def __call__(self, scored: Scored) -> None:
         videos = self._job.videos
-        if one.scores is not None and not np.isfinite(one.scores).all():
+        if scored.scores is not None and not np.isfinite(scored.scores).all():
             raise RequestError(
-                f"the model's scores of {videos.path(one.index)} are not finite in {_name(self._job.precision)}: "
+                f"the model's scores of {videos.path(scored.index)} are not finite in {_name(self._job.precision)}: "
                 "take run.precision fp32, or other weights"
             )
         if self._part is not None:
-            append(self._part, to_line(one))
-        self._bad += one.scores is None
-        if one.scores is not None and videos.labels.ndim == 1 and videos.labels[one.index] >= 0:
+            append(self._part, to_line(scored))
+        self._bad += scored.scores is None
+        if scored.scores is not None and videos.labels.ndim == 1 and videos.labels[scored.index] >= 0:
             self._labelled += 1
-            self._right += int(one.scores.argmax()) == videos.label(one.index)
+            self._right += bool(is_right(scored.scores[np.newaxis], videos.labels[[scored.index]], 1)[0])
         shown = {"top1": f"{self._right / self._labelled:.1%}"} if self._labelled else {}
         self._bar.set_postfix({**shown, "bad": self._bad}, refresh=False)
         done = min(self._job.state.num_processes, self._num_left)  # the other processes are about as far

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiera_video.data.dataset import Views
 from hiera_video.data.memory import Input, input_name, is_frames, on_disk, video_of
+from hiera_video.data.views import Views
 from hiera_video.data.windows import CROPS, Crop, Walk, Windows, walk
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of

@@ -16,13 +16,15 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import mix, model_input, on_device, soft_targets
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.build import changed, fitted
 from hiera_video.models.checkpoints.io import resize_tables
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec, parse_views
-from hiera_video.tasks.classify.pipeline import gather, metrics, score_videos
+from hiera_video.tasks.classify.pipeline import Scorer, score_views
+from hiera_video.tasks.evaluate.metrics import gather, metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import input_size_of, sampler_of, spec_of
 from hiera_video.training.accelerator import export, whole
@@ -273,26 +275,24 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
         accelerator: The run's processes.
 
     Returns:
-        The figures of :func:`hiera_video.tasks.classify.pipeline.metrics`, the same in each process.
+        The figures of :func:`hiera_video.tasks.evaluate.metrics.metrics`, the same in each process.
     """
     data, run = recipe.data, recipe.run
     model = whole(model, run)
     num_clips, num_crops = parse_views(data.views)
     dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    scores = score_videos(
-        model,
-        videos,
+    loaded = load_ahead(
+        segments_of(videos, range(accelerator.process_index, len(videos), accelerator.num_processes)),
         model.spec,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        device=accelerator.device,
-        dtype=dtypes[accelerator.mixed_precision],
-        batch_size=max(1, run.batch_size * data.repeats),
+        num_clips,
+        num_crops,
         num_workers=data.num_workers,
+        time_limit=data.time_limit,
         sample=sampler_of(data, model.spec, training=False),
         fps=data.fps,
-        time_limit=data.time_limit,
     )
+    precision = dtypes[accelerator.mixed_precision]
+    scorer = Scorer(model, model.spec, accelerator.device, precision, multi_label=videos.labels.ndim == 2)
+    scored = score_views(scorer, loaded, batch_size=max(1, run.batch_size * data.repeats))
+    scores = put_together(scored, len(videos.classes))
     return metrics(gather(scores, accelerator), videos)

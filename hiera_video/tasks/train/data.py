@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from hiera_video.data.dataset import ClipDataset, Sampler
+from hiera_video.data.dataset import ClipDataset
+from hiera_video.data.views import Sampler
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.reading.files import is_address
@@ -22,7 +23,7 @@ from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size
 from hiera_video.spec import Augment, ClipSpec
-from hiera_video.tasks.classify.pipeline import match_classes
+from hiera_video.tasks.evaluate.metrics import match_classes
 from hiera_video.training.optimization import Plan
 from hiera_video.training.recipe import Data, Finetuning, Run
 

@@ -48,6 +48,7 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     with open_run(recipe, len(train), accelerator, notes) as (recipe, plan):
         model = starting_classifier(recipe, train.classes, None if read is None else read.model)
         del read  # its weights
+        model.multi_label = train.labels.ndim == 2
         model.freeze_stages(recipe.model.freeze_stages)
         if recipe.model.fit_head and latest(Path(str(recipe.run.output))) is None:
             fit_head(model, train, recipe, accelerator)

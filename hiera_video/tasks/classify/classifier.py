@@ -1,0 +1,246 @@
+"""A classifier that takes videos and images, and what it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiera_video.data.memory import Input, input_name
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
+from hiera_video.data.reading.files import find_inputs
+from hiera_video.data.views import Segment, load_ahead, load_segment
+from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.zoo import BUILT_IN, from_pretrained
+from hiera_video.spec import parse_views
+from hiera_video.tasks.classify.pipeline import Scored, Scorer, score_clips, score_views
+from hiera_video.tasks.records import Results
+from hiera_video.training.devices import Precision, pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class and its score from 0 to 1, averaged over the views: softmax, or sigmoid of a multi-label model."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one input: the best classes first, or an ``error``, or both where only a part was read.
+
+    ``duration`` is in seconds, 0 for an image and None for what could not be read. ``frames`` uint8
+    ``[T, H, W, 3]`` are those of the middle clip, kept only where a picture is asked for.
+    """
+
+    input: str
+    duration: float | None
+    predictions: list[Score]
+    error: str | None = None
+    frames: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``."""
+        scores = [vars(score) for score in self.predictions]
+        return {"input": self.input, "duration": self.duration, "predictions": scores, "error": self.error}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row per class, for tables; one row with the error where there is no class."""
+        shared = {"input": self.input, "duration": self.duration}
+        rows = [shared | {"rank": rank} | vars(score) for rank, score in enumerate(self.predictions, start=1)]
+        empty = shared | {"rank": None, "label": None, "index": None, "score": None}
+        return [row | {"error": self.error} for row in rows or [empty]]
+
+    def text(self) -> str:
+        """A line with the input and, where it has one, its duration; then one for each class, or the error."""
+        length = f"  ({self.duration:.2f} s)" if self.duration else ""
+        error = [f"  error: {self.error}"] if self.error else []
+        return "\n".join([self.input + length, *self._scored(), *error])
+
+    def _scored(self) -> list[str]:
+        return [f"  {score.score:6.1%}  {score.label}" for score in self.predictions]
+
+
+def best_classes(scores: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Score]:
+    """The classes with the highest scores.
+
+    Args:
+        scores: float32 [K].
+        labels: The names of the K classes.
+        top_k: How many to name, at most K.
+
+    Returns:
+        The best first; of equal ones that with the lower number.
+    """
+    best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+    return [Score(labels[index], index, float(scores[index])) for index in best]
+
+
+class VideoClassifier:
+    """A classifier that takes files, bytes, open files and frames.
+
+    >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
+    >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
+    'pan_left'
+    """
+
+    def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
+        """Put a model on a device.
+
+        Args:
+            model: The classifier; it is moved, and set to evaluation mode.
+            device: auto, cpu, cuda, cuda:1, mps, ...
+            precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+
+        Raises:
+            RequestError: For a device or precision that is not there.
+        """
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.precision = pick_precision(precision, self.device)
+        self.labels = model.labels or [f"class_{index}" for index in range(model.arch.num_classes)]
+        self._idle: list[IsolatedReader] = []  # between two calls: starting a child takes as long as reading a clip
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = BUILT_IN, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
+    ) -> VideoClassifier:
+        """Load a model.
+
+        Args:
+            model: A name, path or hub id, as :func:`hiera_video.from_pretrained` reads.
+            device: auto, cpu, cuda, cuda:1, mps, ...
+            precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+            kwargs: The other arguments of :func:`hiera_video.from_pretrained`.
+
+        Returns:
+            The classifier.
+
+        Raises:
+            RequestError: For an unknown model, device or precision.
+            WeightsError: Where the weights cannot be had or do not fit.
+        """
+        return cls(from_pretrained(model, **kwargs), device=device, precision=precision)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model with all that makes scores of clips."""
+        model = self.model
+        return Scorer(model, model.spec, self.device, self.precision, multi_label=model.multi_label)
+
+    def __call__(
+        self, source: Input, *, top_k: int = 5, views: str | None = None, fps: float | None = None
+    ) -> Prediction:
+        """Classify one input.
+
+        Args:
+            source: A video or image file, an http(s) address, bytes, an open binary file, frames uint8 [T, H, W, 3] (a
+                tensor may be [T, 3, H, W] too), or a list of PIL pictures.
+            top_k: How many classes to name.
+            views: "clips x crops" that scores are averaged over, such as "5x3"; default: the model's own.
+            fps: Frames a second of frames, pictures, or a folder of pictures.
+
+        Returns:
+            The best classes first; ``error`` is set where only a part could be read.
+
+        Raises:
+            UnreadableVideo: Where nothing of it can be read.
+            RequestError: For options that mean nothing, an input of another kind, or frames without ``fps``.
+        """
+        num_clips, num_crops = self._check(top_k, views)
+        reader = self._idle.pop() if self._idle else isolated_reader(time_limit=60)
+        loaded = load_segment(
+            Segment(source, 0),
+            reader,
+            spec=self.model.spec,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            fps=fps,
+            num_threads=0,
+        )
+        if reader is not None:  # after an exception it may be in the middle of an answer, and is not used again
+            self._idle.append(reader)
+        (scored,) = score_views(self.scorer, [loaded])
+        if scored.scores is None:
+            raise UnreadableVideo(scored.error)
+        return self._prediction(source, scored, top_k)
+
+    def stream(
+        self,
+        inputs: Sequence[Input],
+        *,
+        top_k: int = 5,
+        views: str | None = None,
+        batch_size: int = 8,
+        num_workers: int = 2,
+        keep_frames: bool = False,
+        fps: float | None = None,
+    ) -> Results[Prediction]:
+        """Classify many inputs; what cannot be read is answered by its ``error``.
+
+        Args:
+            inputs: Files, folders, globs and http(s) addresses, and all else that a call takes.
+            top_k: How many classes to name.
+            views: "clips x crops" that scores are averaged over, such as "5x3"; default: the model's own.
+            batch_size: Clips, of several inputs, that go through the model at once.
+            num_workers: Threads that read ahead, each with a child process that decodes.
+            keep_frames: Whether to give the frames of each input's middle clip too.
+            fps: Frames a second of frames, pictures, or folders of pictures.
+
+        Returns:
+            The answers in the order of the inputs, each computed when it is asked for.
+
+        Raises:
+            RequestError: For options that mean nothing.
+        """
+        num_clips, num_crops = self._check(top_k, views)
+        if batch_size < 1:
+            raise RequestError(f"batch_size is {batch_size}, but is at least 1")
+        files: list[tuple[Input, str | None]] = []
+        for source in inputs:
+            is_path = isinstance(source, (str, os.PathLike))
+            files += find_inputs([os.fspath(source)]) if is_path else [(source, None)]  # type: ignore[arg-type]
+        loaded = load_ahead(
+            (Segment(source, index, error=error) for index, (source, error) in enumerate(files)),
+            self.model.spec,
+            num_clips,
+            num_crops,
+            num_workers=num_workers,
+            fps=fps,
+            num_threads=max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files)))),
+        )
+        scored = score_views(self.scorer, loaded, batch_size=batch_size, keep_frames=keep_frames)
+        return Results(len(files), (self._prediction(files[item.index][0], item, top_k) for item in scored))
+
+    def scores(self, clips: Tensor, batch_size: int = 8) -> Tensor:
+        """The scores of clips.
+
+        Args:
+            clips: uint8 ``[N, C, T, H, W]``.
+            batch_size: Clips that go through the model at once.
+
+        Returns:
+            float32 ``[N, num_classes]`` on the CPU: softmax, or sigmoid of a multi-label model.
+        """
+        return torch.from_numpy(score_clips(self.scorer, clips, batch_size))
+
+    def _check(self, top_k: int, views: str | None) -> tuple[int, int]:
+        """Clips and crops. Raises :class:`RequestError`."""
+        if top_k < 1:
+            raise RequestError(f"top_k is {top_k}, but is at least 1")
+        return parse_views(views or self.model.views)
+
+    def _prediction(self, source: Input, scored: Scored, top_k: int) -> Prediction:
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else input_name(source)
+        best = [] if scored.scores is None else best_classes(scored.scores, self.labels, top_k)
+        return Prediction(name, scored.duration, best, scored.error, scored.frames)

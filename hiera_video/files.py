@@ -23,9 +23,16 @@ _HELD: set[Path] = set()
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it when the block ends well.
+    """Lets a block write a file that appears whole or not at all.
 
-    Raises :class:`OutputError` where it cannot be written.
+    Args:
+        path: The file.
+
+    Yields:
+        A temporary name beside it, which is renamed to ``path`` when the block ends well.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -34,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # as the user's umask has it: some writers (safetensors) make files for their owner alone
         temporary.replace(path)
-    except HieraVideoError:  # another trouble, though it may be an OSError too
+    except HieraVideoError:  # an error of the block, though it may be an OSError too
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -44,9 +51,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone(folder: Path, label: str) -> Iterator[None]:
-    """Refuses a second run that would write ``label`` into the same folder at the same time.
+    """Holds a lock while a block writes into a folder.
 
-    Raises :class:`RequestError`, :class:`OutputError`.
+    Args:
+        folder: The folder.
+        label: What is written, in a word for messages.
+
+    Raises:
+        RequestError: Another run holds the lock.
+        OutputError: The folder cannot be written.
     """
     import fcntl  # not on Windows
 
@@ -74,7 +87,15 @@ def alone(folder: Path, label: str) -> Iterator[None]:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """A table, its header first. Raises :class:`OutputError`."""
+    """Writes a table.
+
+    Args:
+        path: The file.
+        rows: The header, then the rows.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     # Names of files, and labels, may hold bytes that are no UTF-8.
     with (
         replacing(path) as temporary,
@@ -84,7 +105,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raises :class:`OutputError` now, before any work, where ``path`` cannot be written."""
+    """Refuses an output before any work is done for it.
+
+    Args:
+        path: The file that will be written.
+
+    Raises:
+        OutputError: It is a folder, its folder is missing, or there is no permission.
+    """
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
@@ -98,15 +126,30 @@ def check_output(path: Path) -> None:
 
 
 def is_path(name: str | os.PathLike[str]) -> bool:
-    """Whether this names a file by its place, not a card or recipe by its name."""
+    """Whether a text is the path of a file, rather than the name of a card or recipe.
+
+    Args:
+        name: The text.
+
+    Returns:
+        True where it ends as YAML files do, or has a folder in it.
+    """
     text = os.fspath(name)
     return text.endswith((".yaml", ".yml")) or os.path.basename(text) != text
 
 
 def find(kind: Kind, name: str | os.PathLike[str]) -> Path:
-    """The file of a card or recipe: a path is taken as it is, a name is looked up.
+    """The file of a card or recipe.
 
-    Raises :class:`RequestError`, with the nearest name.
+    Args:
+        kind: The folder of what is named: "datasets" or "configs".
+        name: The name of one that ships, or the path of a YAML file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        RequestError: There is none; the message has the nearest name.
     """
     if is_path(name):
         path = Path(name)
@@ -123,12 +166,19 @@ def find(kind: Kind, name: str | os.PathLike[str]) -> Path:
 
 
 def names(kind: Kind) -> list[str]:
-    """The names that :func:`find` knows, sorted."""
+    """The names of the cards or recipes that ship.
+
+    Args:
+        kind: "datasets" or "configs".
+
+    Returns:
+        The names that :func:`find` takes, sorted.
+    """
     return sorted({path.stem for folder in _folders(kind) for path in folder.glob("*.yaml")})
 
 
 def _folders(kind: Kind) -> list[Path]:
-    """An editable install never reads a stale copy; beside an installed package, "datasets" is somebody else's."""
+    """A checkout's own folder comes first; beside an installed package, a folder "datasets" is somebody else's."""
     checkout = PACKAGE.parent
     return ([checkout / kind] if (checkout / "pyproject.toml").is_file() else []) + [PACKAGE / kind]
 

@@ -15,17 +15,20 @@ from hiera_video.tasks.records import Results
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One architecture: parameters in millions, GFLOP of one clip or image as multiply-adds (as the papers count).
-
-    An MAE's GFLOP are those of one forward at its own mask ratio, decoder included.
-    """
+    """One architecture."""
 
     name: str
+    """Its name."""
     params_m: float
+    """Parameters in millions."""
     gflop: float
+    """Billions of multiply-adds of one clip or image (as the papers count); an MAE's at its own mask ratio."""
     input: str
+    """Size of its input: "16x224x224"."""
     checkpoints: list[str]
+    """Tags of the published weights."""
     error: None = None
+    """Nothing can go wrong."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but ``error``."""
@@ -45,6 +48,12 @@ def models(pattern: str = "*") -> Results[ModelInfo]:
 
     Args:
         pattern: A shell pattern that names must match, such as "*16x224" or "mae_*".
+
+    Returns:
+        A record for each model.
+
+    Raises:
+        UnknownModel: No name matches.
     """
     names = list_models(pattern)
     if not names:
@@ -53,7 +62,14 @@ def models(pattern: str = "*") -> Results[ModelInfo]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Counted on the meta device: no memory is taken and nothing is computed."""
+    """Size and cost of one model, counted on the meta device: no memory is taken and nothing is computed.
+
+    Args:
+        name: The architecture's name.
+
+    Returns:
+        The record.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):

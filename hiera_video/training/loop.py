@@ -157,16 +157,18 @@ class Training:
                 if ends or stop or self.done % plan.save_every == 0:
                     self._save(judged)
                 if stop and not ends:
-                    where = f" in {self.output}" if self.output is not None else ""
-                    log.info("stopped after step %d and saved%s; the same command goes on from here", self.done, where)
+                    log.info("stopped after step %d, saved in %s; the same command goes on", self.done, self.output)
                     raise KeyboardInterrupt
+        self._finish(judged)
+        best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
+        yield Metrics("done", self.done, plan.passes(self.done), best)
+
+    def _finish(self, judged: nn.Module) -> None:
         self.loader.close()
         if self.best is not None and self.best_value is None and self.export is not None:
             log.warning("no video of the validation list could be read: the last weights are kept, not the best")
             self.export(judged)
         self._write_problems(self._problems())
-        best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
-        yield Metrics("done", self.done, plan.passes(self.done), best)
 
     @property
     def output(self) -> Path | None:

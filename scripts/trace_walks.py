@@ -85,7 +85,7 @@ def files_of_a_step(train: Callable[[], Any]) -> list[str]:
         sys.setprofile(None)
         return result
 
-    ClipLoader.__iter__, AdamW.step = batches, last  # type: ignore[method-assign]
+    ClipLoader.__iter__, AdamW.step = batches, last  # type: ignore[method-assign, assignment]
     try:
         train()
     finally:

@@ -18,10 +18,10 @@ from hiera_video.data.augment import crop_box, crop_resize, draw_crop, rand_augm
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.data.loader import ClipLoader
-from hiera_video.data.loader import test_views as views_for_test
 from hiera_video.data.on_device import on_device
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import load_views
+from hiera_video.data.views import test_views as views_for_test
 from hiera_video.errors import RequestError
 from hiera_video.spec import FINETUNE, IMAGE_SPEC, PRETRAIN, Augment, ClipSpec
 

@@ -20,9 +20,9 @@ from hiera_video.data import dataset as dataset_module
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import ClipLoader
-from hiera_video.data.loader import test_views as views_for_test
 from hiera_video.data.sampling import keyed_rng, segment_clips
 from hiera_video.data.views import load_views
+from hiera_video.data.views import test_views as views_for_test
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import FINETUNE, PRETRAIN, Augment, ClipSpec
 

@@ -23,7 +23,7 @@ TOP = """
 import os, sys, time
 import torch
 import hiera_video
-from hiera_video.data.loader import test_views
+from hiera_video.data.views import test_views
 
 def loader():
     videos = hiera_video.list_videos("train")

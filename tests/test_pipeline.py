@@ -114,7 +114,7 @@ def test_a_decoder_that_crashes_or_hangs_is_a_note_on_the_page(ill: Path, tiny_m
 PROGRAM = """
 import os, sys
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import test_views
+from hiera_video.data.views import test_views
 from hiera_video.spec import ClipSpec
 def main():
     videos = VideoList.make([{path!r}] * 40, [0] * 40, ["a"])

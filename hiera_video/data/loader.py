@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, default_collate
 from hiera_video.data.dataset import ClipDataset, Problem, Sample
 from hiera_video.data.on_device import DrawnClips
 from hiera_video.data.sampling import keyed_rng
-from hiera_video.data.views import test_views as test_views
 from hiera_video.data.workers import start_workers
 from hiera_video.errors import RequestError, UnreadableVideo
 

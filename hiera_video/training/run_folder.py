@@ -22,9 +22,9 @@ from accelerate.utils import broadcast_object_list
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone, replacing
 from hiera_video.training import recipe_file
-from hiera_video.training.recipe import Finetuning, Pretraining
 from hiera_video.training.checkpointing import is_finished
 from hiera_video.training.optimization import Plan, describe_plan, plan_run
+from hiera_video.training.recipe import Finetuning, Pretraining
 
 log = logging.getLogger("hiera_video")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hiera_video.models.zoo import ARCHITECTURES
+from hiera_video.models.published import ARCHITECTURES
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -23,8 +23,9 @@ from torchvision.transforms import v2
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import ClipLoader, test_views
+from hiera_video.data.loader import ClipLoader
 from hiera_video.data.sampling import test_clips
+from hiera_video.data.views import test_views
 from hiera_video.spec import Augment
 
 train_crop = v2.Compose(
@@ -199,7 +200,7 @@ class Ours:
                 for row in batch["flip"].nonzero().flatten().tolist():
                     clip = batch["clip"][row]
                     clip.copy_(clip.flip(-1))
-                yield batch
+                yield dict(batch)
         finally:
             self.loader.close()
 

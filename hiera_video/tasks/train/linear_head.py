@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import test_views
 from hiera_video.data.on_device import model_input
+from hiera_video.data.views import test_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.tasks.train.data import sampler_of

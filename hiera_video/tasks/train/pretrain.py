@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.loader import Batch, test_views
+from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import model_input, on_device
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.views import test_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible

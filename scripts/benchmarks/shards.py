@@ -32,7 +32,7 @@ from torch.nn.functional import interpolate
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
-from hiera_video.data.reading.decoders import PyAVDecoder
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import Augment, ClipSpec

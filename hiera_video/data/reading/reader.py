@@ -1,7 +1,7 @@
 """Video in: a file becomes uint8 RGB frames with their times in seconds.
 
 :func:`open_video` is the only place that opens a video. The file's packets are read once without decoding, which gives
-every frame's time; then PyAV decodes, or decord, or torchcodec: all count frames by those times.
+every frame's time; then PyAV decodes, or decord or torchcodec if asked for: all count frames by those times.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hiera_video.data.reading.decoders import (
-    SKIPPING_CODECS,
     DecordDecoder,
     Image,
     PictureDecoder,
-    PyAVDecoder,
     TorchcodecDecoder,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
 from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index, reason
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.errors import RequestError, UnreadableVideo
 
 if TYPE_CHECKING:
@@ -70,8 +69,9 @@ class Video:
     ``times`` float64 [N]: seconds at which each frame begins to be shown, ascending, as the file has them: a stream
     that starts at 8.3 s has ``times[0] == 8.3``. Frame i is shown in the half-open interval [times[i], times[i + 1]).
     ``duration``: seconds from the first frame's begin to the last one's end. ``fps``: frames by duration.
-    ``backend``: which decodes; ``fallback_reason``: why decord, the first choice, does not, or None.
+    ``backend``: which decodes; ``fallback_reason``: why it is not the one that was asked for, or None.
     ``error``: None, or one sentence about the part that cannot be read. It can appear while frames are read.
+    ``warning``: None, or one sentence about a healthy file whose times are not its own.
     ``time_error``: seconds, the farthest that a frame shown in place of one asked for was away (``decode="fast"``).
     ``stored_size``: (height, width) in pixels as the file says, before rotation; unlike ``height`` known at once.
     """
@@ -84,16 +84,18 @@ class Video:
         *,
         strict: bool = False,
         fallback_reason: str | None = None,
+        checker: PyAVDecoder | None = None,
     ) -> None:
         self.path = media.name
         self.index = index
-        self._media, self._decoder, self._strict = media, decoder, strict
+        self._decoder, self._strict, self._checker = decoder, strict, checker
         self._cleanup = ExitStack()
         self._size: tuple[int, int] | None = None
         self.times = index.times
         self.duration = index.end - float(self.times[0])
         self.fps = len(self.times) / self.duration
         self.stored_size = index.stored_size
+        self.warning = index.warning
         self.fallback_reason = fallback_reason
 
     def __enter__(self) -> Self:
@@ -108,6 +110,8 @@ class Video:
     def close(self) -> None:
         """Let go of the file."""
         self._decoder.close()
+        if self._checker is not None:
+            self._checker.close()
         self._cleanup.close()
 
     @property
@@ -195,14 +199,12 @@ class Video:
         except UnreadableVideo:
             raise
         except Exception as error:  # decord's and torchcodec's own
-            if not isinstance(self._decoder, (DecordDecoder, TorchcodecDecoder)):
+            if self._checker is None:
                 raise
-            self._decoder.close()
-            if self._strict:
-                raise UnreadableVideo(_cannot(self.path, self.backend, error)) from error
-            self.fallback_reason = reason(error)
-            self._decoder = PyAVDecoder(self._media, self.index, self._media.open(), None, 0, False)
-            shown, images = self._decoder.read(distinct, short_side)
+            raise UnreadableVideo(_cannot(self.path, self.backend, reason(error))) from error
+        damaged = self._checker.check(distinct) if self._checker is not None else None
+        if damaged:  # they show what was patched together, and say nothing
+            raise UnreadableVideo(_cannot(self.path, self.backend, damaged.rstrip(".")))
         if short_side is None:
             self._size = images[0].shape[:2]
         return shown, images
@@ -224,8 +226,8 @@ def open_video(
 ) -> Video:
     """Open a video file, an http(s) address, the bytes of a file, a binary file object, or a folder of pictures.
 
-    ``backend``: "auto" takes PyAV for H.264 and HEVC, where it decodes only what is asked for or referred to, and
-    decord for the rest if it gives the right frames there, else PyAV; or one of "pyav", "decord", "torchcodec".
+    ``backend``: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they give other frames, which
+    PyAV checks.
     ``num_threads`` decode: 0 is as many as there are processors, right for one video at a time; a worker process among
     many takes 1. Several video streams: the one that FFmpeg calls best.
 
@@ -256,22 +258,16 @@ def open_video(
 
 def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Video:
     index, container, packets = read_index(media)
-    why = None
-    if backend == "auto" and index.codec in SKIPPING_CODECS:
-        why = f"PyAV decodes only the pictures of {index.codec} that are needed"
-    elif backend != "pyav":
+    ours = PyAVDecoder(media, index, container, packets, num_threads, fast)
+    if backend in ("auto", "pyav"):
+        return Video(media, index, ours)
+    try:
         kind = TorchcodecDecoder if backend == "torchcodec" else DecordDecoder
-        try:
-            decoder = kind(media, index, num_threads)
-        except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
-            if backend != "auto":
-                container.close()
-                raise UnreadableVideo(_cannot(media.name, backend, error)) from error
-            why = reason(error)
-        else:
-            container.close()
-            return Video(media, index, decoder, strict=backend != "auto")
-    return Video(media, index, PyAVDecoder(media, index, container, packets, num_threads, fast), fallback_reason=why)
+        decoder: Decoder = kind(media, index, num_threads)
+    except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
+        ours.close()
+        raise UnreadableVideo(_cannot(media.name, backend, reason(error))) from error
+    return Video(media, index, decoder, strict=True, checker=ours)
 
 
 def _open_pictures(folder: str, fps: float) -> Video:
@@ -280,9 +276,10 @@ def _open_pictures(folder: str, fps: float) -> Video:
     paths = pictures_in(folder)
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
     numbers = np.arange(len(paths))
-    index = FrameIndex(numbers, numbers, step, float(len(paths) * step), 0, "pictures", "", (0, 0), False, None)
+    end = float(len(paths) * step)
+    index = FrameIndex(numbers, numbers, step, end, 0, "pictures", "", (0, 0), ids=numbers, stored=numbers)
     return Video(Media(folder, folder), index, PictureDecoder(paths))
 
 
-def _cannot(name: str, backend: str, error: Exception) -> str:
-    return f"{name} cannot be decoded by {backend} ({reason(error)}): use backend='auto' or 'pyav'."
+def _cannot(name: str, backend: str, why: str) -> str:
+    return f"{name} cannot be decoded by {backend} ({why}): use backend='auto' or 'pyav'."

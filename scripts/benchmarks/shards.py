@@ -120,8 +120,8 @@ def decoded(videos: VideoList, num_epochs: int) -> tuple[float, float, float]:
     numbers: list[int] = []
     inner = PyAVDecoder._decode
 
-    def counting(self: PyAVDecoder, packets: Iterator[Any], waiting: bool) -> Iterator[tuple[int, Any]]:
-        for number, frame in inner(self, packets, waiting):
+    def counting(self: PyAVDecoder, packets: Iterator[Any], key: int) -> Iterator[tuple[int, Any]]:
+        for number, frame in inner(self, packets, key):
             numbers.append(frame.width * frame.height)
             yield number, frame
 

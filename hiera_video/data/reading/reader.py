@@ -88,7 +88,7 @@ class Video:
     ) -> None:
         self.path = media.name
         self.index = index
-        self._decoder, self._strict, self._checker = decoder, strict, checker
+        self._media, self._decoder, self._strict, self._checker = media, decoder, strict, checker
         self._cleanup = ExitStack()
         self._size: tuple[int, int] | None = None
         self.times = index.times

@@ -39,7 +39,7 @@ def join_clocks(
         Both lists on the first recording's clock, None where a stamp is wrong by itself, and the positions at which a
         recording begins.
     """
-    clock = [shown if decoded is None else decoded for shown, decoded in zip(pts, dts, strict=True)]
+    clock = dts if any(stamp is not None for stamp in dts) else pts
     shown: Stamps = []
     decoded: Stamps = []
     begins = [0]

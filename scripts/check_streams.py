@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from streams import check, streams  # noqa: E402
+from streams import check, streams
 
 
 def main(folder: Path) -> int:

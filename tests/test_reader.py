@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from assets import (
-    AVI,
     FRONT_INDEX,
     H264,
     HEVC,

@@ -162,6 +162,27 @@ class H264Headers:
         is_field = sequence.interlaced and bits.take(1)
         return _Slice(frame_num, bool(unit[0] >> 5 & 3), unit[0] & 31 == 5, 1 + bits.take(1) if is_field else 0)
 
+    def can_start(self, packet: Any) -> bool:
+        """Whether decoding can start at a packet that FFmpeg calls a keyframe: every slice of its picture is intra.
+
+        Streams that are refreshed bit by bit have keyframes that are whole only some pictures later.
+        """
+        data = bytes(packet)
+        slices = [unit for unit in _units(data, self.length_size) if unit and unit[0] & 31 in (1, 5)]
+        try:
+            first = self.slices(packet)[:1]
+            for unit in slices:
+                bits = _Bits(unit[1:40])
+                bits.golomb()
+                kind = bits.golomb() % 5
+                if first and self.sequence and self._slice(unit, self.sequence).field != first[0].field:
+                    return True  # the other field may be made of this one
+                if kind not in (2, 4):
+                    return False
+        except ValueError:
+            pass
+        return True
+
     def pictures_begun(self, packet: Any) -> int:
         """How many pictures begin in the next packet: 0 where it completes the picture of the one before."""
         slices = self.slices(packet)

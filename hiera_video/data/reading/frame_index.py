@@ -202,7 +202,7 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                     result.pts.append(packet.pts)
                     result.dts.append(dts)
                     result.durations.append(packet.duration or 0)
-                    result.keyframes.append(packet.is_keyframe)
+                    result.keyframes.append(packet.is_keyframe and (headers is None or headers.can_start(packet)))
                     result.pictures.append(1 if count is None else count(packet))
                     result.smallest = min(result.smallest, packet.size)
                 position += 1

@@ -43,6 +43,7 @@ class PyAVDecoder:
         self._media, self._index = media, index
         self._num_threads = num_threads
         self._numbers = {int(name): number for number, name in enumerate(index.ids)}
+        self._keys = frozenset(index.keys.tolist())
         self._skips = index.codec in SKIPPING_CODECS
         self._fast = fast and self._skips
         self._wanted: frozenset[int] = frozenset()
@@ -57,6 +58,7 @@ class PyAVDecoder:
         self._reason = "no frame comes out of the decoder"
         self._lost: set[int] = set()  # frames that are damaged, or made of damaged ones
         self._alone: set[int] = set()  # those of them that no other is made of
+        self._single: set[int] = set()  # frames found to be referred to by no other
         self._careful = False  # whether every packet is decoded by itself, and listened to
         self._absent: set[int] = set()  # frames that no decoding brings, without a sign of damage
         # Opening again is the one way back to the beginning that every format knows; these know another.
@@ -258,7 +260,7 @@ class PyAVDecoder:
                         continue
                 yield packet
             return
-        first = next((i for i, other in enumerate(self._packets) if other.is_keyframe and other.pts == name), 0)
+        first = next((i for i, other in enumerate(self._packets) if other.pts == name), 0)
         yield from self._packets[first:]
         yield None
 
@@ -287,14 +289,15 @@ class PyAVDecoder:
                     yield from self._whole(context, packet, -1, first)
                     continue
                 number = self._numbers.get(packet.pts, -1)
-                if packet.pts in self._index.broken and not packet.is_keyframe and not waiting:
+                is_key = number in self._keys
+                if packet.pts in self._index.broken and not is_key and not waiting:
                     self._lose(self._culprit(number, before), "a part of the file is lost before them")
-                if waiting and packet.is_keyframe:
+                if waiting and is_key:
                     waiting, first = False, max(number, 0)
                 if waiting or number in self._lost or (number < 0 and before in self._lost):
                     before = number if number >= 0 else before
                     continue
-                if packet.is_keyframe and before in self._lost - self._alone:
+                if is_key and before in self._lost - self._alone:
                     yield from self._whole(context, None, -1, first)  # what is whole before the damage
                     context.flush_buffers()
                 if self._skips:
@@ -319,6 +322,8 @@ class PyAVDecoder:
         failure: str | None = None
         frames: list[Any] = []
         if self._careful:
+            if packet is not None and packet.size and not bitstream.is_reference(self._index.codec, packet):
+                self._single.add(number)
             with damage.caught() as messages:
                 try:
                     frames = context.decode(packet)
@@ -334,7 +339,7 @@ class PyAVDecoder:
             if damage.count_messages() != before or any(frame.is_corrupt for frame in frames):
                 raise _Doubt
         if failure is not None and number >= first:
-            self._lose(number, failure, packet)
+            self._lose(number, failure)
         for frame in frames:
             number = self._numbers.get(frame.pts, -1)
             if frame.is_corrupt and number >= first:
@@ -342,18 +347,18 @@ class PyAVDecoder:
             if number >= first and number not in self._lost:
                 yield number, frame
 
-    def _lose(self, number: int, why: str, packet: Any = None) -> None:
+    def _lose(self, number: int, why: str) -> None:
         """Note that a frame is damaged, and with it all that are made of it: those stored up to the next keyframe."""
         if number in self._lost:
             return
         self._reason = why
         self._lost.add(number)
-        if packet is not None and not bitstream.is_reference(self._index.codec, packet):
+        if number in self._single:
             self._alone.add(number)
             return
-        stored, keys = self._index.stored, set(self._index.keys.tolist())
+        stored = self._index.stored
         begin = int(np.flatnonzero(stored == number)[0]) + 1
-        following = next((i for i in range(begin, len(stored)) if int(stored[i]) in keys), len(stored))
+        following = next((i for i in range(begin, len(stored)) if int(stored[i]) in self._keys), len(stored))
         self._lost.update(stored[begin:following].tolist())
         if following < len(stored):  # stored behind the keyframe, but shown before it
             self._lost.update(int(n) for n in stored[following:] if n < stored[following])

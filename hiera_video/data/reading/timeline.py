@@ -43,12 +43,15 @@ def join_clocks(
     shown: Stamps = []
     decoded: Stamps = []
     begins = [0]
-    offset, last = 0, None
+    offset = 0
+    last = earlier = None  # the clock at the picture before, and at the one before that
     for i, now in enumerate(clock):
         if now is not None and last is not None and _jumps(now + offset - last, step, ticks_per_s, leaps):
-            ahead = [one for one in clock[i + 1 :][:_FOLLOWERS] if one is not None]
-            stays = sum(abs(one - now) < abs(one + offset - last) for one in ahead)
-            if ahead and 2 * stays > len(ahead):
+            ahead = [stamp for stamp in clock[i + 1 :][:_FOLLOWERS] if stamp is not None]
+            stays = sum(abs(stamp - now) < abs(stamp + offset - last) for stamp in ahead)
+            if earlier is not None and earlier < now + offset < last:
+                shown[-1] = decoded[-1] = None  # the stamp before was too late: this one goes on where it leapt
+            elif ahead and 2 * stays > len(ahead):
                 offset = last + round(step) - now
                 begins.append(i)
             else:
@@ -58,7 +61,7 @@ def join_clocks(
         for stamps, stamp in ((shown, pts[i]), (decoded, dts[i])):
             stamps.append(None if stamp is None else stamp + offset)
         if now is not None:
-            last = now + offset
+            earlier, last = last, now + offset
     return shown, decoded, begins
 
 
@@ -91,7 +94,14 @@ def mend(stamps: Sequence[int | None], step: float) -> list[int]:
         step: ticks that a picture lasts where no neighbour tells.
     """
     kept = _without_repeats(stamps)
-    fitting = _longest_ascending(kept)
+    backwards = [None if stamp is None else -stamp for stamp in reversed(kept)]
+    choices = [_longest_ascending(kept), {len(kept) - 1 - i for i in _longest_ascending(backwards)}]
+    mended = [_filled(kept, fitting, step) for fitting in (choices if choices[0] != choices[1] else choices[:1])]
+    return min(mended, key=lambda times: sum((after - before) ** 2 for before, after in pairwise(times)))
+
+
+def _filled(kept: Stamps, fitting: set[int], step: float) -> list[int]:
+    """The stamps at the positions ``fitting``, and between them what their neighbours suggest."""
     times = [stamp if i in fitting else None for i, stamp in enumerate(kept)]
     first = min(fitting)
     known = sorted(fitting)

@@ -53,7 +53,7 @@ def worst(messages: list[Any]) -> str | None:
 
     for level, _, text in messages:
         if level <= av.logging.ERROR and not HARMLESS.search(text):
-            return str(text).strip()
+            return " ".join(str(text).split()).rstrip(".")
     return None
 
 

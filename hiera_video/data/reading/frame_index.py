@@ -119,7 +119,8 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
     import av
 
     try:
-        container = media.open()
+        with damage.caught() as messages:
+            container = media.open()
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideo(
             f"{media.name} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
@@ -136,6 +137,8 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
         packets = _read_packets(container, stream)
+        if packets.error is None and (text := damage.worst(messages)):
+            packets.error = f"the file is damaged ({text})."
         if not packets.pts:
             raise UnreadableVideo(f"{media.name} holds no complete frame of its video: copy or download it again.")
         index = _index(media, container, stream, packets)
@@ -188,8 +191,9 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                         result.kept = None
                 if packet.is_corrupt:
                     holes.add(position)
-                if messages and position and damage.worst(messages):
+                if messages and (text := damage.worst(messages)):
                     result.broken.add(position)
+                    result.error = f"the file is damaged ({text})."
                 messages.clear()
                 dts = packet.dts
                 if before is not None and dts is not None and before.dts is not None:
@@ -208,6 +212,8 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
             result.error = f"the file cannot be read to its end ({reason(failure)})."
+        if result.error is None and (text := damage.worst(messages)):
+            result.error = f"the file is damaged ({text})."
     _place_holes(result, holes)
     return result
 
@@ -266,7 +272,7 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         stored=ranks,
         by_position=not unchanged,
         broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
-        error=packets.error or _cut_off(media, container, stream, packets, end),
+        error=_cut_off(media, container, stream, packets, end) or packets.error,
         warning=warning,
     )
 

@@ -16,15 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import av  # noqa: E402
-import numpy as np  # noqa: E402
-from assets import AV1, AVI, H264, HEVC, LONG_MKV, ODD_SIZE, OPEN_GOP, TRANSPORT, VP9, Asset  # noqa: E402
-from test_fuzz import damaged  # noqa: E402
+import av
+import numpy as np
+from assets import AV1, AVI, H264, HEVC, LONG_MKV, ODD_SIZE, OPEN_GOP, TRANSPORT, VP9, Asset  # type: ignore[import-untyped]
+from test_fuzz import damaged  # type: ignore[import-untyped]
 
-from hiera_video.data.reading.child_process import IsolatedReader  # noqa: E402
-from hiera_video.data.reading.damage import HARMLESS  # noqa: E402
-from hiera_video.data.sampling import keyed_rng  # noqa: E402
-from hiera_video.errors import UnreadableVideo  # noqa: E402
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.damage import HARMLESS
+from hiera_video.data.sampling import keyed_rng
+from hiera_video.errors import UnreadableVideo
 
 MPEG2 = Asset("mpeg2.ts", codec="mpeg2video", options={"bf": "2", "g": "10"})
 ORIGINALS = (H264, HEVC, OPEN_GOP, VP9, AV1, LONG_MKV, AVI, TRANSPORT, ODD_SIZE, MPEG2)
@@ -99,7 +99,17 @@ def main(count: int, first: int) -> int:
                 counts["of them with an error"] += 1
                 counts["of these, FFmpeg silent"] += not said
             if kind != "right":
-                print(number, originals[which].name, kind, wrong[:6], len(shown), len(pictures), error, said[:2], flush=True)
+                print(
+                    number,
+                    originals[which].name,
+                    kind,
+                    wrong[:6],
+                    len(shown),
+                    len(pictures),
+                    error,
+                    said[:2],
+                    flush=True,
+                )
             path.unlink()
     print(dict(counts))
     return counts["crash or hang"] + counts["differs in silence"]

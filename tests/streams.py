@@ -261,6 +261,9 @@ def streams() -> list[Stream]:
                 "forward stamp", codec, suffix, options, format_options=free, change=restamped(30, 44), times=regular
             ),
         ]
+    for at, tick in ((14, 8), (23, 29)):
+        stream = Stream(f"stamp {at} as {tick}", "libx264", "mkv", B2, change=restamped(at, tick))
+        made.append(replace(stream, format_options=free, times=[n / RATE for n in range(50)]))
     for codec in ("libx264", "libx265", "mpeg2video"):
         b = {"bf": "2"} if codec != "libx265" else {}
         joined: dict[str, Any] = {"shown": TWICE, "times": AB}

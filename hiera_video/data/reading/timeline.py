@@ -16,6 +16,9 @@ MAX_REORDERING = 16
 #: Stamps after a jump that must agree with it: fewer are wrong stamps, not another clock.
 _FOLLOWERS = 3
 
+#: Of longer recordings nobody decodes all to learn whether one stamp is in its place.
+_MAX_JUDGED = 2000
+
 Stamps = list["int | None"]
 
 
@@ -79,20 +82,37 @@ def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins:
         decoded = [stamp for stamp in dts[begin:end] if stamp is not None]
         if any(after <= before for before, after in pairwise(decoded)):
             return None
+        stamps = [stamp for stamp in part if stamp is not None]
+        if len(decoded) == len(stamps) and any(a < b for a, b in zip(stamps, decoded, strict=True)):
+            return None
         ranks = sorted(range(begin, end), key=lambda i: pts[i] or 0)
         if any(abs(i - rank) > MAX_REORDERING for rank, i in enumerate(ranks, begin)):
             return None
+        if ranks != list(range(begin, end)) and _some_are_out_of_step(sorted(stamps)):
+            return None
         order += ranks
     return order
+
+
+def _some_are_out_of_step(ascending: list[int]) -> bool:
+    """Whether stamps are even but for a few, and one of these comes too early: it may stand in a wrong place."""
+    if len(ascending) > _MAX_JUDGED:
+        return False
+    steps = [after - before for before, after in pairwise(ascending)]
+    usual = median(steps)
+    odd = [step for step in steps if not 0.6 * usual <= step <= 1.6 * usual]
+    return 0 < len(odd) <= max(4, len(steps) // 20) and min(odd) < usual
 
 
 def mend(stamps: Sequence[int | None], step: float) -> list[int]:
     """Ascending stamps for pictures in display order: those that fit stay, the others come from their neighbours.
 
     Args:
-        stamps: ticks in display order, None where there is none; at least one is there.
+        stamps: ticks in display order, None where there is none.
         step: ticks that a picture lasts where no neighbour tells.
     """
+    if all(stamp is None for stamp in stamps):
+        return [round(number * step) for number in range(len(stamps))]
     kept = _without_repeats(stamps)
     backwards = [None if stamp is None else -stamp for stamp in reversed(kept)]
     choices = [_longest_ascending(kept), {len(kept) - 1 - i for i in _longest_ascending(backwards)}]

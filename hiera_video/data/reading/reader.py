@@ -141,13 +141,20 @@ class Video:
         return max(0, int(np.searchsorted(self.times, time, side="right")) - 1)
 
     def frames(self, indices: ArrayLike, *, short_side: int | None = None) -> Frames:
-        """The frames of these numbers, int [T], repeated and in any order; each is decoded once, in one pass.
+        """Read frames by their numbers; each is decoded once, in one pass.
 
-        ``short_side``: pixels that suffice; frames may come with a short side as small as that (PyAV and pictures),
-        scaled while they are decoded, never larger than the video's own.
+        Args:
+            indices: int [T], repeated and in any order.
+            short_side: pixels that suffice: frames may come with a short side as small as that (PyAV and pictures),
+                scaled while they are decoded, never larger than the video's own.
 
-        A frame that cannot be decoded is replaced by the nearest earlier one that can, or the first later one, and
-        ``error`` says so. Raises :class:`UnreadableVideo` when nothing can be decoded, IndexError out of range.
+        Returns:
+            The frames and their times. A frame that cannot be decoded is replaced by the nearest earlier one that can,
+            or the first later one; ``error`` then says so, and ``times`` is that of the frame shown.
+
+        Raises:
+            UnreadableVideo: nothing can be decoded.
+            IndexError: a number is out of range.
         """
         distinct, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         shown, images = self.read(distinct, short_side)
@@ -155,11 +162,19 @@ class Video:
         return Frames(np.stack([images[i] for i in inverse]), self.times[shown[inverse]])
 
     def stream(self, rows: Iterable[ArrayLike], prepare: Prepare | None = None) -> Iterator[Frames]:
-        """One :class:`Frames` per row of ascending frame numbers; rows may overlap, their first numbers ascend.
+        """Read rows of frames in one ascending pass, so that a long video costs as much memory as a short one.
 
-        One ascending pass: each frame is decoded once and dropped after the last row that has it, so that a long
-        video costs as much memory as a short one. ``prepare`` makes other pictures of uint8 [n, H, W, 3], n of them,
-        once for each frame: smaller ones, for instance, to be kept in their place.
+        Args:
+            rows: ascending frame numbers each; rows may overlap, their first numbers ascend.
+            prepare: makes other pictures of uint8 [n, H, W, 3], n of them, once for each frame: smaller ones, for
+                instance, to be kept in their place.
+
+        Yields:
+            The frames of each row. A frame is decoded once, and dropped after the last row that has it.
+
+        Raises:
+            UnreadableVideo: nothing can be decoded.
+            IndexError: a number is out of range.
         """
         coming = (np.asarray(row, dtype=np.int64) for row in rows)
         waiting: deque[NDArray[np.int64]] = deque()
@@ -226,17 +241,23 @@ def open_video(
 ) -> Video:
     """Open a video file, an http(s) address, the bytes of a file, a binary file object, or a folder of pictures.
 
-    ``backend``: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they give other frames, which
-    PyAV checks.
-    ``num_threads`` decode: 0 is as many as there are processors, right for one video at a time; a worker process among
-    many takes 1. Several video streams: the one that FFmpeg calls best.
+    Args:
+        source: one of these. Of several video streams in a file, the one that FFmpeg calls best is read.
+        backend: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they would show other frames,
+            which PyAV checks.
+        num_threads: threads that decode: 0 is as many as there are processors, right for one video at a time; a worker
+            process among many takes 1.
+        decode: "exact", or "fast": of H.264 and HEVC only pictures that others refer to are decoded, without the loop
+            filter, and the nearest one is shown, at most half the step between the frames asked for away;
+            ``time_error`` says how far.
+        fps: frames a second of a folder of pictures, which has no times of its own.
 
-    ``decode="fast"``: of H.264 and HEVC only pictures that others refer to are decoded, without the loop filter, and
-    the nearest one is shown, at most half the step between the frames asked for away; ``time_error`` says how far.
+    Returns:
+        The open video: close it, or use ``with``.
 
-    ``fps``: frames a second of a folder of pictures, which has no times of its own.
-
-    Raises :class:`UnreadableVideo`, one sentence saying what the file is instead of a video.
+    Raises:
+        UnreadableVideo: one sentence saying what the file is instead of a video.
+        RequestError: an argument has no such value.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r}, but can be one of {', '.join(BACKENDS)}.")

@@ -31,13 +31,6 @@ def listen() -> None:
     av.logging.set_skip_repeated(False)
 
 
-def count_messages() -> int:
-    """How many errors FFmpeg has reported in this process so far, from all of its threads."""
-    import av
-
-    return int(av.logging.get_last_error()[0])
-
-
 @contextmanager
 def caught() -> Iterator[list[Any]]:
     """The errors that FFmpeg reports in this thread meanwhile: a list of (level, source, text), filled as they come."""
@@ -47,12 +40,12 @@ def caught() -> Iterator[list[Any]]:
         yield messages
 
 
-def worst(messages: list[Any]) -> str | None:
-    """The first message that means damage to a picture, or None."""
+def worst(messages: list[Any], without: str = "") -> str | None:
+    """The first message that means damage to a picture, or None; those of the source ``without`` do not count."""
     import av
 
-    for level, _, text in messages:
-        if level <= av.logging.ERROR and not HARMLESS.search(text):
+    for level, source, text in messages:
+        if level <= av.logging.ERROR and source != without and not HARMLESS.search(text):
             return " ".join(str(text).split()).rstrip(".")
     return None
 

@@ -137,7 +137,7 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
         packets = _read_packets(container, stream)
-        if packets.error is None and (text := damage.worst(messages)):
+        if packets.error is None and (text := damage.worst(messages, stream.codec_context.name)):
             packets.error = f"the file is damaged ({text})."
         if not packets.pts:
             raise UnreadableVideo(f"{media.name} holds no complete frame of its video: copy or download it again.")
@@ -191,7 +191,8 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                         result.kept = None
                 if packet.is_corrupt:
                     holes.add(position)
-                if messages and (text := damage.worst(messages)):
+                # What the codec's parser says, the decoder says again, and knows of which picture.
+                if messages and (text := damage.worst(messages, codec)):
                     result.broken.add(position)
                     result.error = f"the file is damaged ({text})."
                 messages.clear()
@@ -212,7 +213,7 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
             result.error = f"the file cannot be read to its end ({reason(failure)})."
-        if result.error is None and (text := damage.worst(messages)):
+        if result.error is None and (text := damage.worst(messages, codec)):
             result.error = f"the file is damaged ({text})."
     _place_holes(result, holes)
     return result

@@ -39,8 +39,12 @@ class PyAVDecoder:
     def __init__(
         self, media: Media, index: FrameIndex, container: Any, packets: list[Any] | None, num_threads: int, fast: bool
     ) -> None:
+        import av
+
         self.time_error = 0.0
         self._media, self._index = media, index
+        self._decoding_error = av.FFmpegError
+        self._messages = av.logging.get_last_error  # counts those of all threads
         self._num_threads = num_threads
         self._numbers = {int(name): number for number, name in enumerate(index.ids)}
         self._keys = frozenset(index.keys.tolist())
@@ -317,8 +321,6 @@ class PyAVDecoder:
 
     def _whole(self, context: Any, packet: Any, number: int, first: int) -> Iterator[tuple[int, Any]]:
         """Decode one packet, of frame ``number``; yield what comes out from ``first`` on and is not damaged."""
-        import av
-
         failure: str | None = None
         frames: list[Any] = []
         if self._careful:
@@ -327,16 +329,16 @@ class PyAVDecoder:
             with damage.caught() as messages:
                 try:
                     frames = context.decode(packet)
-                except av.FFmpegError as error:
+                except self._decoding_error as error:
                     failure = reason(error)
             failure = damage.worst(messages) or failure
         else:
-            before = damage.count_messages()
+            before = self._messages()[0]
             try:
                 frames = context.decode(packet)
-            except av.FFmpegError as error:
+            except self._decoding_error as error:
                 raise _Doubt from error
-            if damage.count_messages() != before or any(frame.is_corrupt for frame in frames):
+            if self._messages()[0] != before or any(frame.is_corrupt for frame in frames):
                 raise _Doubt
         if failure is not None and number >= first:
             self._lose(number, failure)

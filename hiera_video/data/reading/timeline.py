@@ -43,13 +43,17 @@ def join_clocks(
         recording begins.
     """
     clock = dts if any(stamp is not None for stamp in dts) else pts
+    running = [stamp for stamp in clock if stamp is not None]
+    fall, leap = -FALL_S * ticks_per_s, step + LEAP_S * ticks_per_s if leaps else float("inf")
+    if all(fall <= after - before <= leap for before, after in pairwise(running)):
+        return list(pts), list(dts), [0]
     shown: Stamps = []
     decoded: Stamps = []
     begins = [0]
     offset = 0
     last = earlier = None  # the clock at the picture before, and at the one before that
     for i, now in enumerate(clock):
-        if now is not None and last is not None and _jumps(now + offset - last, step, ticks_per_s, leaps):
+        if now is not None and last is not None and not fall <= now + offset - last <= leap:
             ahead = [stamp for stamp in clock[i + 1 :][:_FOLLOWERS] if stamp is not None]
             stays = sum(abs(stamp - now) < abs(stamp + offset - last) for stamp in ahead)
             if earlier is not None and earlier < now + offset < last:
@@ -66,10 +70,6 @@ def join_clocks(
         if now is not None:
             earlier, last = last, now + offset
     return shown, decoded, begins
-
-
-def _jumps(delta: float, step: float, ticks_per_s: float, leaps: bool) -> bool:
-    return delta < -FALL_S * ticks_per_s or (leaps and delta - step > LEAP_S * ticks_per_s)
 
 
 def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins: Sequence[int]) -> list[int] | None:
@@ -111,7 +111,10 @@ def mend(stamps: Sequence[int | None], step: float) -> list[int]:
         stamps: ticks in display order, None where there is none.
         step: ticks that a picture lasts where no neighbour tells.
     """
-    if all(stamp is None for stamp in stamps):
+    whole = [stamp for stamp in stamps if stamp is not None]
+    if len(whole) == len(stamps) and all(before < after for before, after in pairwise(whole)):
+        return whole
+    if not whole:
         return [round(number * step) for number in range(len(stamps))]
     kept = _without_repeats(stamps)
     backwards = [None if stamp is None else -stamp for stamp in reversed(kept)]

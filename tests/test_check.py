@@ -79,7 +79,7 @@ def test_a_run_counts_each_class_and_reports_each_file(dataset: Path) -> None:
     expected = [str(dataset / "fine.mp4"), "a", None, None, 3.0, 90, 48, 64, fine["size"], "ends"]
     assert [fine[name] for name in FIELDS] == expected
     assert lines["short.mp4"]["reason"] == "it lasts 1.00 s, a clip 2.13 s"
-    assert "frames after" in lines["no_end.mp4"]["reason"]
+    assert "and 3.00 s cannot be decoded" in lines["no_end.mp4"]["reason"]
 
 
 def test_all_there_is_exit_0_and_short_is_no_error(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from hiera_video import FeatureExtractor, create_model, extract, open_video, save_pretrained
 from hiera_video.cli import main
-from hiera_video.data.reading.decoders import PyAVDecoder
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone

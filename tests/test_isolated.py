@@ -206,5 +206,5 @@ def test_an_impossible_time_limit_is_a_wrong_request() -> None:
 
 
 def test_other_codecs_come_from_the_child(tmp_path: Path, shared: IsolatedReader) -> None:
-    with shared.open(VP9.write(tmp_path), num_threads=1) as video:
+    with shared.open(VP9.write(tmp_path), num_threads=1, backend="decord") as video:
         assert (video.backend, numbers_in(video.frames([29, 3]).pixels)) == ("decord", [29, 3])

@@ -20,7 +20,7 @@ from assets import H264, numbers_in
 from PIL import Image
 
 from hiera_video.data.reading.child_process import IsolatedReader
-from hiera_video.data.reading.decoders import PyAVDecoder
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.sampling import window_clips, window_starts
 from hiera_video.data.transforms import plan_crops, plan_whole
 from hiera_video.data.windows import Decoded, Walk, Windows, read_ahead, walk

@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
-from hiera_video.data.reading.decoders import PyAVDecoder
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import Augment, ClipSpec
@@ -119,8 +119,8 @@ def decoded(videos: VideoList, num_epochs: int) -> tuple[float, float, float]:
     numbers: list[int] = []
     inner = PyAVDecoder._decode
 
-    def counting(self: PyAVDecoder, packets: Iterator[Any], waiting: bool) -> Iterator[tuple[int, Any]]:
-        for number, frame in inner(self, packets, waiting):
+    def counting(self: PyAVDecoder, packets: Iterator[Any], key: int) -> Iterator[tuple[int, Any]]:
+        for number, frame in inner(self, packets, key):
             numbers.append(frame.width * frame.height)
             yield number, frame
 

@@ -1,4 +1,4 @@
-"""Which frames a video has and when each is shown: read from the packets alone, nothing is decoded.
+"""Which frames a video has and when each is shown: read from the packets, nearly always without decoding.
 
 Every decoder counts frames by this one index, so all agree on which frame a time means.
 """
@@ -6,17 +6,28 @@ Every decoder counts frames by this one index, so all agree on which frame a tim
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.reading import bitstream, damage, timeline
+from hiera_video.data.reading.cut_off import ends_early
 from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
 MAX_KEPT_BYTES = 16 * 2**20
+#: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
+#: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
+STREAMS_OF_BYTES = ("mpegts", "mpeg")
+#: Codecs that may store pictures in another order than they show them.
+REORDERING = frozenset(
+    {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
+)
+#: An MPEG-4 packet as small as this shows nothing: it completes a packet of two pictures, or repeats one.
+_EMPTY_MPEG4_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Media:
         """A new ``av.container.InputContainer`` at its beginning."""
         import av
 
+        damage.listen()
         if not isinstance(self.place, str):
             self.place.seek(0)
         # Titles may be in any encoding, which PyAV lets pass by itself from 19 on.
@@ -43,8 +55,13 @@ class FrameIndex:
 
     ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds; ``keys`` are the frame numbers at which decoding
     can start; ``end`` is where the last frame ends, in seconds; ``stream`` is the stream's number in the file,
-    ``container`` and ``codec`` are FFmpeg's names. ``in_order``: the container has no presentation times that could be
-    trusted (AVI, raw streams), so frames are counted as they leave the decoder.
+    ``container`` and ``codec`` are FFmpeg's names.
+
+    ``ids`` int64 [N]: how each frame is recognised when it leaves the decoder, by its packet's time stamp or, where
+    ``by_position``, by its packet's place in the stream, counted from 0. ``stored`` int64 [N]: the frame numbers in the
+    order in which the file stores them. ``broken``: the ids of packets before which something is lost.
+
+    ``error``: None, or what is damaged; ``warning``: None, or why times are not the file's own.
     """
 
     pts: NDArray[np.int64]
@@ -55,8 +72,12 @@ class FrameIndex:
     container: str
     codec: str
     stored_size: tuple[int, int]
-    in_order: bool
-    error: str | None
+    ids: NDArray[np.int64]
+    stored: NDArray[np.int64]
+    by_position: bool = False
+    broken: frozenset[int] = frozenset()
+    error: str | None = None
+    warning: str | None = None
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -64,16 +85,42 @@ class FrameIndex:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
-    """The index of the stream that FFmpeg calls best, the container that was read to its end for it, and the stream's
-    packets in the order of decoding, unless they are too many to keep or the file breaks off.
+@dataclass
+class _Stream:
+    """The packets of a stream that may show something, in the order in which they are stored."""
 
-    Raises :class:`UnreadableVideo` when there is no such stream, or no frame in it.
+    positions: list[int] = field(default_factory=list)
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    keyframes: list[bool] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)  # how many begin in each
+    broken: set[int] = field(default_factory=set)  # positions before which something is lost
+    kept: list[Any] | None = field(default_factory=list)
+    smallest: int = 1 << 40
+    delay: int = 0  # pictures that the decoder holds back
+    cut: bool = False  # the last packet is there in part
+    error: str | None = None
+
+
+def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
+    """Read a file's packets to their end.
+
+    Args:
+        media: the file.
+
+    Returns:
+        The index of the stream that FFmpeg calls best, the container that was read for it, and the stream's packets in
+        the order of decoding, unless they are too many to keep or the file breaks off.
+
+    Raises:
+        UnreadableVideo: there is no such stream, or no frame in it.
     """
     import av
 
     try:
-        container = media.open()
+        with damage.caught() as messages:
+            container = media.open()
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableVideo(
             f"{media.name} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
@@ -82,18 +129,27 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
         stream = container.streams.best("video")
         # The cover picture of a music file is a video stream to FFmpeg, but not to anybody else.
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            found = ", ".join(sorted({one.type for one in container.streams})) or "nothing"
+            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
             raise UnreadableVideo(
-                f"{media.name} has no video stream (it holds {found} only): give a file with pictures."
+                f"{media.name} has no video stream (it holds {kinds} only): give a file with pictures."
             )
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
-        index, packets = _index_packets(media, container, stream)
-        return index, container, packets
+        packets = _read_packets(container, stream)
+        if packets.error is None and (text := damage.worst(messages, stream.codec_context.name)):
+            packets.error = f"the file is damaged ({text})."
+        if not packets.pts:
+            raise UnreadableVideo(f"{media.name} holds no complete frame of its video: copy or download it again.")
+        index = _index(media, container, stream, packets)
     except BaseException:
         container.close()
         raise
+    kept = packets.kept if index.error is None else None
+    if kept is not None and index.by_position:
+        for position, packet in enumerate(kept):
+            packet.pts = position
+    return index, container, kept
 
 
 def leave_out_others(container: Any, stream: Any) -> None:
@@ -106,94 +162,220 @@ def leave_out_others(container: Any, stream: Any) -> None:
                 other.discard = av.stream.Discard.all
 
 
-def _index_packets(media: Media, container: Any, stream: Any) -> tuple[FrameIndex, list[Any] | None]:
+def is_part(packet: Any, container: str) -> bool:
+    """Whether only the first part of a packet is there, at the end of a file that is cut off."""
+    return bool(packet.is_corrupt) and not container.startswith(STREAMS_OF_BYTES)
+
+
+def _read_packets(container: Any, stream: Any) -> _Stream:
     import av
 
-    pts: list[int | None] = []
-    dts: list[int | None] = []
-    durations: list[int] = []
-    keyframes: list[bool] = []
-    packets: list[Any] = []
-    hidden, num_bytes, error = 0, 0, None
-    try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            num_bytes += packet.size
-            if num_bytes > MAX_KEPT_BYTES:
-                packets.clear()
-            elif not packet.is_corrupt:
-                packets.append(packet)
-            # An edit list may hide frames; a file that is cut off ends in half a packet.
-            if packet.is_discard or packet.is_corrupt:
-                hidden += packet.is_discard
-                continue
-            pts.append(packet.pts)
-            dts.append(packet.dts)
-            durations.append(packet.duration or 0)
-            keyframes.append(packet.is_keyframe)
-    except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins in the middle of a file
-        error = f"the file cannot be read to its end ({reason(failure)})."
-    if not pts:
-        raise UnreadableVideo(f"{media.name} holds no complete frame of its video: copy or download it again.")
+    name, codec = container.format.name, stream.codec_context.name
+    headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
+    count = bitstream.picture_counter(codec, headers)
+    result, holes = _Stream(), set()
+    position = num_bytes = 0
+    before, usual = None, 0
+    with damage.caught() as messages:
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if is_part(packet, name):
+                    result.cut = True
+                    continue
+                num_bytes += packet.size
+                if result.kept is not None:
+                    result.kept.append(packet)
+                    if num_bytes > MAX_KEPT_BYTES:
+                        result.kept = None
+                if packet.is_corrupt:
+                    holes.add(position)
+                # What the codec's parser says, the decoder says again, and knows of which picture.
+                if messages and (text := damage.worst(messages, codec)):
+                    result.broken.add(position)
+                    result.error = f"the file is damaged ({text})."
+                messages.clear()
+                dts = packet.dts
+                if before is not None and dts is not None and before.dts is not None:
+                    passed, usual = usual, dts - before.dts
+                    if headers is not None and 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
+                        result.broken.add(position)
+                before = packet
+                if not packet.is_discard:  # an edit list may hide packets
+                    result.positions.append(position)
+                    result.pts.append(packet.pts)
+                    result.dts.append(dts)
+                    result.durations.append(packet.duration or 0)
+                    result.keyframes.append(packet.is_keyframe and (headers is None or headers.can_start(packet)))
+                    result.pictures.append(1 if count is None else count(packet))
+                    result.smallest = min(result.smallest, packet.size)
+                position += 1
+        except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
+            result.error = f"the file cannot be read to its end ({reason(failure)})."
+        if result.error is None and (text := damage.worst(messages, codec)):
+            result.error = f"the file is damaged ({text})."
+    _place_holes(result, holes)
+    return result
 
+
+def _place_holes(stream: _Stream, holes: set[int]) -> None:
+    """Note where transport packets are lost: FFmpeg marks the packet before the one with the hole.
+
+    Where another recording begins right behind, their counters differ and nothing is lost.
+    """
+    for position in holes:
+        following = [i + 1 for i, other in enumerate(stream.positions) if other == position]
+        if following and following[0] < len(stream.positions) and not any(stream.keyframes[following[0] :][:2]):
+            stream.broken.add(stream.positions[following[0]])
+
+
+def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
     time_base = stream.time_base
-    in_order = container.format.name == "avi" or not _is_clock(pts)
-    shown: list[Any] = dts if in_order else pts
-    if not _is_clock(shown):  # a raw stream: there is no time but the rate
-        shown = [round(number / (rate * time_base)) for number in range(len(shown))]
-    unsorted = np.array(shown, dtype=np.int64)
-    order = np.argsort(unsorted, kind="stable")
-    ascending = unsorted[order]
-    last = durations[order[-1]] or (ascending[-1] - ascending[-2] if len(order) > 1 else 1 / (rate * time_base))
-    end = float((int(ascending[-1]) + Fraction(last)) * time_base)
-    index = FrameIndex(
-        pts=ascending,
-        keys=np.flatnonzero(np.array(keyframes)[order]),
+    avi = container.format.name == "avi"
+    pts = [None] * len(packets.pts) if avi else packets.pts  # FFmpeg makes them up there
+    usual = float(1 / (rate * time_base))
+    shown, decoded, begins = timeline.join_clocks(
+        pts, packets.dts, usual, float(1 / time_base), bool(container.format.flags & 0x0200)
+    )
+    stamped = any(stamp is not None for stamp in shown)
+    order = _display_order(media, stream, packets, shown, decoded, begins)
+    warning = None
+    if stamped:
+        ascending = timeline.mend([shown[i] for i in order], usual)
+    elif any(stamp is not None for stamp in decoded):
+        ascending = timeline.times_of_decoding([decoded[i] for i in sorted(order)], packets.delay, usual)
+    else:
+        ascending = [round(number / (rate * time_base)) for number in range(len(order))]
+        warning = f"the file has no times: they are counted from its average rate, {float(rate):.3f} frames a second."
+    unchanged = stamped and ascending == [packets.pts[i] for i in order] and len(order) == len(packets.pts)
+    ranks = np.argsort(np.array(order), kind="stable")
+    last = packets.durations[order[-1]] or (ascending[-1] - ascending[-2] if len(order) > 1 else usual)
+    if packets.durations[order[-1]] and stream.codec_context.name in ("h264", "mpeg2video"):
+        later = order[-1] + 1
+        while later < len(packets.pts) and not packets.pictures[later]:  # the other field of the picture
+            last, later = last + packets.durations[later], later + 1
+    end = float((ascending[-1] + Fraction(last)) * time_base)
+    positions = np.array(packets.positions, dtype=np.int64)[order]
+    ids = np.array(ascending, dtype=np.int64) if unchanged else positions
+    names = dict(zip(packets.positions, packets.positions if not unchanged else packets.pts, strict=True))
+    return FrameIndex(
+        pts=np.array(ascending, dtype=np.int64),
+        keys=np.flatnonzero(np.array(packets.keyframes)[order]),
         time_base=time_base,
         end=end,
         stream=stream.index,
         container=container.format.name,
         codec=stream.codec_context.name,
         stored_size=(stream.codec_context.height, stream.codec_context.width),
-        in_order=in_order,
-        error=error or _cut_off(media, container, stream, len(order) + hidden, end),
+        ids=ids,
+        stored=ranks,
+        by_position=not unchanged,
+        broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
+        error=_cut_off(media, container, stream, packets, end) or packets.error,
+        warning=warning,
     )
-    return index, packets if packets and num_bytes <= MAX_KEPT_BYTES and index.error is None else None
 
 
-def _is_clock(stamps: list[int | None]) -> bool:
-    """Whether every frame has a time of its own."""
-    return None not in stamps and len(set(stamps)) == len(stamps)
+def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: float) -> str | None:
+    if not packets.cut and not ends_early(media.place, container.format.name):
+        return None
+    there = f": {len(packets.pts)} of {stream.frames} frames are there" if stream.frames > len(packets.pts) else ""
+    return f"the file is cut off after {end:.1f} s{there}."
 
 
-def _cut_off(media: Media, container: Any, stream: Any, num_packets: int, end: float) -> str | None:
-    """One sentence when the header promises more than the file holds: a broken download or copy."""
-    if stream.frames > num_packets:
-        return f"the file is cut off after {end:.1f} s: {num_packets} of {stream.frames} frames are there."
-    if container.format.name.startswith("matroska") and container.duration:
-        promised = container.duration / 1e6 + max(0, container.start_time or 0) / 1e6
-        # Rounded headers and the last packet's unknown length differ by some frames; half a second is not that.
-        enough = promised - max(0.5, 0.02 * promised)
-        if end < enough and _end_of_all(media) < enough:  # the sound may be longer than the pictures
-            return f"the file is cut off after {end:.1f} s of {promised:.1f} s."
-    return None
+def _display_order(
+    media: Media,
+    stream: Any,
+    packets: _Stream,
+    shown: timeline.Stamps,
+    decoded: timeline.Stamps,
+    begins: list[int],
+) -> list[int]:
+    """Which packets show a picture, in display order: by their stamps where these can tell, else by decoding."""
+    codec = stream.codec_context.name
+    pictures = [i for i, count in enumerate(packets.pictures) if count]
+    strange = codec == "mpeg4" and packets.smallest <= _EMPTY_MPEG4_BYTES
+    if any(stamp is not None for stamp in shown):
+        places = {i: place for place, i in enumerate(pictures)}
+        starts = [0] + [places[i] for i in begins[1:] if i in places]
+        order = timeline.sorted_by_time([shown[i] for i in pictures], [decoded[i] for i in pictures], starts)
+        order = None if order is None else [pictures[place] for place in order]
+    elif codec not in REORDERING:
+        order = pictures
+    else:
+        order = _order_by_types(packets, pictures) if codec == "mpeg4" and not strange else None
+    if order is None or strange or not any(packets.keyframes):
+        return _order_by_decoding(media, stream, packets) or pictures
+    key = next(i for i, is_key in enumerate(packets.keyframes) if is_key)
+    early = {i for i in pictures if i < key} | set(order[: order.index(key)] if key in order else ())
+    if early:  # the file begins within a group of pictures: some of the first may never be shown
+        there = set(_order_by_decoding(media, stream, packets, limit=max(early) + 1 + timeline.MAX_REORDERING))
+        order = [i for i in order if i not in early or i in there]
+    return order or pictures
 
 
-def _end_of_all(media: Media) -> float:
-    """Seconds at which the last packet of any stream ends."""
+def _order_by_types(packets: _Stream, pictures: list[int]) -> list[int] | None:
+    """The display order of MPEG-4 without time stamps: what B pictures refer to waits until the next such picture."""
+    if packets.kept is None:
+        kinds = None
+    else:
+        kinds = [bitstream.mpeg4_kind(packets.kept[packets.positions[i]]) for i in pictures]
+    if kinds is None or None in kinds:
+        return None
+    order: list[int] = []
+    waiting: list[int] = []
+    for i, kind in zip(pictures, kinds, strict=True):
+        if kind == "B":
+            order.append(i)
+        else:
+            order, waiting = order + waiting, [i]
+    packets.delay = int("B" in kinds)
+    return order + waiting
+
+
+def _order_by_decoding(media: Media, stream: Any, packets: _Stream, limit: int | None = None) -> list[int]:
+    """The packets that show a picture, in display order, found by decoding them from the first on.
+
+    A packet that does not decode keeps its place: its picture is lost, not absent.
+    """
     import av
 
-    end = 0.0
-    try:
-        with media.open() as container:
-            for packet in container.demux():
-                if packet.dts is not None:
-                    end = max(end, float((packet.dts + (packet.duration or 0)) * packet.time_base))
-    except (av.FFmpegError, IndexError):
-        pass
-    return end
+    places = {position: i for i, position in enumerate(packets.positions)}
+    order: list[int] = []
+    first_out: int | None = None
+    with media.open() as container:
+        own = container.streams[stream.index]
+        leave_out_others(container, own)
+        context = own.codec_context
+        context.thread_type = "NONE"
+        position = 0
+        try:
+            for packet in container.demux(own):
+                if packet.size and is_part(packet, container.format.name):
+                    continue
+                at_end = not packet.size or (limit is not None and position > limit)
+                packet.pts = None if at_end else position
+                with damage.caught() as messages:
+                    try:
+                        frames = context.decode(None if at_end else packet)
+                    except av.FFmpegError:
+                        frames = []
+                        messages.append((av.logging.ERROR, "", "does not decode"))
+                here = places.get(position)
+                order += [places[frame.pts] for frame in frames if frame.pts in places]
+                if frames and first_out is None:
+                    first_out = position
+                if not frames and here is not None and packets.pictures[here] and damage.worst(messages):
+                    order.append(here)
+                if at_end:
+                    break
+                position += 1
+        except (av.FFmpegError, IndexError):
+            pass
+    packets.delay = (first_out or 0) if limit is None else packets.delay
+    return list(dict.fromkeys(order))
 
 
 def reason(error: BaseException) -> str:

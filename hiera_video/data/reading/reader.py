@@ -1,7 +1,7 @@
 """Video in: a file becomes uint8 RGB frames with their times in seconds.
 
 :func:`open_video` is the only place that opens a video. The file's packets are read once without decoding, which gives
-every frame's time; then PyAV decodes, or decord, or torchcodec: all count frames by those times.
+every frame's time; then PyAV decodes, or decord or torchcodec if asked for: all count frames by those times.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hiera_video.data.reading.decoders import (
-    SKIPPING_CODECS,
     DecordDecoder,
     Image,
     PictureDecoder,
-    PyAVDecoder,
     TorchcodecDecoder,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
 from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index, reason
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.errors import RequestError, UnreadableVideo
 
 if TYPE_CHECKING:
@@ -70,8 +69,9 @@ class Video:
     ``times`` float64 [N]: seconds at which each frame begins to be shown, ascending, as the file has them: a stream
     that starts at 8.3 s has ``times[0] == 8.3``. Frame i is shown in the half-open interval [times[i], times[i + 1]).
     ``duration``: seconds from the first frame's begin to the last one's end. ``fps``: frames by duration.
-    ``backend``: which decodes; ``fallback_reason``: why decord, the first choice, does not, or None.
+    ``backend``: which decodes; ``fallback_reason``: why it is not the one that was asked for, or None.
     ``error``: None, or one sentence about the part that cannot be read. It can appear while frames are read.
+    ``warning``: None, or one sentence about a healthy file whose times are not its own.
     ``time_error``: seconds, the farthest that a frame shown in place of one asked for was away (``decode="fast"``).
     ``stored_size``: (height, width) in pixels as the file says, before rotation; unlike ``height`` known at once.
     """
@@ -84,16 +84,18 @@ class Video:
         *,
         strict: bool = False,
         fallback_reason: str | None = None,
+        checker: PyAVDecoder | None = None,
     ) -> None:
         self.path = media.name
         self.index = index
-        self._media, self._decoder, self._strict = media, decoder, strict
+        self._media, self._decoder, self._strict, self._checker = media, decoder, strict, checker
         self._cleanup = ExitStack()
         self._size: tuple[int, int] | None = None
         self.times = index.times
         self.duration = index.end - float(self.times[0])
         self.fps = len(self.times) / self.duration
         self.stored_size = index.stored_size
+        self.warning = index.warning
         self.fallback_reason = fallback_reason
 
     def __enter__(self) -> Self:
@@ -108,6 +110,8 @@ class Video:
     def close(self) -> None:
         """Let go of the file."""
         self._decoder.close()
+        if self._checker is not None:
+            self._checker.close()
         self._cleanup.close()
 
     @property
@@ -137,13 +141,20 @@ class Video:
         return max(0, int(np.searchsorted(self.times, time, side="right")) - 1)
 
     def frames(self, indices: ArrayLike, *, short_side: int | None = None) -> Frames:
-        """The frames of these numbers, int [T], repeated and in any order; each is decoded once, in one pass.
+        """Read frames by their numbers; each is decoded once, in one pass.
 
-        ``short_side``: pixels that suffice; frames may come with a short side as small as that (PyAV and pictures),
-        scaled while they are decoded, never larger than the video's own.
+        Args:
+            indices: int [T], repeated and in any order.
+            short_side: pixels that suffice: frames may come with a short side as small as that (PyAV and pictures),
+                scaled while they are decoded, never larger than the video's own.
 
-        A frame that cannot be decoded is replaced by the nearest earlier one that can, or the first later one, and
-        ``error`` says so. Raises :class:`UnreadableVideo` when nothing can be decoded, IndexError out of range.
+        Returns:
+            The frames and their times. A frame that cannot be decoded is replaced by the nearest earlier one that can,
+            or the first later one; ``error`` then says so, and ``times`` is that of the frame shown.
+
+        Raises:
+            UnreadableVideo: nothing can be decoded.
+            IndexError: a number is out of range.
         """
         distinct, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         shown, images = self.read(distinct, short_side)
@@ -151,11 +162,19 @@ class Video:
         return Frames(np.stack([images[i] for i in inverse]), self.times[shown[inverse]])
 
     def stream(self, rows: Iterable[ArrayLike], prepare: Prepare | None = None) -> Iterator[Frames]:
-        """One :class:`Frames` per row of ascending frame numbers; rows may overlap, their first numbers ascend.
+        """Read rows of frames in one ascending pass, so that a long video costs as much memory as a short one.
 
-        One ascending pass: each frame is decoded once and dropped after the last row that has it, so that a long
-        video costs as much memory as a short one. ``prepare`` makes other pictures of uint8 [n, H, W, 3], n of them,
-        once for each frame: smaller ones, for instance, to be kept in their place.
+        Args:
+            rows: ascending frame numbers each; rows may overlap, their first numbers ascend.
+            prepare: makes other pictures of uint8 [n, H, W, 3], n of them, once for each frame: smaller ones, for
+                instance, to be kept in their place.
+
+        Yields:
+            The frames of each row. A frame is decoded once, and dropped after the last row that has it.
+
+        Raises:
+            UnreadableVideo: nothing can be decoded.
+            IndexError: a number is out of range.
         """
         coming = (np.asarray(row, dtype=np.int64) for row in rows)
         waiting: deque[NDArray[np.int64]] = deque()
@@ -195,14 +214,12 @@ class Video:
         except UnreadableVideo:
             raise
         except Exception as error:  # decord's and torchcodec's own
-            if not isinstance(self._decoder, (DecordDecoder, TorchcodecDecoder)):
+            if self._checker is None:
                 raise
-            self._decoder.close()
-            if self._strict:
-                raise UnreadableVideo(_cannot(self.path, self.backend, error)) from error
-            self.fallback_reason = reason(error)
-            self._decoder = PyAVDecoder(self._media, self.index, self._media.open(), None, 0, False)
-            shown, images = self._decoder.read(distinct, short_side)
+            raise UnreadableVideo(_cannot(self.path, self.backend, reason(error))) from error
+        damaged = self._checker.check(distinct) if self._checker is not None else None
+        if damaged:  # they show what was patched together, and say nothing
+            raise UnreadableVideo(_cannot(self.path, self.backend, damaged.rstrip(".")))
         if short_side is None:
             self._size = images[0].shape[:2]
         return shown, images
@@ -224,17 +241,23 @@ def open_video(
 ) -> Video:
     """Open a video file, an http(s) address, the bytes of a file, a binary file object, or a folder of pictures.
 
-    ``backend``: "auto" takes PyAV for H.264 and HEVC, where it decodes only what is asked for or referred to, and
-    decord for the rest if it gives the right frames there, else PyAV; or one of "pyav", "decord", "torchcodec".
-    ``num_threads`` decode: 0 is as many as there are processors, right for one video at a time; a worker process among
-    many takes 1. Several video streams: the one that FFmpeg calls best.
+    Args:
+        source: one of these. Of several video streams in a file, the one that FFmpeg calls best is read.
+        backend: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they would show other frames,
+            which PyAV checks.
+        num_threads: threads that decode: 0 is as many as there are processors, right for one video at a time; a worker
+            process among many takes 1.
+        decode: "exact", or "fast": of H.264 and HEVC only pictures that others refer to are decoded, without the loop
+            filter, and the nearest one is shown, at most half the step between the frames asked for away;
+            ``time_error`` says how far.
+        fps: frames a second of a folder of pictures, which has no times of its own.
 
-    ``decode="fast"``: of H.264 and HEVC only pictures that others refer to are decoded, without the loop filter, and
-    the nearest one is shown, at most half the step between the frames asked for away; ``time_error`` says how far.
+    Returns:
+        The open video: close it, or use ``with``.
 
-    ``fps``: frames a second of a folder of pictures, which has no times of its own.
-
-    Raises :class:`UnreadableVideo`, one sentence saying what the file is instead of a video.
+    Raises:
+        UnreadableVideo: one sentence saying what the file is instead of a video.
+        RequestError: an argument has no such value.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r}, but can be one of {', '.join(BACKENDS)}.")
@@ -256,22 +279,16 @@ def open_video(
 
 def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Video:
     index, container, packets = read_index(media)
-    why = None
-    if backend == "auto" and index.codec in SKIPPING_CODECS:
-        why = f"PyAV decodes only the pictures of {index.codec} that are needed"
-    elif backend != "pyav":
+    ours = PyAVDecoder(media, index, container, packets, num_threads, fast)
+    if backend in ("auto", "pyav"):
+        return Video(media, index, ours)
+    try:
         kind = TorchcodecDecoder if backend == "torchcodec" else DecordDecoder
-        try:
-            decoder = kind(media, index, num_threads)
-        except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
-            if backend != "auto":
-                container.close()
-                raise UnreadableVideo(_cannot(media.name, backend, error)) from error
-            why = reason(error)
-        else:
-            container.close()
-            return Video(media, index, decoder, strict=backend != "auto")
-    return Video(media, index, PyAVDecoder(media, index, container, packets, num_threads, fast), fallback_reason=why)
+        decoder: Decoder = kind(media, index, num_threads)
+    except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
+        ours.close()
+        raise UnreadableVideo(_cannot(media.name, backend, reason(error))) from error
+    return Video(media, index, decoder, strict=True, checker=ours)
 
 
 def _open_pictures(folder: str, fps: float) -> Video:
@@ -280,9 +297,10 @@ def _open_pictures(folder: str, fps: float) -> Video:
     paths = pictures_in(folder)
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
     numbers = np.arange(len(paths))
-    index = FrameIndex(numbers, numbers, step, float(len(paths) * step), 0, "pictures", "", (0, 0), False, None)
+    end = float(len(paths) * step)
+    index = FrameIndex(numbers, numbers, step, end, 0, "pictures", "", (0, 0), ids=numbers, stored=numbers)
     return Video(Media(folder, folder), index, PictureDecoder(paths))
 
 
-def _cannot(name: str, backend: str, error: Exception) -> str:
-    return f"{name} cannot be decoded by {backend} ({reason(error)}): use backend='auto' or 'pyav'."
+def _cannot(name: str, backend: str, why: str) -> str:
+    return f"{name} cannot be decoded by {backend} ({why}): use backend='auto' or 'pyav'."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from streams import check, streams  # type: ignore[import-not-found]
+from streams import check, streams
 
 
 def main(folder: Path) -> int:

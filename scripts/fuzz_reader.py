@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import av
 import numpy as np
-from assets import AV1, AVI, H264, HEVC, LONG_MKV, ODD_SIZE, OPEN_GOP, TRANSPORT, VP9, Asset  # type: ignore[import-not-found]
-from test_fuzz import damaged  # type: ignore[import-not-found]
+from assets import AV1, AVI, H264, HEVC, LONG_MKV, ODD_SIZE, OPEN_GOP, TRANSPORT, VP9, Asset
+from test_fuzz import damaged
 
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.damage import HARMLESS

@@ -153,7 +153,9 @@ def _video_of_frames(source: Any, fps: float | None, name: str) -> Video:
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
     numbers = np.arange(len(frames))
     size = (frames.shape[1], frames.shape[2])
-    index = FrameIndex(numbers, numbers, step, float(len(frames) * step), 0, "memory", "", size, False, None)
+    index = FrameIndex(
+        numbers, numbers, step, float(len(frames) * step), 0, "memory", "", size, ids=numbers, stored=numbers
+    )
     return Video(Media(name, name), index, _FrameDecoder(frames))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.errors import OutputError
 from hiera_video.files import replacing
 
 #: Ticks of a second in which times are rounded where none are given: a usual clock of video.
@@ -50,8 +51,13 @@ def write_mp4(
     if isinstance(target, io.BytesIO):
         _write(target, frames, fps, times, time_base, settings)
         return
+    import av
+
     with replacing(target) as temporary:
-        _write(str(temporary), frames, fps, times, time_base, settings)
+        try:
+            _write(str(temporary), frames, fps, times, time_base, settings)
+        except av.FFmpegError as error:  # a full disk, a folder without permission
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hiera_video.errors import RequestError
 
@@ -23,6 +23,8 @@ class ClipSpec:
     ``size`` is (height, width) in pixels. ``resize`` is the short side in pixels before the single centre crop;
     with three crops the short side goes to the crop size itself. ``antialias`` filters when shrinking: the
     published video numbers were made without. ``mean`` and ``std`` are per channel, of RGB in [0, 1].
+    ``pixel_aspect``: crops are cut from an anamorphic video in the proportions in which a player shows it ("display"),
+    or in those in which its pixels are stored ("stored"), as the loaders behind published numbers do.
     Defaults are those of the published Kinetics models (reference notebook; SlowFast configs).
     """
 
@@ -35,6 +37,11 @@ class ClipSpec:
     antialias: bool = False
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    pixel_aspect: Literal["display", "stored"] = "display"
+
+    def __post_init__(self) -> None:
+        if self.pixel_aspect not in ("display", "stored"):
+            raise RequestError(f"pixel_aspect is {self.pixel_aspect!r}, but can be display or stored")
 
     @property
     def span(self) -> float:

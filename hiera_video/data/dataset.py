@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +22,7 @@ from hiera_video.data.augment import (
     crop_resize,
     draw_crop,
     draw_erase,
+    in_proportion,
     rand_augment,
     short_side_needed,
 )
@@ -105,6 +108,7 @@ def load_views(
     pixels: NDArray[np.uint8]
     if is_image(path):
         pixels, duration, error = read_image(os.fspath(path))[np.newaxis], 0.0, None
+        aspect = Fraction(1)
         rows = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
         times = np.zeros(rows.shape)
     else:
@@ -114,8 +118,9 @@ def load_views(
             distinct, inverse = np.unique(rows, return_inverse=True)
             pixels = video.frames(distinct).pixels
             times, duration, error = video.times[rows], video.duration, video.error
+            aspect = video.pixel_aspect
             rows = inverse.reshape(rows.shape)
-    frames, corners = fit_crops(pixels, spec, num_crops)
+    frames, corners = fit_crops(pixels, spec, num_crops, aspect)
     return Views(
         frames, torch.from_numpy(rows), corners, spec.size, np.repeat(times, num_crops, axis=0), duration, error
     )
@@ -240,8 +245,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
             _, images = video.read(distinct, self._short_side(video, clips))
             place = {number: i for i, number in enumerate(distinct.tolist())}
             pixels = self._empty(len(clips))
+            aspect = float(video.pixel_aspect) if self.spec.pixel_aspect == "display" else 1.0
             for clip, out in zip(clips, pixels, strict=True):
-                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out)
+                self._cut([images[place[number]] for number in clip.row.tolist()], clip, out, aspect)
             if video.error is not None:
                 problems.append(Problem(path, video.error, replaced=False))
         return clips, pixels
@@ -301,18 +307,22 @@ class ClipDataset(Dataset[dict[str, Any]]):
         """Pixels to decode to: RandAugment works on whole pictures of the published size, other clips on a crop."""
         if min(video.stored_size) == 0:
             return None
-        if self.augment.num_ops:
-            return self.spec.resize
         height, width = video.stored_size
-        return max(short_side_needed(clip.crop, height, width, self.spec.size) for clip in clips)
+        aspect = float(video.index.pixel_aspect) if self.spec.pixel_aspect == "display" else 1.0
+        if self.augment.num_ops:  # the short side as it is shown, whichever way the picture is turned
+            short = min(height, width)
+            return math.ceil(self.spec.resize * short / min(height, width * aspect, width, height / aspect))
+        return max(short_side_needed(clip.crop, height, width, self.spec.size, aspect) for clip in clips)
 
-    def _cut(self, images: list[Image], clip: _Clip, out: Tensor) -> None:
+    def _cut(self, images: list[Image], clip: _Clip, out: Tensor, aspect: float) -> None:
         if self.augment.num_ops:
-            frames = rand_augment(np.stack(images), self.augment, clip.rng)
+            # Turns and shears mean the picture as it is shown.
+            stack = np.stack(images) if aspect == 1 else in_proportion(images, aspect, self.spec)
+            frames = rand_augment(stack, self.augment, clip.rng)
             top, left, height, width = crop_box(clip.crop, *frames.shape[1:3])
             crop_resize(frames, (top, left, height, width), self.spec, out=out)
             return
-        top, left, height, width = crop_box(clip.crop, *images[0].shape[:2])
+        top, left, height, width = crop_box(clip.crop, *images[0].shape[:2], aspect)
         box = np.stack([image[top : top + height, left : left + width] for image in images])
         crop_resize(box, (0, 0, height, width), self.spec, out=out)
 

@@ -10,6 +10,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from typing import Any, Literal, TypeAlias
 
@@ -47,11 +48,11 @@ class Walk:
     at_once: int = 8
     decode: Literal["exact", "fast"] = "exact"
 
-    def plan(self, picture: tuple[int, int]) -> CropPlan:
-        """The crops of pictures of this (height, width)."""
+    def plan(self, picture: tuple[int, int], pixel_aspect: float | Fraction = 1) -> CropPlan:
+        """The crops of pictures of this (height, width), whose pixels are shown so many times as wide as high."""
         if self.crop == "none":
-            return plan_whole(picture, self.spec, self.multiple)
-        return plan_crops(picture, self.spec, len(CROPS[self.crop]))
+            return plan_whole(picture, self.spec, self.multiple, pixel_aspect)
+        return plan_crops(picture, self.spec, len(CROPS[self.crop]), pixel_aspect)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def walk(path: str, how: Walk, *, first: int = 0, reader: IsolatedReader | None 
 
         def prepare(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
             if not plans:
-                plans.append(how.plan((pictures.shape[1], pictures.shape[2])))
+                plans.append(how.plan((pictures.shape[1], pictures.shape[2]), video.pixel_aspect))
             fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
             return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
 

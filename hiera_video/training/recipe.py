@@ -43,7 +43,8 @@ class Data:
     ``train`` and ``val`` each name a dataset card, a folder of class folders, or a file; a card has a ``val`` of its
     own, else none is no validation. ``root``: where a card's videos lie. ``sampling`` "segments" takes a frame of each
     of equal parts of the video. ``num_frames``, ``frame_stride``, ``target_fps``, ``size`` (of a square), ``resize``
-    and ``antialias`` are by default the starting model's. ``repeats``: clips of one decode (MAE), or augmentations of
+    and ``antialias`` are by default the starting model's, as is ``pixel_aspect``: anamorphic videos are cropped in the
+    proportions in which players show them ("display"), or in those of their pixels ("stored"). ``repeats``: clips of one decode (MAE), or augmentations of
     the same frames (fine-tuning). ``views`` of validation during training, clips x crops. ``fps`` of videos that are
     folders of pictures; ``images``: pictures instead of videos. ``decode`` "fast" may show a frame beside the one asked
     for. ``time_limit`` for one file in seconds; more bad files than ``max_bad_share`` stop the run.
@@ -62,6 +63,7 @@ class Data:
     size: int | None = None
     resize: int | None = None
     antialias: bool | None = None
+    pixel_aspect: Literal["display", "stored"] | None = None
     repeats: int = 1
     views: str = "1x1"
     fps: float | None = None
@@ -208,6 +210,8 @@ class EvaluateData:
     """What is evaluated on: ``source`` is a card's name, a folder of class folders, or a file.
 
     ``views`` (clips x crops) and ``sampling`` are by default the card's own, else the model's, and dense.
+    ``pixel_aspect``, by default the model's: anamorphic videos are cropped in the proportions in which players show them
+    ("display"), or in those of their pixels ("stored").
     """
 
     source: str | None = None
@@ -216,6 +220,7 @@ class EvaluateData:
     fold: int = 1
     sampling: Literal["dense", "segments"] | None = None
     views: str | None = None
+    pixel_aspect: Literal["display", "stored"] | None = None
     fps: float | None = None
     images: bool = False
     decode: Literal["exact", "fast"] = "exact"

@@ -197,6 +197,7 @@ class RemoteDecoder:
         self.backend: str = facts["backend"]
         self.error: str | None = facts["error"]
         self.time_error = 0.0
+        self.turned: bool | None = facts["turned"]
 
     def close(self) -> None:
         pass  # the next open closes it
@@ -208,6 +209,7 @@ class RemoteDecoder:
         opening = ("open", self._name, self._options)
         shown, shape, facts = self._reader.ask(self._name, [opening, ("frames", self._name, wanted, short_side)])
         self.backend, self.error, self.time_error = facts["backend"], facts["error"], facts["time_error"]
+        self.turned = facts["turned"]
         return shown, self._reader.pixels(shape)
 
 
@@ -283,7 +285,8 @@ class _Server:
         return shown, shape, self._facts(self._video)
 
     def _facts(self, video: Video) -> dict[str, Any]:
-        return {"backend": video.backend, "error": video.error, "time_error": video.time_error}
+        facts = {"backend": video.backend, "error": video.error, "time_error": video.time_error}
+        return facts | {"turned": video.turned}
 
     def _pixels(self, shape: tuple[int, ...]) -> Image:
         size = int(np.prod(shape))

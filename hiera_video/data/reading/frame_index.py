@@ -17,6 +17,7 @@ from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
 MAX_KEPT_BYTES = 16 * 2**20
+MAX_PIXEL_ASPECT = Fraction(16)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class FrameIndex:
     ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds; ``keys`` are the frame numbers at which decoding
     can start; ``end`` is where the last frame ends, in seconds; ``stream`` is the stream's number in the file,
     ``container`` and ``codec`` are FFmpeg's names. ``in_order``: the container has no presentation times that could be
-    trusted (AVI, raw streams), so frames are counted as they leave the decoder.
+    trusted (AVI, raw streams), so frames are counted as they leave the decoder. ``pixel_aspect``: width over height
+    of a stored pixel, as the container says, or else the codec.
     """
 
     pts: NDArray[np.int64]
@@ -57,6 +59,7 @@ class FrameIndex:
     stored_size: tuple[int, int]
     in_order: bool
     error: str | None
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -159,8 +162,15 @@ def _index_packets(media: Media, container: Any, stream: Any) -> tuple[FrameInde
         stored_size=(stream.codec_context.height, stream.codec_context.width),
         in_order=in_order,
         error=error or _cut_off(media, container, stream, len(order) + hidden, end),
+        pixel_aspect=_pixel_aspect(stream),
     )
     return index, packets if packets and num_bytes <= MAX_KEPT_BYTES and index.error is None else None
+
+
+def _pixel_aspect(stream: Any) -> Fraction:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)  # FFmpeg's guess, in which the container goes before the codec
+    # Pixels that are more than so long come from broken headers, and would make pictures of any size.
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else Fraction(1)
 
 
 def _is_clock(stamps: list[int | None]) -> bool:

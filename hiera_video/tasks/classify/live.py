@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiera_video.data.reading.decoders import converter, rgb
+from hiera_video.data.reading.decoders import converter, rgb, upright_size
 from hiera_video.data.reading.files import is_address
 from hiera_video.data.reading.frame_index import reason
+from hiera_video.data.reading.orientation import Matrix, Orientation
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
@@ -183,7 +184,7 @@ class Feed:
 
     def _read(self) -> None:
         with _open(self._name) as container:
-            convert, pace, lost = converter(), _Pace(), False
+            convert, orientation, pace, lost = converter(), Orientation(), _Pace(), False
             stream = container.streams.best("video")
             if stream is None:
                 raise UnreadableVideo(f"{self._name} has no video: check the address.")
@@ -204,15 +205,16 @@ class Feed:
                 except av.InvalidDataError:  # a packet was lost on the way
                     continue
                 for frame in frames:
-                    self._add(frame, arrival, convert, wanted=pace.behind == 0 and not frame.is_corrupt)
+                    matrix, wanted = orientation.of(frame), pace.behind == 0 and not frame.is_corrupt
+                    self._add(frame, matrix, arrival, convert, wanted=wanted)
 
-    def _add(self, frame: Any, arrival: float, convert: Any, *, wanted: bool) -> None:
+    def _add(self, frame: Any, matrix: Matrix | None, arrival: float, convert: Any, *, wanted: bool) -> None:
         seconds = self._clock(frame.time, arrival)
         spec = self._spec
         least = LEAST_STEP * spec.span / spec.num_frames
         if not wanted or (self._frames and seconds - self._frames[-1].seconds < least):
             return
-        image = np.ascontiguousarray(rgb(frame, (frame.width, frame.height), convert))
+        image = np.ascontiguousarray(rgb(frame, matrix, upright_size(frame, matrix), convert))
         plan = plan_crops(image.shape[:2], spec, 1)
         picture = plan.apply(image[np.newaxis], spec)[0].clone()  # else all of the frame stays
         with self._changed:

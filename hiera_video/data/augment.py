@@ -55,9 +55,7 @@ def crop_box(draw: CropDraw, height: int, width: int, pixel_aspect: float = 1) -
     return int(y * (height - rows + 1)), int(x * (width - columns + 1)), rows, columns
 
 
-def short_side_needed(
-    draw: CropDraw, height: int, width: int, size: tuple[int, int], pixel_aspect: float = 1
-) -> int:
+def short_side_needed(draw: CropDraw, height: int, width: int, size: tuple[int, int], pixel_aspect: float = 1) -> int:
     """The smallest short side to which frames may be shrunk so that the crop has at least ``size`` (h, w) pixels.
 
     Never above the video's own. ``height`` and ``width`` are those stored: the picture may still be turned by 90

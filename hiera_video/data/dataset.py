@@ -322,7 +322,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             top, left, height, width = crop_box(clip.crop, *frames.shape[1:3])
             crop_resize(frames, (top, left, height, width), self.spec, out=out)
             return
-        top, left, height, width = crop_box(clip.crop, *images[0].shape[:2], aspect)
+        top, left, height, width = crop_box(clip.crop, images[0].shape[0], images[0].shape[1], aspect)
         box = np.stack([image[top : top + height, left : left + width] for image in images])
         crop_resize(box, (0, 0, height, width), self.spec, out=out)
 

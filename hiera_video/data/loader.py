@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hiera_video.data.dataset import ClipDataset, Problem, Sampler, Views, load_views
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.reading.child_process import IsolatedReader, keep_freed_memory
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.shared_memory import share, shared_empty
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
@@ -256,10 +257,9 @@ class _BatchDataset(Dataset[Batch]):
             name: torch.cat([sample[name] for sample in samples]) for name in ("flip", "erase", "noise_seed", "repeat")
         }
         clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples]  # as they lie in memory
-        if len(set(counts.tolist())) == 1:  # straight into the memory that is shared with the main process
-            batch["clip"] = default_collate(clips).flatten(0, 1).permute(0, 4, 1, 2, 3)
-        else:
-            batch["clip"] = torch.cat(clips).permute(0, 4, 1, 2, 3)
+        # Straight into the memory that is shared with the main process.
+        total = shared_empty((int(counts.sum()), *clips[0].shape[1:]), torch.uint8) if get_worker_info() else None
+        batch["clip"] = torch.cat(clips, out=total).permute(0, 4, 1, 2, 3)
         labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
         batch["label"] = labels.repeat_interleave(counts, dim=0)
         for name in ("epoch", "index"):
@@ -311,7 +311,7 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers
                 batch_size=None,
                 sampler=keys,
                 num_workers=num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=share if num_workers else _as_it_is,
                 worker_init_fn=_init_worker,
                 in_order=keys is not None,
                 pin_memory=torch.cuda.is_available(),

@@ -100,9 +100,7 @@ def _as_shown(picture: tuple[int, int], spec: ClipSpec, pixel_aspect: float | Fr
     return height, width * float(pixel_aspect) if spec.pixel_aspect == "display" and pixel_aspect != 1 else width
 
 
-def plan_whole(
-    picture: tuple[int, int], spec: ClipSpec, multiple: int, pixel_aspect: float | Fraction = 1
-) -> CropPlan:
+def plan_whole(picture: tuple[int, int], spec: ClipSpec, multiple: int, pixel_aspect: float | Fraction = 1) -> CropPlan:
     """The whole picture, its short side as long as that of ``spec.size``, its sides multiples of ``multiple`` pixels.
 
     The long side is rounded to the nearest multiple, so that proportions change by a few percent.

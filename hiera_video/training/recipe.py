@@ -44,10 +44,11 @@ class Data:
     own, else none is no validation. ``root``: where a card's videos lie. ``sampling`` "segments" takes a frame of each
     of equal parts of the video. ``num_frames``, ``frame_stride``, ``target_fps``, ``size`` (of a square), ``resize``
     and ``antialias`` are by default the starting model's, as is ``pixel_aspect``: anamorphic videos are cropped in the
-    proportions in which players show them ("display"), or in those of their pixels ("stored"). ``repeats``: clips of one decode (MAE), or augmentations of
-    the same frames (fine-tuning). ``views`` of validation during training, clips x crops. ``fps`` of videos that are
-    folders of pictures; ``images``: pictures instead of videos. ``decode`` "fast" may show a frame beside the one asked
-    for. ``time_limit`` for one file in seconds; more bad files than ``max_bad_share`` stop the run.
+    proportions in which players show them ("display"), or in those of their pixels ("stored"). ``repeats``: clips of
+    one decode (MAE), or augmentations of the same frames (fine-tuning). ``views`` of validation during training, clips
+    x crops. ``fps`` of videos that are folders of pictures; ``images``: pictures instead of videos. ``decode`` "fast"
+    may show a frame beside the one asked for. ``time_limit`` for one file in seconds; more bad files than
+    ``max_bad_share`` stop the run.
     """
 
     train: str | None = None
@@ -210,8 +211,8 @@ class EvaluateData:
     """What is evaluated on: ``source`` is a card's name, a folder of class folders, or a file.
 
     ``views`` (clips x crops) and ``sampling`` are by default the card's own, else the model's, and dense.
-    ``pixel_aspect``, by default the model's: anamorphic videos are cropped in the proportions in which players show them
-    ("display"), or in those of their pixels ("stored").
+    ``pixel_aspect``, by default the model's: anamorphic videos are cropped in the proportions in which players show
+    them ("display"), or in those of their pixels ("stored").
     """
 
     source: str | None = None

@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from hiera_video.data.reading.decoders import Image
 from hiera_video.data.reading.frame_index import Media
 from hiera_video.data.reading.reader import Video, open_video
+from hiera_video.data.shared_memory import reserve, shared_file
 from hiera_video.errors import HieraVideoError, RequestError, UnreadableVideo
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ class IsolatedReader:
 
     def _start(self) -> None:
         ours, theirs = socketpair()
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self._memory = tempfile.TemporaryFile(prefix="hiera_video_", dir=folder)  # noqa: SIM115
+        self._memory = shared_file()
         package = str(Path(__file__).parents[3])
         search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         module = "hiera_video.data.reading.child_process"
@@ -291,6 +290,6 @@ class _Server:
     def _pixels(self, shape: tuple[int, ...]) -> Image:
         size = int(np.prod(shape))
         if self._map is None or len(self._map) < size:
-            os.ftruncate(self._memory_fd, size)
+            reserve(self._memory_fd, size)
             self._map = mmap.mmap(self._memory_fd, 0)
         return np.frombuffer(self._map, dtype=np.uint8, count=size).reshape(shape)

@@ -17,6 +17,7 @@ from hiera_video.files import replacing
 
 #: Ticks of a second in which times are rounded where none are given: a usual clock of video.
 TICK = Fraction(1, 90_000)
+SQUARE = Fraction(1)
 
 
 def write_mp4(
@@ -28,6 +29,7 @@ def write_mp4(
     time_base: Fraction | None = None,
     crf: int = 18,
     options: Mapping[str, str] | None = None,
+    pixel_aspect: Fraction = SQUARE,
 ) -> None:
     """Writes frames as H.264 (4:2:0) in an mp4, without sound.
 
@@ -42,6 +44,7 @@ def write_mp4(
         time_base: Seconds to which ``times`` are rounded.
         crf: Quality of x264, from 0 (without loss) to 51.
         options: Further options of the encoder libx264, such as ``{"preset": "veryfast"}``.
+        pixel_aspect: Width over height at which players show a pixel.
 
     Raises:
         OutputError: The file cannot be written.
@@ -49,13 +52,13 @@ def write_mp4(
     """
     settings = {"crf": str(crf), **(options or {})}
     if isinstance(target, io.BytesIO):
-        _write(target, frames, fps, times, time_base, settings)
+        _write(target, frames, fps, times, time_base, settings, pixel_aspect)
         return
     import av
 
     with replacing(target) as temporary:
         try:
-            _write(str(temporary), frames, fps, times, time_base, settings)
+            _write(str(temporary), frames, fps, times, time_base, settings, pixel_aspect)
         except av.FFmpegError as error:  # a full disk, a folder without permission
             raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
 
@@ -67,6 +70,7 @@ def _write(
     times: Iterable[float | Fraction] | None,
     time_base: Fraction | None,
     options: dict[str, str],
+    pixel_aspect: Fraction,
 ) -> None:
     import av
 
@@ -80,6 +84,8 @@ def _write(
             height, width = (side - side % 2 for side in pixels.shape[:2])
             if not stream.codec_context.is_open:
                 stream.height, stream.width = height, width
+                if pixel_aspect != SQUARE:
+                    stream.codec_context.sample_aspect_ratio = pixel_aspect
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
             frame.pts, frame.time_base = stamp, tick
             container.mux(stream.encode(frame))

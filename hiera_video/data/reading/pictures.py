@@ -125,14 +125,31 @@ class AnimationDecoder:
     turned = False
 
     def __init__(self, name: str, place: str | BinaryIO) -> None:
+        self._name, self._place = name, place
+        self._image = self._open()
+        self._at = 0
+        self._first = int(bool(self._image.info.get("default_image")))  # a still for those who cannot show more
+
+    def _open(self) -> Any:
         from PIL import Image as Pictures
 
-        self._name = name
         try:
-            self._image: Any = Pictures.open(place)
+            if not isinstance(self._place, str):
+                self._place.seek(0)
+            return Pictures.open(self._place)
         except (*TROUBLE, Pictures.DecompressionBombError) as error:
-            raise UnreadableVideo(f"{name} is not an image that can be read ({error}): check the file.") from error
-        self._first = int(bool(self._image.info.get("default_image")))  # a still for those who cannot show more
+            raise UnreadableVideo(
+                f"{self._name} is not an image that can be read ({error}): check the file."
+            ) from error
+
+    def _go(self, number: int) -> None:
+        """Put a frame together. Pillow 12 cannot go back in every PNG: begin anew."""
+        if number < self._at:
+            self._image.close()
+            self._image = self._open()
+        self._at = number
+        self._image.seek(number + self._first)
+        self._image.load()
 
     def index(self) -> FrameIndex:
         """Its frames and their times, for which all are decoded once.
@@ -144,8 +161,7 @@ class AnimationDecoder:
         total = getattr(image, "n_frames", 1) - self._first
         for number in range(total):
             try:
-                image.seek(number + self._first)
-                image.load()
+                self._go(number)
             except TROUBLE as trouble:
                 error = f"the file cannot be read to its end ({trouble}): {number} of {total} frames are there."
                 break
@@ -168,7 +184,7 @@ class AnimationDecoder:
         images = []
         for number in wanted.tolist():
             try:
-                self._image.seek(number + self._first)
+                self._go(number)
                 pixels = to_rgb(self._image)
             except TROUBLE as error:
                 raise UnreadableVideo(

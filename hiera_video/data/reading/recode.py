@@ -52,7 +52,16 @@ def recode(video: Video, short_side: int | None, keyframe_interval: int, crf: in
     target = io.BytesIO()
     seconds = (stamp * index.time_base for stamp in pts.tolist())
     try:
-        write_mp4(target, frames(), video.fps, times=seconds, time_base=index.time_base, crf=crf, options=options)
+        write_mp4(
+            target,
+            frames(),
+            video.fps,
+            times=seconds,
+            time_base=index.time_base,
+            crf=crf,
+            options=options,
+            pixel_aspect=video.pixel_aspect,
+        )
     except av.FFmpegError as error:
         raise UnreadableVideo(f"{video.path} cannot be coded anew ({error}): leave it out, or copy it.") from error
     times = pts * index.time_base.numerator / index.time_base.denominator

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from hiera_video.data.reading.decoders import converter, rgb, upright_size
 from hiera_video.data.reading.files import is_address
 from hiera_video.data.reading.frame_index import reason
-from hiera_video.data.reading.orientation import Matrix, Orientation
+from hiera_video.data.reading.orientation import Matrix, Orientation, is_quarter
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
@@ -189,6 +190,7 @@ class Feed:
             if stream is None:
                 raise UnreadableVideo(f"{self._name} has no video: check the address.")
             stream.thread_type = "SLICE"  # threads for whole frames would each hold one back
+            stored = Fraction(stream.sample_aspect_ratio or 1)
             packets = container.demux(stream)
             while not self._closed:
                 before = time.monotonic()
@@ -206,16 +208,19 @@ class Feed:
                     continue
                 for frame in frames:
                     matrix, wanted = orientation.of(frame), pace.behind == 0 and not frame.is_corrupt
-                    self._add(frame, matrix, arrival, convert, wanted=wanted)
+                    aspect = 1 / stored if is_quarter(matrix) else stored
+                    self._add(frame, matrix, aspect, arrival, convert, wanted=wanted)
 
-    def _add(self, frame: Any, matrix: Matrix | None, arrival: float, convert: Any, *, wanted: bool) -> None:
+    def _add(
+        self, frame: Any, matrix: Matrix | None, aspect: Fraction, arrival: float, convert: Any, *, wanted: bool
+    ) -> None:
         seconds = self._clock(frame.time, arrival)
         spec = self._spec
         least = LEAST_STEP * spec.span / spec.num_frames
         if not wanted or (self._frames and seconds - self._frames[-1].seconds < least):
             return
         image = np.ascontiguousarray(rgb(frame, matrix, upright_size(frame, matrix), convert))
-        plan = plan_crops(image.shape[:2], spec, 1)
+        plan = plan_crops(image.shape[:2], spec, 1, aspect)
         picture = plan.apply(image[np.newaxis], spec)[0].clone()  # else all of the frame stays
         with self._changed:
             self._frames.append(_Frame(seconds, arrival, picture))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        set_usual_mode(temporary)
         temporary.replace(path)
     except HieraVideoError:  # another trouble, though it may be an OSError too
         raise
@@ -37,6 +39,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_usual_mode(path: Path) -> None:
+    """Gives a file the permissions that the umask gives a new one: safetensors makes files for their owner alone.
+
+    The umask itself is read only by setting it, for all threads: a file made for the purpose tells it.
+    """
+    probe = path.with_name(f"{path.name}.mode")
+    with suppress(OSError):  # a file system without permissions
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink(missing_ok=True)
 
 
 @contextmanager

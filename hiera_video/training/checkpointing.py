@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from hiera_video.errors import OutputError, RequestError, WeightsError
-from hiera_video.files import replacing
+from hiera_video.files import replacing, set_usual_mode
 from hiera_video.models.checkpoints.formats import State
 from hiera_video.training import recipe as recipes
 
@@ -95,7 +95,8 @@ def save(
         if average is not None:
             save_file(_separate(average.state_dict()), temporary / "ema.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for file in temporary.iterdir():
+        for file in list(temporary.iterdir()):
+            set_usual_mode(file)
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)

@@ -241,7 +241,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
             limit, *request = connection.recv()
         except (EOFError, ConnectionError):
             return
-        # Should the parent be gone when the decoder hangs, nobody ends this process but the alarm.
+        # SIGALRM ends an orphaned child.
         signal.setitimer(signal.ITIMER_REAL, 2 * limit)
         try:
             answer = ("ok", server.answer(*request))
@@ -251,7 +251,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
             answer = ("unreadable", f"{request[1]} needs more memory than {MAX_CHILD_BYTES >> 30} GiB: check the file.")
         except HieraVideoError as error:
             answer = ("request", str(error))
-        except Exception as error:  # a run of days does not end because one file finds a hole in the reader
+        except Exception as error:  # errors travel in the reply: a run of days does not end over one file
             where = traceback.extract_tb(error.__traceback__)[-1]
             fault = (
                 f"{type(error).__name__}: {' '.join(str(error).split())} at {Path(where.filename).name}:{where.lineno}"

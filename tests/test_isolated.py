@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -249,12 +250,16 @@ def test_a_small_dev_shm_is_enough(size: str, tmp_path: Path) -> None:
     assert windows.startswith("[")
 
 
-def test_memory_that_is_not_there_is_one_sentence() -> None:
-    with (
-        shared_file() as file,
-        pytest.raises(RequestError, match=r"^there is no room for 1099511627776 MB of frames that processes share"),
-    ):
-        reserve(file.fileno(), 2**60)
+def test_memory_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    sentence = (
+        r"^there is no room for 3 MB of frames that processes share \(No space left on device\): give the machine"
+    )
+    with shared_file() as file, pytest.raises(RequestError, match=sentence):
+        reserve(file.fileno(), 3 * 2**20)
 
 
 def test_a_shared_tensor_is_the_tensor_and_leaves_no_file_open() -> None:

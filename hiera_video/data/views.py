@@ -138,7 +138,7 @@ def _views_of(
     distinct, inverse = np.unique(rows, return_inverse=True)
     _, images = video.read(distinct)
     pixels = images if isinstance(images, np.ndarray) else np.stack(images)
-    frames, corners = fit_crops(pixels, spec, num_crops)
+    frames, corners = fit_crops(pixels, spec, num_crops, video.pixel_aspect)
     times = np.repeat(video.times[rows], num_crops, axis=0)
     places = torch.from_numpy(inverse.reshape(rows.shape))
     return Views(frames, places, corners, spec.size, times, video.duration, video.error)

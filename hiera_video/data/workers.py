@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.reading.child_process import keep_freed_memory
+from hiera_video.data.shared_memory import share
 
 
 def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int) -> Iterator[Any]:
@@ -73,7 +74,7 @@ def _started(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int
                 batch_size=None,
                 sampler=keys,
                 num_workers=num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=share if num_workers else _as_it_is,
                 worker_init_fn=partial(_init_worker, ends),
                 in_order=keys is not None,
                 pin_memory=torch.cuda.is_available(),

@@ -130,6 +130,8 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     listed = list_videos(source, root=data.root, split=data.split, fold=data.fold, images=data.images)
     with state.local_main_process_first():  # one of them downloads
         model = from_pretrained(start).to(device)
+    if data.pixel_aspect is not None:
+        model.spec = model.spec.replace(pixel_aspect=data.pixel_aspect)
     videos = match_classes(listed, model.labels, model.arch.num_classes)
     views = data.views or (model.views if card is None else card.sampling.views)
     sampling = data.sampling or ("dense" if card is None else card.sampling.rule)

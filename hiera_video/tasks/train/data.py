@@ -206,6 +206,7 @@ def spec_of(spec: ClipSpec, data: Data) -> ClipSpec:
         "target_fps": data.target_fps,
         "resize": data.resize,
         "antialias": data.antialias,
+        "pixel_aspect": data.pixel_aspect,
     }
     return spec.replace(**{name: value for name, value in given.items() if value is not None})
 

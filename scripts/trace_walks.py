@@ -6,9 +6,9 @@
 The ways: a path to logits (``VideoClassifier(path)``); ``finetune(recipe)`` for two steps from files, which reads the
 list and opens the run; of that alone the way from the first batch that leaves the loader to the return of the first
 optimizer step; a video to a row of parquet (``extract``, with its folder and its inputs); of that alone the way from
-the opening of the video for decoding to the file that has its row. Counted are files in which a function runs in the process
-that the user started, in any of its threads; loading the model is left out, and so is what the decoder's child process
-runs.
+the opening of the video for decoding to the file that has its row. Counted are files in which a function runs in the
+process that the user started, in any of its threads; loading the model is left out, and so is what the decoder's
+child process runs.
 """
 
 from __future__ import annotations

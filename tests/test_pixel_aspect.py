@@ -126,6 +126,8 @@ def test_a_video_that_is_coded_anew_keeps_its_proportions(tmp_path: Path) -> Non
 
 def test_another_word_for_pixel_aspect_is_refused() -> None:
     with pytest.raises(RequestError, match="pixel_aspect is 'square', but can be display or stored"):
+        ClipSpec(pixel_aspect="square")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"clip\.pixel_aspect is 'square', but must be one of display, stored"):
         ClipSpec.from_dict(ClipSpec().to_dict() | {"pixel_aspect": "square"})
     old = {name: value for name, value in ClipSpec().to_dict().items() if name != "pixel_aspect"}
     assert ClipSpec.from_dict(old).pixel_aspect == "display"

@@ -330,7 +330,9 @@ class HieraTrunk(nn.Module):
 class Hiera(HieraTrunk):
     """The classifier: logits from the normalised mean of the last stage's tokens (paper, section 3).
 
-    It takes the arguments of :class:`HieraTrunk`.
+    Args:
+        arch: The architecture.
+        spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
     """
 
     __call__: Callable[..., Tensor]

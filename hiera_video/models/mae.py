@@ -87,7 +87,14 @@ class HieraMAE(HieraTrunk):
         self.license: str | None = None  # travels with the weights
 
     def final_grid(self, size: Size) -> Size:
-        """As :meth:`MAEArchitecture.final_grid`."""
+        """The grid of tokens that the decoder works on.
+
+        Args:
+            size: The input's size in pixels (frames).
+
+        Returns:
+            Tokens along each axis.
+        """
         return self.arch.final_grid(size)
 
     def forward(

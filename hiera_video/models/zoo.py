@@ -103,7 +103,10 @@ def create_model(
             tags of its image twin, whose weights are then inflated (arXiv 1705.07750, section 2).
         num_classes: Classes of the head. Default: the checkpoint's. An MAE has none.
         input_size: (frames, height, width) or (height, width) of the clips. Default: the architecture's.
-        position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
+        position_resize: As in :func:`from_pretrained`.
+        revision: As in :func:`from_pretrained`.
+        cache_dir: As in :func:`from_pretrained`.
+        local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.Architecture` or, for an MAE, :class:`hiera_video.MAEArchitecture`.
 
     Returns:
@@ -211,7 +214,11 @@ def mae_from_pretrained(
         name_or_path: As in :func:`from_pretrained`. The name of an MAE's encoder stands for the MAE.
         arch: As in :func:`from_pretrained`. Without a config the decoder is recognised by its tensors, but for its
             attention heads: 16, or ``decoder_num_heads``.
-        input_size, position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
+        input_size: As in :func:`from_pretrained`.
+        position_resize: As in :func:`from_pretrained`.
+        revision: As in :func:`from_pretrained`.
+        cache_dir: As in :func:`from_pretrained`.
+        local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.MAEArchitecture`; another width or depth of the decoder makes it
             new.
 

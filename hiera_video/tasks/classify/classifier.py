@@ -37,32 +37,45 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one input: the best classes first, or an ``error``, or both where only a part was read.
-
-    ``duration`` is in seconds, 0 for an image and None for what could not be read. ``frames`` uint8
-    ``[T, H, W, 3]`` are those of the middle clip, kept only where a picture is asked for.
-    """
+    """The answer for one input: the best classes first, or an ``error``, or both where only a part was read."""
 
     input: str
+    """The path or address, or what stands for an input in memory, such as ``<16 frames>``."""
     duration: float | None
+    """Seconds; 0 for an image, None where nothing could be read."""
     predictions: list[Score]
+    """The best classes first."""
     error: str | None = None
+    """One sentence about what could not be read."""
     frames: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    """uint8 ``[T, H, W, 3]`` of the middle clip, kept only where a picture is asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``."""
+        """The form for JSON.
+
+        Returns:
+            ``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``.
+        """
         scores = [vars(score) for score in self.predictions]
         return {"input": self.input, "duration": self.duration, "predictions": scores, "error": self.error}
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row per class, for tables; one row with the error where there is no class."""
+        """The form for tables.
+
+        Returns:
+            A flat row per class; one row with the error where there is no class.
+        """
         shared = {"input": self.input, "duration": self.duration}
         rows = [shared | {"rank": rank} | vars(score) for rank, score in enumerate(self.predictions, start=1)]
         empty = shared | {"rank": None, "label": None, "index": None, "score": None}
         return [row | {"error": self.error} for row in rows or [empty]]
 
     def text(self) -> str:
-        """A line with the input and, where it has one, its duration; then one for each class, or the error."""
+        """The form for people.
+
+        Returns:
+            A line with the input and, where it has one, its duration; then one for each class, or the error.
+        """
         length = f"  ({self.duration:.2f} s)" if self.duration else ""
         error = [f"  error: {self.error}"] if self.error else []
         return "\n".join([self.input + length, *self._scored(), *error])
@@ -89,22 +102,20 @@ def best_classes(scores: NDArray[np.float32], labels: Sequence[str], top_k: int)
 class VideoClassifier:
     """A classifier that takes files, bytes, open files and frames.
 
+    Args:
+        model: The classifier; it is moved, and set to evaluation mode.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+
+    Raises:
+        RequestError: For a device or precision that is not there.
+
     >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
     >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
     'pan_left'
     """
 
     def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
-        """Put a model on a device.
-
-        Args:
-            model: The classifier; it is moved, and set to evaluation mode.
-            device: auto, cpu, cuda, cuda:1, mps, ...
-            precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
-
-        Raises:
-            RequestError: For a device or precision that is not there.
-        """
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device)

@@ -311,7 +311,7 @@ class Desk:
 
 
 def _has_decoder(name: str) -> bool:
-    """Whether a model is an MAE: models on this disk by their tensors, remote ones by their prefix ``mae_``."""
+    """Whether a model is an MAE. Those on this disk tell by their tensors. Remote MAEs are recognised by their prefix `mae_`."""
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")

@@ -57,7 +57,7 @@ log = logging.getLogger("hiera_video")
 
 #: Bad videos that are named on the screen.
 MAX_NAMED = 10
-#: A top-1 below this share, with at least so many classes, is more likely a wrong order than a bad model (RECIPES 5).
+#: A top-1 below this share, with at least so many classes, is more likely a wrong order than a bad model.
 SUSPICIOUS, MANY_CLASSES = 0.01, 100
 
 

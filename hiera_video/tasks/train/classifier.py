@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
-from hiera_video.data.on_device import mix, model_input, on_device, soft_targets
+from hiera_video.data.on_device import mix, on_device, soft_targets
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
@@ -28,6 +28,7 @@ from hiera_video.tasks.evaluate.metrics import gather, metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import input_size_of, sampler_of, spec_of
 from hiera_video.training.accelerator import export, whole
+from hiera_video.training.devices import pick_precision
 from hiera_video.training.loop import Draw, Loader, Training
 from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
@@ -165,7 +166,7 @@ class ClassStep:
         if (loss.mixup or loss.cutmix) and len(clip) > 1:
             rng = keyed_rng(self.seed, *draw, 0, 0)
             clip, target = mix(clip, target, rng, mixup=loss.mixup, cutmix=loss.cutmix, switch=loss.mix_switch)
-        return model_input(clip, self.spec), label, target
+        return self.spec.model_input(clip), label, target
 
     def figures(self, logits: Tensor, label: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The figures of a step.
@@ -280,7 +281,6 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
     data, run = recipe.data, recipe.run
     model = whole(model, run)
     num_clips, num_crops = parse_views(data.views)
-    dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     loaded = load_ahead(
         segments_of(videos, range(accelerator.process_index, len(videos), accelerator.num_processes)),
         model.spec,
@@ -291,8 +291,8 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
         sample=sampler_of(data, model.spec, training=False),
         fps=data.fps,
     )
-    precision = dtypes[accelerator.mixed_precision]
-    scorer = Scorer(model, model.spec, accelerator.device, precision, multi_label=videos.labels.ndim == 2)
+    dtype = pick_precision(run.precision, accelerator.device)
+    scorer = Scorer(model, model.spec, accelerator.device, dtype, multi_label=videos.labels.ndim == 2)
     scored = score_views(scorer, loaded, batch_size=max(1, run.batch_size * data.repeats))
     scores = put_together(scored, len(videos.classes))
     return metrics(gather(scores, accelerator), videos)

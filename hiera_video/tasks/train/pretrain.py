@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
-from hiera_video.data.on_device import model_input, on_device
+from hiera_video.data.on_device import on_device
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import test_views
 from hiera_video.errors import RequestError, UnreadableVideo
@@ -184,7 +184,7 @@ def mae_step(
     Returns:
         ``loss``.
     """
-    clip = model_input(on_device(batch, spec, device), spec)
+    clip = spec.model_input(on_device(batch, spec, device))
     rows = zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["repeat"].tolist(), strict=True)
     return {"loss": model(clip, **masking.draw(rows)).loss}
 
@@ -240,9 +240,9 @@ def validate(
         ``loss``, the mean over the clips.
     """
     judged = whole(model, run).eval()
-    losses = []
+    losses, spec = [], judged.spec
     for place in range(accelerator.process_index, len(clips), accelerator.num_processes):
-        clip = model_input(judged.spec.normalize(clips[place : place + 1].to(accelerator.device)), judged.spec)
+        clip = spec.model_input(spec.normalize(clips[place : place + 1].to(accelerator.device)))
         with accelerator.autocast():
             losses.append(judged(clip, **masking.draw([(0, place, 0)])).loss.float())
     total: Any = accelerator.reduce(torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device))
@@ -269,7 +269,7 @@ def show_some(
         return
     was, spec = shown.training, shown.spec
     shown.eval()
-    clip = model_input(spec.normalize(clips.to(accelerator.device)), spec)
+    clip = spec.model_input(spec.normalize(clips.to(accelerator.device)))
     keep = masking.draw([(0, place, 0) for place in range(len(clips))])["keep"]
     with accelerator.autocast():
         masked, filled = shown.reconstruct(clip, keep)

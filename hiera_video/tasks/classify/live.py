@@ -25,8 +25,7 @@ from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_clips
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 
 #: Seconds from one answer to the next at least.

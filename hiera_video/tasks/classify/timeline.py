@@ -16,8 +16,7 @@ from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import replacing
-from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_clips
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 from hiera_video.visual.timelines import draw_timeline
 

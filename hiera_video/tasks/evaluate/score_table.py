@@ -16,7 +16,7 @@ import numpy as np
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing
-from hiera_video.tasks.classify.pipeline import Scored
+from hiera_video.tasks.classify.classifier import Scored
 from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, counted
 
 # --- parts ------------------------------------------------------------------------------------------------------------

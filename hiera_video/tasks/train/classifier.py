@@ -10,28 +10,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import mix, on_device, soft_targets
 from hiera_video.data.sampling import keyed_rng
-from hiera_video.data.views import load_ahead, segments_of
+from hiera_video.data.views import load_ahead, sampler_of, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.build import changed, fitted
 from hiera_video.models.checkpoints.io import resize_tables
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec, parse_views
-from hiera_video.tasks.classify.pipeline import Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import gather, metrics, put_together
+from hiera_video.tasks.classify.classifier import Scorer, score_views
+from hiera_video.tasks.evaluate.metrics import metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
-from hiera_video.tasks.train.data import input_size_of, sampler_of, spec_of
+from hiera_video.tasks.train.data import input_size_of, spec_of
 from hiera_video.training.accelerator import export, whole
 from hiera_video.training.devices import pick_precision
 from hiera_video.training.loop import Draw, Loader, Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
+from hiera_video.training.optimization import Plan
 from hiera_video.training.recipe import Finetuning, Loss
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -240,8 +241,6 @@ def train_classifier(
     Raises:
         TrainingStopped: As :meth:`Training.run`.
     """
-    run = recipe.run
-    optimizer = build_optimizer(groups, recipe.optim, plan.lr)
 
     def judge(module: nn.Module) -> dict[str, float]:
         assert val is not None
@@ -251,17 +250,14 @@ def train_classifier(
         model=trained,
         step=step,
         loader=loader,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, plan),
+        groups=groups,
+        recipe=recipe,
         plan=plan,
-        optim=recipe.optim,
-        options=run,
         accelerator=accelerator,
         num_videos=num_videos,
-        max_bad_share=recipe.data.max_bad_share,
         evaluate=None if val is None else judge,
         best=None if val is None else "map" if val.labels.ndim == 2 else "top1",
-        export=lambda module: export(classifier_of(module), run=run, accelerator=accelerator),
+        export=lambda module: export(classifier_of(module), run=recipe.run, accelerator=accelerator),
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 
@@ -288,11 +284,10 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
         num_crops,
         num_workers=data.num_workers,
         time_limit=data.time_limit,
-        sample=sampler_of(data, model.spec, training=False),
+        sample=sampler_of(data.sampling, model.spec),
         fps=data.fps,
     )
     dtype = pick_precision(run.precision, accelerator.device)
     scorer = Scorer(model, model.spec, accelerator.device, dtype, multi_label=videos.labels.ndim == 2)
     scored = score_views(scorer, loaded, batch_size=max(1, run.batch_size * data.repeats))
-    scores = put_together(scored, len(videos.classes))
-    return metrics(gather(scores, accelerator), videos)
+    return metrics(put_together(gather_object(list(scored)), len(videos.classes)), videos)

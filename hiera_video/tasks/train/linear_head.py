@@ -12,10 +12,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.views import test_views
+from hiera_video.data.views import sampler_of, test_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
-from hiera_video.tasks.train.data import sampler_of
 from hiera_video.training.recipe import Finetuning
 
 log = logging.getLogger("hiera_video")
@@ -46,7 +45,7 @@ def embeddings(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator:
         model.spec,
         NUM_CLIPS,
         1,
-        sample=sampler_of(data, model.spec, training=False),
+        sample=sampler_of(data.sampling, model.spec),
         fps=data.fps,
         num_workers=data.num_workers,
         device=accelerator.device,

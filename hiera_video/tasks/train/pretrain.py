@@ -20,18 +20,18 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import on_device
 from hiera_video.data.sampling import keyed_rng
-from hiera_video.data.views import test_views
+from hiera_video.data.views import sampler_of, test_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
 from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.curves import with_curves
-from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, sampler_of, spec_of
+from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, spec_of
 from hiera_video.training.accelerator import export, prepare, start_accelerator, whole
 from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import Plan, build_optimizer, build_schedule, param_groups
+from hiera_video.training.optimization import Plan, param_groups
 from hiera_video.training.recipe import Pretraining, Run
 from hiera_video.training.run_folder import open_run
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
@@ -72,12 +72,11 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
 def _pretrain(
     recipe: Pretraining, plan: Plan, train: VideoList, val: VideoList | None, accelerator: Accelerator
 ) -> Iterator[Metrics]:
-    data, run, optim = recipe.data, recipe.run, recipe.optim
+    run = recipe.run
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
-    loader = clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)
+    loader = clip_loader(train, model.spec, recipe.data, recipe.augment, run, plan, accelerator, several_clips=True)
     prepare(model, run)
-    optimizer = build_optimizer(param_groups(model, optim), optim, plan.lr)
     parts = {"masking": masking, "run": run, "accelerator": accelerator}
     judge = None
     if val is not None:
@@ -87,14 +86,11 @@ def _pretrain(
         model=model,
         step=partial(mae_step, spec=model.spec, masking=masking, device=accelerator.device),
         loader=loader,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, plan),
+        groups=param_groups(model, recipe.optim),
+        recipe=recipe,
         plan=plan,
-        optim=optim,
-        options=run,
         accelerator=accelerator,
         num_videos=len(train),
-        max_bad_share=data.max_bad_share,
         evaluate=judge,
         export=partial(export, run=run, accelerator=accelerator),
         show=partial(show_some, clips=shown, **parts),
@@ -211,7 +207,7 @@ def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSp
         spec,
         1,
         1,
-        sample=sampler_of(data, spec, training=False),
+        sample=sampler_of(data.sampling, spec),
         fps=data.fps,
         num_workers=min(data.num_workers, len(indices)),
         time_limit=data.time_limit,

@@ -97,6 +97,11 @@ class Architecture:
         return (self.q_stride,) * (len(self.stages) - 1)
 
     @property
+    def block_options(self) -> dict[str, Any]:
+        """What all blocks have alike, as arguments of :class:`hiera_video.models.layers.Block`."""
+        return {name: getattr(self, name) for name in ("mlp_ratio", "hidden_act", "layer_norm_eps", "qkv_bias")}
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """Channels of each stage: those of the stage before times ``dim_mul``, rounded down."""
         return tuple(accumulate(self.stages[1:], lambda dim, _: int(dim * self.dim_mul), initial=self.embed_dim))
@@ -138,7 +143,7 @@ class MAEArchitecture(Architecture):
     decoder_depth: int = 8
     """Blocks of the decoder."""
     decoder_num_heads: int = 16
-    """Attention heads of the decoder: 16 in the reference package, 8 for video in the paper, with weights of one shape."""
+    """Attention heads of the decoder: 16 in the reference package; the paper says 8 for video (same weights' shapes)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,11 +77,8 @@ class HieraTrunk(nn.Module):
                     q_stride=arch.q_stride if first and stage <= arch.q_pool else None,
                     # As published, a stage's first block still attends by the rule of the stage before.
                     local=arch.mask_unit_attn[stage - first],
-                    mlp_ratio=arch.mlp_ratio,
                     drop_path_rate=rates[index],
-                    hidden_act=arch.hidden_act,
-                    layer_norm_eps=arch.layer_norm_eps,
-                    qkv_bias=arch.qkv_bias,
+                    **arch.block_options,
                 )
                 dim, index = arch.dims[stage], index + 1
 

@@ -1,7 +1,7 @@
 """From files to scores, the one way of classify, the page, evaluate and fine-tuning's validation; and VideoClassifier.
 
-load_ahead(segments)          threads and their children read and decode      data/views.py
-score_views(model, loaded)    batches of clips of several inputs, one batch under way   -> Scored, in order
+load_ahead(segments) has threads and their children read and decode; score_views(scorer, loaded) takes batches of clips
+of several inputs, one batch under way, and gives each input's scores in order.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Prediction:
             ``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``.
         """
         scores = [vars(score) for score in self.predictions]
-        return {"input": self.input, "duration": self.duration, "predictions": scores, "error": self.error}
+        return {"input": self.input, **self._when(), "predictions": scores, "error": self.error}
 
     def rows(self) -> list[dict[str, Any]]:
         """The form for tables.
@@ -210,7 +210,7 @@ class Prediction:
         Returns:
             A flat row per class; one row with the error where there is no class.
         """
-        shared = {"input": self.input, "duration": self.duration}
+        shared = {"input": self.input, **self._when()}
         rows = [shared | {"rank": rank} | vars(score) for rank, score in enumerate(self.predictions, start=1)]
         empty = shared | {"rank": None, "label": None, "index": None, "score": None}
         return [row | {"error": self.error} for row in rows or [empty]]
@@ -224,6 +224,9 @@ class Prediction:
         length = f"  ({self.duration:.2f} s)" if self.duration else ""
         error = [f"  error: {self.error}"] if self.error else []
         return "\n".join([self.input + length, *self._scored(), *error])
+
+    def _when(self) -> dict[str, float | None]:
+        return {"duration": self.duration}
 
     def _scored(self) -> list[str]:
         return [f"  {score.score:6.1%}  {score.label}" for score in self.predictions]
@@ -315,15 +318,8 @@ class VideoClassifier:
         """
         num_clips, num_crops = self._check(top_k, views)
         reader = self._idle.pop() if self._idle else isolated_reader(time_limit=60)
-        loaded = load_segment(
-            Segment(source, 0),
-            reader,
-            spec=self.model.spec,
-            num_clips=num_clips,
-            num_crops=num_crops,
-            fps=fps,
-            num_threads=0,
-        )
+        how: dict[str, Any] = {"num_clips": num_clips, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+        loaded = load_segment(Segment(source, 0), reader, spec=self.model.spec, **how)
         self._idle += [reader] if reader else []  # after an exception it may be in the middle of an answer
         (scored,) = score_views(self.scorer, [loaded])
         if scored.scores is None:

@@ -310,7 +310,7 @@ class Desk:
 
 
 def _has_decoder(name: str) -> bool:
-    """Whether a model is an MAE: one on this disk tells by its tensors. Remote MAEs are recognised by their prefix `mae_`."""
+    """Whether a model on this disk has a decoder's tensors. Remote MAEs are recognised by their prefix `mae_`."""
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
-from hiera_video.data.views import Loaded, load_ahead, sampler_of, segments_of
+from hiera_video.data.views import load_ahead, sampler_of, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
@@ -167,7 +167,19 @@ def _run(job: _Job) -> Iterator[ClassScore]:
         part = None
         if output is not None:
             part = stack.enter_context(open_part(output / "parts" / f"rank{state.process_index:04d}.jsonl", facts))
-        scored = score_views(job.scorer, _loaded(job, left), batch_size=recipe.run.batch_size)
+        data, (num_clips, num_crops) = recipe.data, parse_views(job.views)
+        loaded = load_ahead(
+            segments_of(videos, left[state.process_index :: state.num_processes]),
+            job.model.spec,
+            num_clips,
+            num_crops,
+            num_workers=data.num_workers,
+            time_limit=data.time_limit,
+            sample=sampler_of(job.sampling, job.model.spec, num_clips),
+            fps=data.fps,
+            decode=data.decode,
+        )
+        scored = score_views(job.scorer, loaded, batch_size=recipe.run.batch_size)
         mine = list(_watched(job, scored, len(left), part))
     every = [*before, *gather_object(mine)]
     if not state.is_main_process:
@@ -180,23 +192,6 @@ def _run(job: _Job) -> Iterator[ClassScore]:
         facts = {"model": recipe.model.start or BUILT_IN, **facts, "cost": {**cost, "device": str(job.device)}}
         write_results(output, videos, scores, figures, {**facts, "recipe": asdict(recipe)})
     yield from figures
-
-
-def _loaded(job: _Job, indices: list[int]) -> Iterator[Loaded]:
-    """This process's share of the videos of these numbers."""
-    data, state = job.recipe.data, job.state
-    num_clips, num_crops = parse_views(job.views)
-    return load_ahead(
-        segments_of(job.videos, indices[state.process_index :: state.num_processes]),
-        job.model.spec,
-        num_clips,
-        num_crops,
-        num_workers=data.num_workers,
-        time_limit=data.time_limit,
-        sample=sampler_of(job.sampling, job.model.spec, num_clips),
-        fps=data.fps,
-        decode=data.decode,
-    )
 
 
 def _agree(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from hiera_video.data.on_device import mix, on_device, soft_targets
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import load_ahead, sampler_of, segments_of
 from hiera_video.errors import RequestError
-from hiera_video.models.checkpoints.build import changed, fitted
+from hiera_video.models.checkpoints.build import fitted
 from hiera_video.models.checkpoints.io import resize_tables
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
@@ -60,7 +60,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         "head_init_scale": start.head_init_scale,
     }
     torch.manual_seed(recipe.run.seed)
-    if start.start in list_models():
+    if read is None and start.start in list_models():
         with torch.device("meta"):
             own = create_model(start.start).arch.input_size
         model: Hiera = create_model(
@@ -83,24 +83,25 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
     return model
 
 
-def rebuilt(model: Hiera, *, input_size: tuple[int, ...] | None = None, **config: Any) -> Hiera:
+def rebuilt(model: Hiera, **config: Any) -> Hiera:
     """A model of the same weights with other fields, as if its checkpoint had been read again with them.
 
     Args:
         model: Stays as it is.
-        input_size: (T, H, W) or (H, W); position embeddings are resized to it.
-        config: Fields of :class:`~hiera_video.Architecture`.
+        config: Fields of :class:`~hiera_video.Architecture`; to another ``input_size`` position embeddings are resized.
 
     Returns:
         A model in evaluation mode.
 
     Raises:
-        RequestError: There is no such field.
         SizeError: The model cannot have this size.
     """
-    arch = changed(model.arch, model.arch.num_classes, input_size, config)
-    other = Hiera(arch, model.spec if input_size is None else fitted(model.spec, arch.input_size))
-    other.load_state_dict(resize_tables(model.state_dict(), model.arch, arch, model.position_resize))
+    arch, spec, state = replace(model.arch, **config), model.spec, model.state_dict()
+    if arch.input_size != model.arch.input_size:
+        arch.token_grid(arch.input_size)
+        state, spec = resize_tables(state, model.arch, arch, model.position_resize), fitted(spec, arch.input_size)
+    other = Hiera(arch, spec)
+    other.load_state_dict(state)
     for name in ("labels", "views", "license", "position_resize", "new_head"):
         setattr(other, name, getattr(model, name))
     return other.eval()

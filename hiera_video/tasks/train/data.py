@@ -93,9 +93,10 @@ def _paths(videos: VideoList) -> Iterator[str]:
 
 def _is_there(path: str) -> bool:
     """Of an address: not asked."""
+    if os.path.exists(path) or is_address(path):
+        return True
     member = parse_member(path)
-    place = path if member is None else member.shard
-    return is_address(place) or os.path.exists(place)
+    return member is not None and (is_address(member.shard) or os.path.exists(member.shard))
 
 
 def labelled(lists: Lists, data: Data) -> Lists:

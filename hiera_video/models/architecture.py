@@ -143,7 +143,7 @@ class MAEArchitecture(Architecture):
     decoder_depth: int = 8
     """Blocks of the decoder."""
     decoder_num_heads: int = 16
-    """Attention heads of the decoder: 16 in the reference package; the paper says 8 for video (same weights' shapes)."""
+    """Attention heads of the decoder: 16 in the reference package, 8 for video in the paper; shapes are the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

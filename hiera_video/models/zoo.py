@@ -30,14 +30,7 @@ from hiera_video.models.checkpoints.formats import Facts, State, convert
 from hiera_video.models.checkpoints.io import read_state
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
-from hiera_video.models.published import (
-    ARCHITECTURES,
-    AUTHORS,
-    MAE_ARCHITECTURES,
-    SHIPPED,
-    ClassifierName,
-    MAEName,
-)
+from hiera_video.models.published import ARCHITECTURES, AUTHORS, MAE_ARCHITECTURES, SHIPPED, ClassifierName, MAEName
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
 from hiera_video.models.unroll import Size
 
@@ -139,10 +132,9 @@ def create_model(
     spec = fitted(entry.spec if entry and entry.spec else default_spec(arch), arch.input_size)
     model = HieraMAE(arch, spec) if isinstance(arch, MAEArchitecture) else Hiera(arch, spec)
     model.position_resize = position_way(position_resize)
-    if isinstance(model, Hiera) and entry and entry.labels and arch.num_classes == entry.num_classes:
-        model.labels = labels_of(entry.labels)
-    if isinstance(model, Hiera) and entry and entry.views:
-        model.views = entry.views
+    if isinstance(model, Hiera) and entry:
+        model.labels = labels_of(entry.labels) if entry.labels and arch.num_classes == entry.num_classes else None
+        model.views = entry.views or model.views
     return model
 
 
@@ -279,19 +271,18 @@ def _from_checkpoint(full: str, hub: Hub) -> tuple[State, Facts]:
         if not (SHIPPED / full).is_dir():
             raise WeightsError(f"{full} is missing from this installation ({SHIPPED}); install hiera_video anew")
         return from_disk(SHIPPED / full)
-    reasons = []
-    for source in ("hub", "authors"):
-        try:
-            if source == "hub" and entry.hub:
-                path = hub_file(entry.hub, WEIGHT_FILES, hub, license=entry.license)
-            elif source == "authors" and entry.url and hub.revision is None:
-                path = author_file(entry.url, hub, sha256=entry.sha256, license=entry.license)
-            else:
-                continue
-            break
-        except UnavailableError as error:
-            reasons.append(str(error))
-    else:
+    path, reasons = None, []
+    try:
+        if entry.hub:
+            path = hub_file(entry.hub, WEIGHT_FILES, hub, license=entry.license)
+    except UnavailableError as error:
+        reasons.append(str(error))
+    try:
+        if path is None and entry.url and hub.revision is None:
+            path = author_file(entry.url, hub, sha256=entry.sha256, license=entry.license)
+    except UnavailableError as error:
+        reasons.append(str(error))
+    if path is None:
         raise WeightsError(
             f"{full} could not be fetched ({'; '.join(reasons)}); connect to the network, or download it elsewhere "
             f"and name its file"

@@ -122,10 +122,7 @@ class Training:
         optimizer = accelerator.prepare_optimizer(self.optimizer)
         batches = _endless(self.loader)
         model.train()
-        with (
-            _signals() as signals,
-            Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer,
-        ):
+        with _signals() as signals, Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer:
             while self.done < plan.steps:
                 # data, forward, backward
                 self.schedule.step_update(self.done)
@@ -197,7 +194,7 @@ class Training:
                 sums[name] = sums[name] + mean if name in sums else mean
         return sums, files
 
-    def _read(self, sums: dict[str, Tensor], signals: _Signals) -> tuple[dict[str, float], bool, int]:
+    def _read(self, sums: dict[str, Tensor], signals: list[int]) -> tuple[dict[str, float], bool, int]:
         """Clips the gradients, and reads the one time that a step waits for the device: means over the processes, the
         gradients' norm before clipping, whether any process was told to stop, how many files each replaced, added up.
         """
@@ -207,7 +204,7 @@ class Training:
         norm: Any = nn.utils.clip_grad_norm_(parameters, limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         bad = sum(problem.replaced for problem in self.loader.problems)
-        marks = torch.tensor([float(signals.received), float(bad)]).to(norm.device, non_blocking=True)
+        marks = torch.tensor([float(bool(signals)), float(bad)]).to(norm.device, non_blocking=True)
         everywhere: Any = self.accelerator.reduce(torch.cat([torch.stack(list(sums.values())), marks]), "sum")
         *values, stop, all_bad, length = torch.cat([everywhere, norm.detach().float().view(1)]).tolist()
         figures = {name: value / self.accelerator.num_processes for name, value in zip(sums, values, strict=True)}
@@ -323,27 +320,25 @@ def _endless(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
-@dataclass
-class _Signals:
-    """Whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
-
-    received: bool = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Signals set a mark, so that a step is finished and saved; outside the main thread they are left alone."""
-    signals, before = _Signals(), {}
+def _signals() -> Iterator[list[int]]:
+    """The SIGTERM and SIGINT that have come, so that a step is finished and saved; a second SIGINT interrupts at once.
+
+    Outside the main thread they are left alone.
+    """
+    received: list[int] = []
+    before = {}
+
+    def mark(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError):
-            before[number] = signal.signal(number, signals)
+            before[number] = signal.signal(number, mark)
     try:
-        yield signals
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

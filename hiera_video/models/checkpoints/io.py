@@ -140,11 +140,7 @@ def resize_tables(state: State, old: Architecture, new: Architecture, way: str) 
     """
     before, after = old.token_grid(old.input_size), new.token_grid(new.input_size)
     window = new.mask_unit_size if way == "window" else (1,) * len(after)
-    parts = {
-        "pos_embed": slice(None),
-        "pos_embed_spatial": slice(1, None),
-        "pos_embed_temporal": slice(0, 1),
-    }
+    parts = {"pos_embed": slice(None), "pos_embed_spatial": slice(1, None), "pos_embed_temporal": slice(0, 1)}
     resized = dict(state)
     for name, axes in parts.items():
         if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before[axes]):

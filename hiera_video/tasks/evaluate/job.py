@@ -28,21 +28,8 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Scored, Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import (
-    ClassScore,
-    Scores,
-    class_scores,
-    is_right,
-    match_classes,
-    put_together,
-)
-from hiera_video.tasks.evaluate.score_table import (
-    append,
-    open_part,
-    read_parts,
-    to_line,
-    write_results,
-)
+from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, class_scores, is_right, match_classes, put_together
+from hiera_video.tasks.evaluate.score_table import append, open_part, read_parts, to_line, write_results
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import pick_device, pick_precision
 from hiera_video.training.recipe import Evaluation, check

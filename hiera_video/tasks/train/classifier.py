@@ -54,11 +54,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         WeightsError: The checkpoint cannot be had.
     """
     start, data = recipe.model, recipe.data
-    config: dict[str, Any] = {
-        "drop_path_rate": start.drop_path_rate,
-        "head_dropout": start.head_dropout,
-        "head_init_scale": start.head_init_scale,
-    }
+    config = {name: getattr(start, name) for name in ("drop_path_rate", "head_dropout", "head_init_scale")}
     torch.manual_seed(recipe.run.seed)
     if read is None and start.start in list_models():
         with torch.device("meta"):

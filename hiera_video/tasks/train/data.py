@@ -172,14 +172,8 @@ def spec_of(spec: ClipSpec, data: Data) -> ClipSpec:
     Returns:
         ``spec``, changed.
     """
-    given = {
-        "num_frames": data.num_frames,
-        "frame_stride": data.frame_stride,
-        "target_fps": data.target_fps,
-        "resize": data.resize,
-        "antialias": data.antialias,
-    }
-    return spec.replace(**{name: value for name, value in given.items() if value is not None})
+    names = ("num_frames", "frame_stride", "target_fps", "resize", "antialias")
+    return spec.replace(**{name: value for name in names if (value := getattr(data, name)) is not None})
 
 
 def input_size_of(data: Data, own: Size) -> Size:

@@ -112,10 +112,8 @@ def starting_mae(recipe: Pretraining) -> HieraMAE:
         WeightsError: The checkpoint cannot be had.
     """
     start = recipe.model
-    config: dict[str, Any] = {"drop_path_rate": start.drop_path_rate}
-    for name in ("mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim"):
-        if getattr(start, name) is not None:
-            config[name] = getattr(start, name)
+    names = ("drop_path_rate", "mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim")
+    config = {name: value for name in names if (value := getattr(start, name)) is not None}
     new = start.start in list_models("mae_*")
     build: Any = create_model if new else mae_from_pretrained
     with torch.device("meta") if new else nullcontext():

@@ -19,7 +19,7 @@ from hiera_video.data.memory import Input, is_frames, on_disk, video_of
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_image, read_image
 from hiera_video.data.reading.reader import Video, open_video
-from hiera_video.data.sampling import keyed_rng, segment_clips, test_clips
+from hiera_video.data.sampling import keyed_rng, test_clips
 from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import ClipSpec
@@ -163,27 +163,6 @@ def open_input(
     if reader is None:
         return open_video(path, num_threads=num_threads or 0, **options)
     return reader.open(path, num_threads=num_threads or 1, **options)
-
-
-def sampler_of(rule: str | None, spec: ClipSpec, num_clips: int = 1, *, random: bool = False) -> Sampler | None:
-    """How frames are chosen where a dataset's convention is not the dense one.
-
-    Args:
-        rule: "segments" (Something-Something) or "dense".
-        spec: How a clip is cut.
-        num_clips: Clips of each video.
-        random: A random frame of each segment (for training); else the ones of the test.
-
-    Returns:
-        A sampler of segments; None for dense clips.
-    """
-    return partial(_segments, spec, num_clips, random) if rule == "segments" else None
-
-
-def _segments(
-    spec: ClipSpec, num_clips: int, random: bool, times: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    return segment_clips(times, spec, rng if random else None, num_clips=num_clips)
 
 
 # --- many inputs ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import Precision, autocast, pick_device, pick_precision
+from hiera_video.training.devices import Precision, pick_device, pick_precision
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Scorer:
     def __call__(self, clips: Tensor) -> Tensor:
         """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
         clip = self.spec.model_input(self.spec.normalize(clips.to(self.device)))
-        with autocast(self.device, self.dtype):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(clip)
         return scores_of(logits, multi_label=self.multi_label)
 

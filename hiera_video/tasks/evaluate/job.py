@@ -21,7 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
-from hiera_video.data.views import load_ahead, sampler_of, segments_of
+from hiera_video.data.sampling import sampler_of
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
@@ -148,8 +149,8 @@ def _run(job: _Job) -> Iterator[ClassScore]:
     output = None if recipe.run.output is None else Path(recipe.run.output)
     facts = {} if output is None else job.facts()
     before, left = _agree(state, videos, None if output is None else output / "parts", facts)
-    if len(left) < len(videos):
-        log.info("%s holds scores of %d of %d videos: going on", output, len(videos) - len(left), len(videos))
+    if done := len(videos) - len(left):
+        log.info("%s holds scores of %d of %d videos: going on from there", output, done, len(videos))
     with ExitStack() as stack:
         part = None
         if output is not None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import mix, on_device, soft_targets
-from hiera_video.data.sampling import keyed_rng
-from hiera_video.data.views import load_ahead, sampler_of, segments_of
+from hiera_video.data.sampling import keyed_rng, sampler_of
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.build import fitted
 from hiera_video.models.checkpoints.io import resize_tables

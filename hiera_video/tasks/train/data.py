@@ -15,7 +15,7 @@ from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.reading.files import is_address
 from hiera_video.data.reading.shards import parse_member
-from hiera_video.data.views import sampler_of
+from hiera_video.data.sampling import sampler_of
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size

@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.views import sampler_of, test_views
+from hiera_video.data.sampling import sampler_of
+from hiera_video.data.views import test_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.training.recipe import Finetuning

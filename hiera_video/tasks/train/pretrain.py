@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
 from hiera_video.data.on_device import on_device
-from hiera_video.data.sampling import keyed_rng
-from hiera_video.data.views import sampler_of, test_views
+from hiera_video.data.sampling import keyed_rng, sampler_of
+from hiera_video.data.views import test_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible

@@ -1,7 +1,7 @@
 """Parity with hiera-transformer 0.1.4, a black box: all ten published variants, from weights in the published layout.
 
 Huge is compared at fewer blocks, its keys and shapes at all of them; so is large for video, and at full depth where
-slow tests run. Tolerances: DESIGN section 2.
+slow tests run. A tolerance is of max|a - b| / max|b|, of each tensor.
 """
 
 from __future__ import annotations

@@ -252,7 +252,11 @@ class ClipLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and the problems so far: plain numbers and strings."""
+        """The position, and the problems so far.
+
+        Returns:
+            Plain numbers and strings by name, as JSON takes them.
+        """
         return {
             "seed": self.dataset.seed,
             "num_videos": len(self.dataset),

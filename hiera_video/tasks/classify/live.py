@@ -27,8 +27,7 @@ from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_clips
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 
 #: Seconds from one answer to the next at least.
@@ -45,26 +44,15 @@ LEAST_STEP = 0.2
 
 @dataclass(frozen=True)
 class LiveAnswer(Prediction):
-    """The answer for one window, the frames shown from ``start`` to ``end``, seconds after the stream's first frame.
+    """The answer for one window; ``start``, ``end`` and ``latency`` stand where a file's ``duration`` does.
 
-    ``latency``: seconds from the arrival of the window's last frame to the answer.
+    Its frames are shown from ``start`` to ``end``, in seconds after the stream's first frame. ``latency``: seconds from
+    the arrival of the window's last frame to the answer.
     """
 
     start: float | None = None
     end: float | None = None
     latency: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"input", "start", "end", "latency", "predictions": [{"label", "index", "score"}], "error"}``."""
-        scores = [vars(score) for score in self.predictions]
-        return {"input": self.input, **self._when(), "predictions": scores, "error": self.error}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat row per class; one row with the error where there is no class."""
-        rows = super().rows()
-        for row in rows:
-            row.pop("duration")
-        return [{"input": row["input"], **self._when(), **row} for row in rows]
 
     def text(self) -> str:
         """One line: the end of the window, how late the answer is, and the classes; or the error."""

@@ -5,8 +5,8 @@
 
 The ways: a path to logits (``VideoClassifier(path)``); ``finetune(recipe)`` for two steps from files, which reads the
 list and opens the run; of that alone the way from the first batch that leaves the loader to the return of the first
-optimizer step; a video to a row of parquet (``extract``, with its folder and its inputs); of that alone the way from the opening
-of the video for decoding to the file that has its row. Counted are files in which a function runs in the process
+optimizer step; a video to a row of parquet (``extract``, with its folder and inputs); of that alone the way from the
+opening of the video for decoding to the file with its row. Counted are files in which a function runs in the process
 that the user started, in any of its threads; loading the model is left out, and so is what the decoder's child process
 runs.
 """
@@ -79,7 +79,7 @@ def files_of_a_step(train: Callable[[], Any]) -> list[str]:
     from hiera_video.data.loader import ClipLoader
 
     iterate, make = ClipLoader.__iter__, AdamW.step
-    steps = []
+    steps: list[Any] = []
 
     def batches(loader: Any) -> Any:
         for batch in iterate(loader):

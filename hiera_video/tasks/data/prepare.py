@@ -27,10 +27,9 @@ from typing import Any
 from tqdm import tqdm
 
 from hiera_video.data.lists.cards import Card, Split, load_card
-from hiera_video.data.lists.folders import files_below
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.errors import HieraVideoError, OutputError, RequestError
-from hiera_video.files import alone, check_output, names, replacing, write_csv
+from hiera_video.files import alone, check_output, files_below, names, replacing, write_csv
 from hiera_video.tasks.data.check import (
     Checked,
     Decode,

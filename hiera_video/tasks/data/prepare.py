@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,11 +130,11 @@ def prepare(
     *,
     output: Path,
     dataset: str = "kinetics400",
-    splits: Sequence[str] = SPLITS,
+    splits: tuple[str, ...] = SPLITS,
     decode: Decode = "ends",
     num_workers: int | None = None,
     time_limit: float = 60.0,
-    leave_out: Sequence[str] = (),
+    leave_out: tuple[str, ...] = (),
 ) -> Results[SplitCount]:
     """Write lists of the videos of Kinetics that can be used, and a reason for each of the others.
 

@@ -141,7 +141,7 @@ def test_the_first_command_prints_what_the_readme_shows(in_a_copy: Path, capsys:
 
 
 def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) -> None:
-    """The command with one view for fifteen, and a hub on loopback that serves random weights under the published name."""
+    """The command, with one view for 15; a hub on loopback serves random weights under the published name."""
     (command,) = [command for command in commands(*PAGES) if "classify videos/ --model hiera_base" in command]
     torch.manual_seed(0)
     model = create_model("hiera_base_16x224").half()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 from assets import H264, LONG_MKV, ONE_FRAME, ROTATED, VP9, cut_off, write_audio

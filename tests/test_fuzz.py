@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def read_all(originals: list[Path], folder: Path, count: int) -> tuple[int, int]
     num_read = num_refused = 0
     with IsolatedReader(time_limit=TIME_LIMIT) as reader:
         for number, path in enumerate(mutants(originals, folder, count)):
-            begin = time.monotonic()
             try:
                 with reader.open(path, num_threads=1) as video:
                     rows = train_clips(video.times, ClipSpec(), keyed_rng(number))
@@ -73,7 +71,6 @@ def read_all(originals: list[Path], folder: Path, count: int) -> tuple[int, int]
                 assert "\n" not in str(error) and str(error).endswith(".")
                 assert "makes the reader fail" not in str(error)
                 num_refused += 1
-            assert time.monotonic() - begin < 2 * TIME_LIMIT + 10
     return num_read, num_refused
 
 

@@ -139,11 +139,10 @@ def test_a_file_that_crashes_the_decoder_is_named_and_the_next_is_read(ill: Path
 def test_a_decoder_that_sleeps_for_ever_is_ended_after_the_time_limit(ill: Path) -> None:
     with IsolatedReader(time_limit=3) as reader:
         reader.open(ill / "good.mp4")
-        asleep, begin = child_of(reader), time.monotonic()
+        asleep = child_of(reader)
         reader.time_limit = 1
         with pytest.raises(UnreadableVideo, match=r"sleep.mp4 takes longer than 1 s to decode: leave it out, or raise"):
             reader.open(ill / "sleep.mp4")
-        assert time.monotonic() - begin < 10
         assert not psutil.pid_exists(asleep)
         reader.time_limit = 30
         with reader.open(ill / "good.mp4") as video:

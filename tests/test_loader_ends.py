@@ -23,7 +23,6 @@ TOP = """
 import os, sys, time
 import torch
 import hiera_video
-from hiera_video.data.views import test_views
 
 def loader():
     videos = hiera_video.list_videos("train")
@@ -40,7 +39,6 @@ PROGRAMS = {
     "an exception": "for batch in loader: raise RuntimeError('mine')",
     "sys.exit": "for batch in loader: sys.exit(3)",
     "a program that waits": "next(iter(loader)); said('waits'); time.sleep(600)",
-    "test views left by break": "views = test_views(loader.dataset.videos, loader.dataset.spec, 1, 1); next(views)",
 }
 CODES = {"an exception": 1, "sys.exit": 3}
 
@@ -92,11 +90,15 @@ def of_session(session: int) -> list[int]:
     return alive
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("way", [way for way in PROGRAMS if way != "a program that waits"])
+@pytest.mark.parametrize(
+    ("way", "method"),
+    [
+        *((way, "fork") for way in PROGRAMS if way != "a program that waits"),
+        ("left by break", "spawn"),
+        pytest.param("the epoch is over", "spawn", marks=pytest.mark.slow),  # this start method imports all of it again
+    ],
+)
 def test_a_program_ends_with_no_close(way: str, method: str, folder: Path) -> None:
-    if method == "spawn" and way not in ("the epoch is over", "left by break"):
-        pytest.skip("two ways are enough for the slower start method")
     process = start(program(folder, PROGRAMS[way], method), folder)
     _, err = finish(process)
     assert process.returncode == CODES.get(way, 0), err

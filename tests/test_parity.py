@@ -1,7 +1,7 @@
 """Parity with hiera-transformer 0.1.4, a black box: all ten published variants, from weights in the published layout.
 
-Huge is compared at fewer blocks, its keys and shapes at all of them; so is large for video, and at full depth where
-slow tests run. A tolerance is of max|a - b| / max|b|, of each tensor.
+Base is compared at full depth, images and videos; the others at fewer blocks, their keys and shapes at all of them.
+Slow tests compare every one but huge at full depth. Both compute in fp32 on a CPU: what differs is the order of sums.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "joint_positions": {"sep_pos_embed": False, "mask_unit_attn": (True, False, False, False)},
     "heads": {"num_heads": 2, "head_mul": 1.0, "mlp_ratio": 2.0},
 }
-SHORTENED = {"hiera_huge_224", "hiera_large_16x224", "hiera_huge_16x224"}
+WHOLE = {"hiera_base_224", "hiera_base_16x224"}
 FEWER = (1, 1, 2, 1)
 OURS_ALONE = {"hidden_act", "layer_norm_eps", "qkv_bias"}  # constructor fields that the reference does not have
 TOLERANCE = 1e-5
@@ -111,8 +111,12 @@ def test_keys_and_shapes_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        *((name, FEWER if name in SHORTENED else None) for name in PUBLISHED),
-        pytest.param("hiera_large_16x224", None, marks=pytest.mark.slow),
+        *((name, None if name in WHOLE else FEWER) for name in PUBLISHED),
+        *(
+            pytest.param(name, None, marks=pytest.mark.slow)
+            for name in PUBLISHED
+            if name not in WHOLE and "huge" not in name
+        ),
     ],
 )
 @torch.no_grad()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,9 @@ def test_a_program_that_leaves_its_views_open_ends_at_once(how: str, code: int, 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "READ\n"
         children = psutil.Process(program.pid).children(recursive=True) if code == 130 else []
-        begin = time.monotonic()
         if code == 130:
             program.send_signal(signal.SIGINT)
         _, err = program.communicate(timeout=60)
-    assert time.monotonic() - begin < 20  # seconds; it takes about half of one
     assert program.returncode in ({code} if code != 130 else {130, -signal.SIGINT}), err
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
@@ -166,20 +165,21 @@ def test_results_come_in_order_and_an_exception_in_its_place() -> None:
 
 
 def test_a_reader_that_is_stopped_gives_up_what_it_waits_for(ill: Path) -> None:
-    def read(path: Path, reader: IsolatedReader | None) -> str | None:
+    given_up: list[str] = []
+
+    def read(path: Path, reader: IsolatedReader | None) -> None:
         assert reader is not None
-        reader.time_limit = 600
+        reader.time_limit = 120
         try:
             reader.open(path)
         except UnreadableVideo as error:
-            return str(error)
-        return None
+            given_up.append(str(error))
 
     results = map_ahead(read, [ill / "a.mp4", ill / "hang.mp4", ill / "z.mp4"], num_workers=2)
     assert next(results) is None
-    begin = time.monotonic()
     results.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - begin < 30
+    assert not [thread for thread in threading.enumerate() if thread.name == "hiera_video reader"]
+    assert not [sentence for sentence in given_up if "takes longer" in sentence]
 
 
 # --- what a model answers ---------------------------------------------------------------------------------------------

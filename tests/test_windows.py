@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -166,16 +165,15 @@ def test_threads_and_their_children_end_when_nobody_wants_their_windows(long: Pa
 @pytest.mark.parametrize("how_it_ends", ["", "raise SystemExit(0)", "signal.raise_signal(signal.SIGINT)"])
 def test_a_program_that_ends_in_the_middle_ends_at_once(how_it_ends: str, long: Path) -> None:
     code = f"""
-import signal, time
+import signal
 from hiera_video.data.windows import Walk, read_ahead
 from hiera_video.spec import ClipSpec
-ahead = read_ahead([({str(long)!r}, 0)] * 500, Walk(ClipSpec(num_frames=4, frame_stride=2, size=(64, 64)), hop=0.1))
-print(next(ahead).input, time.time(), flush=True)
+ahead = read_ahead([({str(long)!r}, 0)] * 10**6, Walk(ClipSpec(num_frames=4, frame_stride=2, size=(64, 64)), hop=0.1))
+print(next(ahead).input, flush=True)
 {how_it_ends}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    name, last = done.stdout.split()
-    assert name == str(long) and time.time() - float(last) < 10
+    assert done.stdout == f"{long}\n"
     assert done.returncode == (-signal.SIGINT if "SIGINT" in how_it_ends else 0), done.stderr
     assert how_it_ends.endswith("SIGINT)") or not done.stderr
 

@@ -92,8 +92,7 @@ def create_model(
     Args:
         name: An architecture (:func:`list_models`), or a checkpoint of one, ``arch.tag``.
         pretrained: Whether to load the checkpoint. Without it a tag still decides classes, labels and ``ClipSpec``.
-        checkpoint: The tag, where ``name`` has none. Default: the architecture's first. A video model also takes the
-            tags of its image twin, whose weights are then inflated (arXiv 1705.07750, section 2).
+        checkpoint: The tag, where ``name`` has none. Video models also take their image twin's (inflated, 1705.07750).
         num_classes: Classes of the head. Default: the checkpoint's. An MAE has none.
         input_size: (frames, height, width) or (height, width) of the clips. Default: the architecture's.
         position_resize: As in :func:`from_pretrained`.
@@ -118,9 +117,8 @@ def create_model(
         raise RequestError(f"{arch_name} has no classes: leave num_classes out")
     if pretrained:
         full = _full_name(arch_name, tag)
-        state, facts = _from_checkpoint(
-            full, Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-        )
+        hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        state, facts = _from_checkpoint(full, hub)
         how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
         if isinstance(arch, MAEArchitecture):

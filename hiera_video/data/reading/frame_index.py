@@ -178,47 +178,51 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
     headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
     count = bitstream.picture_counter(codec, headers)
     result, holes = _Stream(), set()
-    position = num_bytes = 0
-    before, usual = None, 0
+    kept: list[Any] | None = []
+    rows: list[tuple[int, int | None, int | None, int, bool, int, int]] = []
+    position = num_bytes = usual = 0
+    before: Any = None
+    last: int | None = None  # dts of the packet before
     with damage.caught() as messages:
         try:
             for packet in container.demux(stream):
-                if not packet.size:
+                if not (size := packet.size):
                     continue
-                if is_part(packet, name):
-                    result.cut = True
-                    continue
-                num_bytes += packet.size
-                if result.kept is not None:
-                    result.kept.append(packet)
-                    if num_bytes > MAX_KEPT_BYTES:
-                        result.kept = None
                 if packet.is_corrupt:
+                    if is_part(packet, name):
+                        result.cut = True
+                        continue
                     holes.add(position)
-                # What the codec's parser says, the decoder says again, and knows of which picture.
-                if messages and (text := damage.worst(messages, codec)):
-                    result.broken.add(position)
-                    result.error = f"the file is damaged ({text})."
-                messages.clear()
-                dts = packet.dts
-                if before is not None and dts is not None and before.dts is not None:
-                    passed, usual = usual, dts - before.dts
-                    if headers is not None and 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
+                if kept is not None:
+                    kept.append(packet)
+                    num_bytes += size
+                    kept = kept if num_bytes <= MAX_KEPT_BYTES else None
+                if messages:  # what the codec's parser says, the decoder says again, and knows of which picture
+                    if text := damage.worst(messages, codec):
                         result.broken.add(position)
-                before = packet
+                        result.error = f"the file is damaged ({text})."
+                    messages.clear()
+                dts = packet.dts
+                if headers is not None:
+                    if last is not None and dts is not None:
+                        passed, usual = usual, dts - last
+                        if 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
+                            result.broken.add(position)
+                    before, last = packet, dts
                 if not packet.is_discard:  # an edit list may hide packets
-                    result.positions.append(position)
-                    result.pts.append(packet.pts)
-                    result.dts.append(dts)
-                    result.durations.append(packet.duration or 0)
-                    result.keyframes.append(packet.is_keyframe and (headers is None or headers.can_start(packet)))
-                    result.pictures.append(1 if count is None else count(packet))
-                    result.smallest = min(result.smallest, packet.size)
+                    is_key = packet.is_keyframe and (headers is None or headers.can_start(packet))
+                    begun = 1 if count is None else count(packet)
+                    rows.append((position, packet.pts, dts, packet.duration or 0, is_key, begun, size))
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
             result.error = f"the file cannot be read to its end ({reason(failure)})."
         if result.error is None and (text := damage.worst(messages, codec)):
             result.error = f"the file is damaged ({text})."
+    result.kept = kept
+    if rows:
+        columns = map(list, zip(*rows, strict=True))
+        result.positions, result.pts, result.dts, result.durations, result.keyframes, result.pictures, sizes = columns
+        result.smallest = min(sizes)
     _place_holes(result, holes)
     return result
 

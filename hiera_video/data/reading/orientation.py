@@ -19,11 +19,14 @@ Matrix: TypeAlias = tuple[int, ...]
 
 def matrix_of(frame: Any) -> Matrix | None:
     """The display matrix that comes with an ``av.VideoFrame``, or None."""
-    from av.sidedata.sidedata import Type
-
     try:
         sides = frame.side_data
+        if not len(sides):
+            return None
+        from av.sidedata.sidedata import Type
     except ValueError:
+        from av.sidedata.sidedata import Type
+
         # PyAV 18 raises over kinds of data that it does not know but its FFmpeg does, such as EXIF: give them any name.
         Type._missing_ = classmethod(lambda kind, value: kind.PANSCAN)  # type: ignore[method-assign, assignment]
         sides = frame.side_data
@@ -42,12 +45,21 @@ class Orientation:
 
     def __init__(self) -> None:
         self._matrix: Matrix | None = None
+        self._degrees = 0
+        self._after_key = False
 
     def of(self, frame: Any) -> Matrix | None:
         """The matrix of the next ``av.VideoFrame`` that leaves the decoder."""
-        stated = matrix_of(frame)
-        if stated is not None or frame.key_frame:
-            self._matrix = stated
+        # To look at a frame's side data costs, since PyAV's objects then hold each other and keep the picture in memory
+        # until they are collected: only keyframes are looked at, and of those that follow each other the first.
+        degrees, is_key = frame.rotation, frame.key_frame
+        if (is_key and not self._after_key) or degrees not in (0, self._degrees):
+            stated = matrix_of(frame)
+            if stated is not None or is_key:
+                self._matrix, self._degrees = stated, degrees
+        elif is_key and not degrees and self._degrees:
+            self._matrix, self._degrees = None, 0
+        self._after_key = is_key
         return self._matrix
 
 

@@ -21,6 +21,7 @@ from hiera_video.errors import UnreadableVideo
 MAX_KEPT_BYTES = 16 * 2**20
 #: Pixels that are more than so long come from broken headers, and would make pictures of any size.
 MAX_PIXEL_ASPECT = Fraction(16)
+SQUARE = Fraction(1)
 #: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
 #: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
 STREAMS_OF_BYTES = ("mpegts", "mpeg")
@@ -81,7 +82,7 @@ class FrameIndex:
     broken: frozenset[int] = frozenset()
     error: str | None = None
     warning: str | None = None
-    pixel_aspect: Fraction = Fraction(1)
+    pixel_aspect: Fraction = SQUARE
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -243,7 +244,7 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
     time_base = stream.time_base
     avi = container.format.name == "avi"
     pts = [None] * len(packets.pts) if avi else packets.pts  # FFmpeg makes them up there
-    usual = float(1 / (rate * time_base))
+    usual = rate.denominator * time_base.denominator / (rate.numerator * time_base.numerator)
     shown, decoded, begins = timeline.join_clocks(
         pts, packets.dts, usual, float(1 / time_base), bool(container.format.flags & 0x0200)
     )
@@ -267,7 +268,6 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
     end = float((ascending[-1] + Fraction(last)) * time_base)
     positions = np.array(packets.positions, dtype=np.int64)[order]
     ids = np.array(ascending, dtype=np.int64) if unchanged else positions
-    names = dict(zip(packets.positions, packets.positions if not unchanged else packets.pts, strict=True))
     return FrameIndex(
         pts=np.array(ascending, dtype=np.int64),
         keys=np.flatnonzero(np.array(packets.keyframes)[order]),
@@ -280,16 +280,23 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         ids=ids,
         stored=ranks,
         by_position=not unchanged,
-        broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
+        broken=_names_of_broken(packets, unchanged) if packets.broken else frozenset(),
         error=_cut_off(media, container, stream, packets, end) or packets.error,
         warning=warning,
         pixel_aspect=_pixel_aspect(stream),
     )
 
 
+def _names_of_broken(packets: _Stream, by_stamp: bool) -> frozenset[int]:
+    names = dict(zip(packets.positions, packets.pts if by_stamp else packets.positions, strict=True))
+    return frozenset(int(names[position] or 0) for position in packets.broken if position in names)
+
+
 def _pixel_aspect(stream: Any) -> Fraction:
-    aspect = Fraction(stream.sample_aspect_ratio or 1)  # FFmpeg's guess, in which the container goes before the codec
-    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else Fraction(1)
+    aspect = stream.sample_aspect_ratio  # FFmpeg's guess, in which the container goes before the codec
+    if not aspect or aspect == 1:
+        return SQUARE
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else SQUARE
 
 
 def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: float) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -141,7 +142,7 @@ def check_first_picture(media: Media, index: FrameIndex, backend: str) -> bool:
                 break
         if not frames:
             return False
-        if has_alpha(frames[0].format):
+        if has_alpha(frames[0].format.name):
             raise ValueError(f"{backend} leaves out the transparency of these pictures")
         matrix = matrix_of(frames[0])
         if matrix is None:
@@ -156,6 +157,10 @@ def check_first_picture(media: Media, index: FrameIndex, backend: str) -> bool:
     return is_quarter(matrix)
 
 
-def has_alpha(form: Any) -> bool:
-    """Whether an ``av.VideoFormat`` has transparency; a palette may."""
+@cache
+def has_alpha(name: str) -> bool:
+    """Whether pictures in one of FFmpeg's pixel formats have transparency; a palette may."""
+    from av import VideoFormat
+
+    form = VideoFormat(name)
     return bool(form.has_palette or any(part.is_alpha for part in form.components))

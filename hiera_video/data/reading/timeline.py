@@ -99,7 +99,7 @@ def _some_are_out_of_step(steps: NDArray[np.int64]) -> bool:
     """Whether stamps are even but for a few, and one of these comes too early: it may stand in a wrong place."""
     if len(steps) >= _MAX_JUDGED:
         return False
-    usual = np.median(steps)
+    usual = float(np.sort(steps)[len(steps) // 2])
     odd = steps[(steps < 0.6 * usual) | (steps > 1.6 * usual)]
     return 0 < len(odd) <= max(4, len(steps) // 20) and bool(odd.min() < usual)
 

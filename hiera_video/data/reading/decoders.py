@@ -51,7 +51,7 @@ def rgb(frame: Any, matrix: Matrix | None, size: tuple[int, int], convert: Any) 
         uint8 [H, W, 3], a view of the converted frame's own memory: rows may be padded, nothing is copied.
     """
     width, height = size[::-1] if is_quarter(matrix) else size
-    form, channels = ("rgba", 4) if has_alpha(frame.format) else ("rgb24", 3)
+    form, channels = ("rgba", 4) if has_alpha(frame.format.name) else ("rgb24", 3)
     plane: Any = convert(frame, width=width, height=height, format=form).planes[0]
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
     image: Image = rows[:, : channels * width].reshape(height, width, channels)

@@ -21,6 +21,7 @@ from hiera_video.errors import UnreadableVideo
 MAX_KEPT_BYTES = 16 * 2**20
 #: Pixels that are more than so long come from broken headers, and would make pictures of any size.
 MAX_PIXEL_ASPECT = Fraction(16)
+SQUARE = Fraction(1)
 #: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
 #: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
 STREAMS_OF_BYTES = ("mpegts", "mpeg")
@@ -81,7 +82,7 @@ class FrameIndex:
     broken: frozenset[int] = frozenset()
     error: str | None = None
     warning: str | None = None
-    pixel_aspect: Fraction = Fraction(1)
+    pixel_aspect: Fraction = SQUARE
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -178,47 +179,51 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
     headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
     count = bitstream.picture_counter(codec, headers)
     result, holes = _Stream(), set()
-    position = num_bytes = 0
-    before, usual = None, 0
+    kept: list[Any] | None = []
+    rows: list[tuple[int, int | None, int | None, int, bool, int, int]] = []
+    position = num_bytes = usual = 0
+    before: Any = None
+    last: int | None = None  # dts of the packet before
     with damage.caught() as messages:
         try:
             for packet in container.demux(stream):
-                if not packet.size:
+                if not (size := packet.size):
                     continue
-                if is_part(packet, name):
-                    result.cut = True
-                    continue
-                num_bytes += packet.size
-                if result.kept is not None:
-                    result.kept.append(packet)
-                    if num_bytes > MAX_KEPT_BYTES:
-                        result.kept = None
                 if packet.is_corrupt:
+                    if is_part(packet, name):
+                        result.cut = True
+                        continue
                     holes.add(position)
-                # What the codec's parser says, the decoder says again, and knows of which picture.
-                if messages and (text := damage.worst(messages, codec)):
-                    result.broken.add(position)
-                    result.error = f"the file is damaged ({text})."
-                messages.clear()
-                dts = packet.dts
-                if before is not None and dts is not None and before.dts is not None:
-                    passed, usual = usual, dts - before.dts
-                    if headers is not None and 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
+                if kept is not None:
+                    kept.append(packet)
+                    num_bytes += size
+                    kept = kept if num_bytes <= MAX_KEPT_BYTES else None
+                if messages:  # what the codec's parser says, the decoder says again, and knows of which picture
+                    if text := damage.worst(messages, codec):
                         result.broken.add(position)
-                before = packet
+                        result.error = f"the file is damaged ({text})."
+                    messages.clear()
+                dts = packet.dts
+                if headers is not None:
+                    if last is not None and dts is not None:
+                        passed, usual = usual, dts - last
+                        if 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
+                            result.broken.add(position)
+                    before, last = packet, dts
                 if not packet.is_discard:  # an edit list may hide packets
-                    result.positions.append(position)
-                    result.pts.append(packet.pts)
-                    result.dts.append(dts)
-                    result.durations.append(packet.duration or 0)
-                    result.keyframes.append(packet.is_keyframe and (headers is None or headers.can_start(packet)))
-                    result.pictures.append(1 if count is None else count(packet))
-                    result.smallest = min(result.smallest, packet.size)
+                    is_key = packet.is_keyframe and (headers is None or headers.can_start(packet))
+                    begun = 1 if count is None else count(packet)
+                    rows.append((position, packet.pts, dts, packet.duration or 0, is_key, begun, size))
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
             result.error = f"the file cannot be read to its end ({reason(failure)})."
         if result.error is None and (text := damage.worst(messages, codec)):
             result.error = f"the file is damaged ({text})."
+    result.kept = kept
+    if rows:
+        columns = map(list, zip(*rows, strict=True))
+        result.positions, result.pts, result.dts, result.durations, result.keyframes, result.pictures, sizes = columns
+        result.smallest = min(sizes)
     _place_holes(result, holes)
     return result
 
@@ -239,7 +244,7 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
     time_base = stream.time_base
     avi = container.format.name == "avi"
     pts = [None] * len(packets.pts) if avi else packets.pts  # FFmpeg makes them up there
-    usual = float(1 / (rate * time_base))
+    usual = rate.denominator * time_base.denominator / (rate.numerator * time_base.numerator)
     shown, decoded, begins = timeline.join_clocks(
         pts, packets.dts, usual, float(1 / time_base), bool(container.format.flags & 0x0200)
     )
@@ -263,7 +268,6 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
     end = float((ascending[-1] + Fraction(last)) * time_base)
     positions = np.array(packets.positions, dtype=np.int64)[order]
     ids = np.array(ascending, dtype=np.int64) if unchanged else positions
-    names = dict(zip(packets.positions, packets.positions if not unchanged else packets.pts, strict=True))
     return FrameIndex(
         pts=np.array(ascending, dtype=np.int64),
         keys=np.flatnonzero(np.array(packets.keyframes)[order]),
@@ -276,16 +280,23 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         ids=ids,
         stored=ranks,
         by_position=not unchanged,
-        broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
+        broken=_names_of_broken(packets, unchanged) if packets.broken else frozenset(),
         error=_cut_off(media, container, stream, packets, end) or packets.error,
         warning=warning,
         pixel_aspect=_pixel_aspect(stream),
     )
 
 
+def _names_of_broken(packets: _Stream, by_stamp: bool) -> frozenset[int]:
+    names = dict(zip(packets.positions, packets.pts if by_stamp else packets.positions, strict=True))
+    return frozenset(int(names[position] or 0) for position in packets.broken if position in names)
+
+
 def _pixel_aspect(stream: Any) -> Fraction:
-    aspect = Fraction(stream.sample_aspect_ratio or 1)  # FFmpeg's guess, in which the container goes before the codec
-    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else Fraction(1)
+    aspect = stream.sample_aspect_ratio  # FFmpeg's guess, in which the container goes before the codec
+    if not aspect or aspect == 1:
+        return SQUARE
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else SQUARE
 
 
 def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: float) -> str | None:

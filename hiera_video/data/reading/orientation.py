@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,11 +20,14 @@ Matrix: TypeAlias = tuple[int, ...]
 
 def matrix_of(frame: Any) -> Matrix | None:
     """The display matrix that comes with an ``av.VideoFrame``, or None."""
-    from av.sidedata.sidedata import Type
-
     try:
         sides = frame.side_data
+        if not len(sides):
+            return None
+        from av.sidedata.sidedata import Type
     except ValueError:
+        from av.sidedata.sidedata import Type
+
         # PyAV 18 raises over kinds of data that it does not know but its FFmpeg does, such as EXIF: give them any name.
         Type._missing_ = classmethod(lambda kind, value: kind.PANSCAN)  # type: ignore[method-assign, assignment]
         sides = frame.side_data
@@ -42,12 +46,21 @@ class Orientation:
 
     def __init__(self) -> None:
         self._matrix: Matrix | None = None
+        self._degrees = 0
+        self._after_key = False
 
     def of(self, frame: Any) -> Matrix | None:
         """The matrix of the next ``av.VideoFrame`` that leaves the decoder."""
-        stated = matrix_of(frame)
-        if stated is not None or frame.key_frame:
-            self._matrix = stated
+        # To look at a frame's side data costs, since PyAV's objects then hold each other and keep the picture in memory
+        # until they are collected: only keyframes are looked at, and of those that follow each other the first.
+        degrees, is_key = frame.rotation, frame.key_frame
+        if (is_key and not self._after_key) or degrees not in (0, self._degrees):
+            stated = matrix_of(frame)
+            if stated is not None or is_key:
+                self._matrix, self._degrees = stated, degrees
+        elif is_key and not degrees and self._degrees:
+            self._matrix, self._degrees = None, 0
+        self._after_key = is_key
         return self._matrix
 
 
@@ -129,7 +142,7 @@ def check_first_picture(media: Media, index: FrameIndex, backend: str) -> bool:
                 break
         if not frames:
             return False
-        if has_alpha(frames[0].format):
+        if has_alpha(frames[0].format.name):
             raise ValueError(f"{backend} leaves out the transparency of these pictures")
         matrix = matrix_of(frames[0])
         if matrix is None:
@@ -144,6 +157,10 @@ def check_first_picture(media: Media, index: FrameIndex, backend: str) -> bool:
     return is_quarter(matrix)
 
 
-def has_alpha(form: Any) -> bool:
-    """Whether an ``av.VideoFormat`` has transparency; a palette may."""
+@cache
+def has_alpha(name: str) -> bool:
+    """Whether pictures in one of FFmpeg's pixel formats have transparency; a palette may."""
+    from av import VideoFormat
+
+    form = VideoFormat(name)
     return bool(form.has_palette or any(part.is_alpha for part in form.components))

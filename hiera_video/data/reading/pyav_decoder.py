@@ -291,26 +291,30 @@ class PyAVDecoder:
         context = self._container.streams[self._index.stream].codec_context
         waiting, first = key > 0, key  # frames shown before the keyframe are made of others that are not here
         before = -1  # the last frame that a packet began
+        broken, keys, lost, numbers = self._index.broken, self._keys, self._lost, self._numbers
         try:
             for packet in packets:
-                if packet is None or not packet.size:
-                    yield from self._whole(context, packet, -1, first)
-                    continue
-                number = self._numbers.get(packet.pts, -1)
-                is_key = number in self._keys
-                if packet.pts in self._index.broken and not is_key and not waiting:
-                    self._lose(self._culprit(number, before), "a part of the file is lost before them")
-                if waiting and is_key:
-                    waiting, first = False, max(number, 0)
-                if waiting or number in self._lost or (number < 0 and before in self._lost):
-                    before = number if number >= 0 else before
-                    continue
-                if is_key and before in self._lost - self._alone:
-                    yield from self._whole(context, None, -1, first)  # what is whole before the damage
-                    context.flush_buffers()
-                if self._skips:
-                    self._skip(context, number)
-                yield from self._whole(context, packet, self._culprit(number, before), first)
+                number = -1
+                frames: list[Any] = []
+                if packet is not None and packet.size:
+                    number = numbers.get(packet.pts, -1)
+                    is_key = number in keys
+                    if packet.pts in broken and not is_key and not waiting:
+                        self._lose(self._culprit(number, before), "a part of the file is lost before them")
+                    if waiting and is_key:
+                        waiting, first = False, max(number, 0)
+                    if waiting or number in lost or (number < 0 and before in lost):
+                        before = number if number >= 0 else before
+                        continue
+                    if is_key and before in lost and before not in self._alone:
+                        frames = self._frames_of(context, None, -1, first)  # what is whole before the damage
+                        context.flush_buffers()
+                    if self._skips:
+                        self._skip(context, number)
+                for frame in frames + self._frames_of(context, packet, before, first):
+                    shown = numbers.get(frame.pts, -1)
+                    if shown >= first and shown not in lost:
+                        yield shown, frame
                 before = number if number >= 0 else before
         except (av.FFmpegError, IndexError) as error:  # the file, not a packet: a disk or a network that failed
             self._reason = reason(error)
@@ -323,35 +327,43 @@ class PyAVDecoder:
         place = int(np.flatnonzero(stored == before)[0]) + 1 if before >= 0 else 0
         return int(stored[min(place, len(stored) - 1)])
 
-    def _whole(self, context: Any, packet: Any, number: int, first: int) -> Iterator[tuple[int, Any]]:
-        """Decode one packet, of frame ``number``; yield what comes out from ``first`` on and is not damaged."""
+    def _frames_of(self, context: Any, packet: Any, before: int, first: int) -> list[Any]:
+        """Decode one packet, stored after frame ``before``; damaged frames from ``first`` on are noted as lost."""
+        if self._careful:
+            return self._listen(context, packet, before, first)
+        said = self._messages()[0]
+        try:
+            frames: list[Any] = context.decode(packet)
+        except self._decoding_error as error:
+            raise _Doubt from error
+        if self._messages()[0] != said:
+            raise _Doubt
+        for frame in frames:
+            if frame.is_corrupt:
+                raise _Doubt
+        return frames
+
+    def _listen(self, context: Any, packet: Any, before: int, first: int) -> list[Any]:
+        number = -1
+        if packet is not None and packet.size:
+            number = self._culprit(self._numbers.get(packet.pts, -1), before)
+            if not bitstream.is_reference(self._index.codec, packet):
+                self._single.add(number)
         failure: str | None = None
         frames: list[Any] = []
-        if self._careful:
-            if packet is not None and packet.size and not bitstream.is_reference(self._index.codec, packet):
-                self._single.add(number)
-            with damage.caught() as messages:
-                try:
-                    frames = context.decode(packet)
-                except self._decoding_error as error:
-                    failure = reason(error)
-            failure = damage.worst(messages) or failure
-        else:
-            before = self._messages()[0]
+        with damage.caught() as messages:
             try:
                 frames = context.decode(packet)
             except self._decoding_error as error:
-                raise _Doubt from error
-            if self._messages()[0] != before or any(frame.is_corrupt for frame in frames):
-                raise _Doubt
+                failure = reason(error)
+        failure = damage.worst(messages) or failure
         if failure is not None and number >= first:
             self._lose(number, failure)
         for frame in frames:
             number = self._numbers.get(frame.pts, -1)
             if frame.is_corrupt and number >= first:
                 self._lose(number, "the picture is damaged")
-            if number >= first and number not in self._lost:
-                yield number, frame
+        return frames
 
     def _lose(self, number: int, why: str) -> None:
         """Note that a frame is damaged, and with it all that are made of it: those stored up to the next keyframe."""

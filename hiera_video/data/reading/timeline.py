@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 #: FFmpeg's own limits: a clock that falls back by more than the first, or, in containers whose clocks may jump, leaps
 #: by more than the second, has been restarted.
 FALL_S = 0.1
@@ -45,7 +48,8 @@ def join_clocks(
     clock = dts if any(stamp is not None for stamp in dts) else pts
     running = [stamp for stamp in clock if stamp is not None]
     fall, leap = -FALL_S * ticks_per_s, step + LEAP_S * ticks_per_s if leaps else float("inf")
-    if all(fall <= after - before <= leap for before, after in pairwise(running)):
+    steps = np.diff(np.array(running, dtype=np.float64))
+    if bool(np.all((steps >= fall) & (steps <= leap))):
         return list(pts), list(dts), [0]
     shown: Stamps = []
     decoded: Stamps = []
@@ -76,32 +80,28 @@ def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins:
     """Positions in display order, recording by recording; None where the stamps cannot tell it."""
     order: list[int] = []
     for begin, end in pairwise([*begins, len(pts)]):
-        part = pts[begin:end]
-        if None in part or len(set(part)) < len(part):
+        part = [stamp for stamp in pts[begin:end] if stamp is not None]
+        if len(part) < end - begin:
             return None
-        decoded = [stamp for stamp in dts[begin:end] if stamp is not None]
-        if any(after <= before for before, after in pairwise(decoded)):
+        stamps = np.array(part, dtype=np.int64)
+        decoded = np.array([stamp for stamp in dts[begin:end] if stamp is not None], dtype=np.int64)
+        if (np.diff(decoded) <= 0).any() or (len(decoded) == len(stamps) and (stamps < decoded).any()):
             return None
-        stamps = [stamp for stamp in part if stamp is not None]
-        if len(decoded) == len(stamps) and any(a < b for a, b in zip(stamps, decoded, strict=True)):
+        ranks = np.argsort(stamps, kind="stable")
+        steps, moved = np.diff(stamps[ranks]), np.abs(ranks - np.arange(len(ranks)))
+        if (steps == 0).any() or (moved > MAX_REORDERING).any() or (moved.any() and _some_are_out_of_step(steps)):
             return None
-        ranks = sorted(range(begin, end), key=lambda i: pts[i] or 0)
-        if any(abs(i - rank) > MAX_REORDERING for rank, i in enumerate(ranks, begin)):
-            return None
-        if ranks != list(range(begin, end)) and _some_are_out_of_step(sorted(stamps)):
-            return None
-        order += ranks
+        order += (ranks + begin).tolist()
     return order
 
 
-def _some_are_out_of_step(ascending: list[int]) -> bool:
+def _some_are_out_of_step(steps: NDArray[np.int64]) -> bool:
     """Whether stamps are even but for a few, and one of these comes too early: it may stand in a wrong place."""
-    if len(ascending) > _MAX_JUDGED:
+    if len(steps) >= _MAX_JUDGED:
         return False
-    steps = [after - before for before, after in pairwise(ascending)]
-    usual = median(steps)
-    odd = [step for step in steps if not 0.6 * usual <= step <= 1.6 * usual]
-    return 0 < len(odd) <= max(4, len(steps) // 20) and min(odd) < usual
+    usual = float(np.sort(steps)[len(steps) // 2])
+    odd = steps[(steps < 0.6 * usual) | (steps > 1.6 * usual)]
+    return 0 < len(odd) <= max(4, len(steps) // 20) and bool(odd.min() < usual)
 
 
 def mend(stamps: Sequence[int | None], step: float) -> list[int]:
@@ -112,7 +112,7 @@ def mend(stamps: Sequence[int | None], step: float) -> list[int]:
         step: ticks that a picture lasts where no neighbour tells.
     """
     whole = [stamp for stamp in stamps if stamp is not None]
-    if len(whole) == len(stamps) and all(before < after for before, after in pairwise(whole)):
+    if len(whole) == len(stamps) and (np.diff(np.array(whole, dtype=np.int64)) > 0).all():
         return whole
     if not whole:
         return [round(number * step) for number in range(len(stamps))]

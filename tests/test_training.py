@@ -423,6 +423,7 @@ def test_what_this_machine_lacks_is_refused(colours: Path, tiny_model: Path) -> 
         pytest.skip("this machine has a GPU")
     for field, value, message in (
         ("run.device", "cuda", r"run.device 'cuda' is not there; this machine has cpu"),
+        ("run.device", "cpu:0", r"run.device 'cpu:0' has a number: say cpu, and choose GPUs by CUDA_VISIBLE_DEVICES"),
         ("run.precision", "fp16", r"run.precision fp16 needs a GPU"),
         ("run.tracker", "nonsense", r"run.tracker 'nonsense' is unknown: .*tensorboard"),
         ("run.shard", "true", r"run.shard needs several processes: start with torchrun"),

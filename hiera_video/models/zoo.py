@@ -121,9 +121,8 @@ def create_model(
         state, facts = _from_checkpoint(full, hub)
         how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
-        if isinstance(arch, MAEArchitecture):
-            return assemble_mae(state, facts, **how)
-        return assemble(state, facts, num_classes=num_classes, **how)
+        is_mae = isinstance(arch, MAEArchitecture)
+        return assemble_mae(state, facts, **how) if is_mae else assemble(state, facts, num_classes=num_classes, **how)
     entry = CHECKPOINTS.get(f"{arch_name}.{tag}")
     classes = arch.num_classes if entry is None else entry.num_classes
     arch = changed(arch, classes if num_classes is None else num_classes, input_size, config)

@@ -40,7 +40,9 @@ def start_accelerator(run: Run) -> Accelerator:
     """
     device = pick_device(run.device, "run.device")
     if ":" in run.device:
-        raise RequestError(f"run.device {run.device!r} names one GPU: say cuda, and choose by CUDA_VISIBLE_DEVICES")
+        raise RequestError(
+            f"run.device {run.device!r} has a number: say {device.type}, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
     dtype = pick_precision(run.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise RequestError("run.precision fp16 needs a GPU: take bf16 or fp32")

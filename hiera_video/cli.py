@@ -281,8 +281,6 @@ def help_of(name: str) -> str:
     lines += [f"example: {job.example}", ""]
     section = ""
     for option, field in options.items():
-        if option == "job":
-            continue
         if "." in option and option.partition(".")[0] != section:
             if not section:
                 lines += [f"  --{short:27} short for --{name}" for short, name in (job.short or {}).items()]

@@ -217,10 +217,7 @@ def labels_of(name: str) -> list[str]:
     Returns:
         400 or 1000 names.
     """
-    if name == "kinetics400":
-        from torchvision.models.video import R3D_18_Weights
+    from torchvision.models import get_weight
 
-        return list(R3D_18_Weights.DEFAULT.meta["categories"])
-    from torchvision.models import ResNet50_Weights
-
-    return list(ResNet50_Weights.DEFAULT.meta["categories"])
+    weights = {"kinetics400": "R3D_18_Weights.DEFAULT", "imagenet1k": "ResNet50_Weights.DEFAULT"}[name]
+    return list(get_weight(weights).meta["categories"])

@@ -156,11 +156,16 @@ def test_a_text_named_png_is_one_sentence(tmp_path: Path) -> None:
         load_views(path, IMAGE_SPEC, 1, 1)
 
 
-def test_inputs_are_found_in_folders_and_globs_and_kept_otherwise(tmp_path: Path) -> None:
+def test_inputs_are_found_in_folders_linked_ones_and_globs_and_kept_otherwise(tmp_path: Path) -> None:
     for name in ("b.mp4", "a.MKV", "notes.txt", ".hidden.mp4", "deep/c.webm", ".git/d.mp4", "photo.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
+    elsewhere = tmp_path.with_name(f"{tmp_path.name} elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "e.mp4").touch()
+    (elsewhere / "loop").symlink_to(elsewhere)
+    (tmp_path / "linked").symlink_to(elsewhere)
     at = f"{tmp_path}/"
     found = find_inputs([at + "missing.mp4", str(tmp_path), at + "*.mp4", at + "empty", at + "*.avi", "http://h/x.mp4"])
     assert found == [
@@ -168,6 +173,7 @@ def test_inputs_are_found_in_folders_and_globs_and_kept_otherwise(tmp_path: Path
         (at + "a.MKV", None),
         (at + "b.mp4", None),
         (at + "deep/c.webm", None),
+        (at + "linked/e.mp4", None),
         (at + "photo.png", None),
         (at + "b.mp4", None),
         (at + "empty", f"{at}empty is a folder without videos or images."),

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 
-from hiera_video.data.lists.annotations import Entries
+from hiera_video.data.lists.annotations import Entries, plain
 from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 from hiera_video.errors import RequestError
 from hiera_video.files import files_below
@@ -90,3 +90,35 @@ def class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
             raise RequestError(f"{folder} has shards but no index.csv: `hiera-video data index {folder}` makes it")
         raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
     return read_folders(folder, images=images)
+
+
+def place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
+    """Puts each file's folder in front of its name.
+
+    That is the folder of its class if it is there (named as the label, with underscores for blanks, or without brackets
+    and quotes), else ``folder`` itself; where neither has the file, any folder below ``replacement`` that has.
+
+    Args:
+        entries: The videos of an official list, by name; their paths are changed.
+        folder: Of the split.
+        replacement: CVDF's remedy for broken files; it need not be there.
+    """
+    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    flat = {name for name in found if name.endswith(".mp4")}
+    # Nothing is asked of single files: a list has a quarter of a million, and they may lie on a network.
+    of_class: dict[str, list[str]] = {}
+    for name in found:
+        if name not in flat and os.path.isdir(os.path.join(folder, name)):
+            of_class.setdefault(plain(name), []).append(os.path.join(folder, name))
+    spare = {os.path.basename(path): os.path.dirname(path) for path in files_below(replacement)}
+    listed: dict[str, set[str]] = {}
+    homes: dict[str, list[str]] = {}
+    for number, name in enumerate(entries.paths):
+        label = "".join(entries.labels[number])
+        if label not in homes:
+            homes[label] = of_class.get(plain(label), [])
+            listed.update({home: set(os.listdir(home)) for home in homes[label]})
+        home = next((home for home in homes[label] if name in listed[home]), None)
+        if home is None and name not in flat:
+            home = spare.get(name) or next(iter(homes[label]), None)
+        entries.paths[number] = os.path.join(home or folder, name)

@@ -22,10 +22,10 @@ from hiera_video import files
 from hiera_video.data.lists import annotations as formats
 from hiera_video.data.lists.annotations import Entries, plain
 from hiera_video.data.lists.cards import TORCHVISION, Card, load_card
-from hiera_video.data.lists.folders import class_folders, read_folders, subfolders
+from hiera_video.data.lists.folders import class_folders, place_kinetics, read_folders, subfolders
 from hiera_video.data.lists.tables import header_of, read_lines, wrong
 from hiera_video.data.reading.files import is_address, local_file
-from hiera_video.data.reading.shards import below_address, is_member
+from hiera_video.data.reading.shards import below_address, find_index, is_member
 from hiera_video.errors import RequestError, UnreadableVideo
 
 log = logging.getLogger("hiera_video")
@@ -182,7 +182,7 @@ def list_videos(
     Raises:
         RequestError: There is no such source, split or fold, a file is not what its format says, or a label is unknown.
     """
-    source = _shard_index(os.fspath(source), split) or source
+    source = find_index(os.fspath(source), split) or source
     card, place = card_of(source), os.fspath(root or os.path.dirname(source) or ".")
     if card is not None:
         if root is None and not files.is_path(source):
@@ -236,7 +236,7 @@ def _entries_of_card(card: Card, root: str, split: str, fold: int) -> Entries:
         raise RequestError(f"{root} has no annotations of {card.name}, split {split}: expected {places} in it")
     elif card.format == "kinetics":
         entries = formats.read_kinetics(file, split, unlabelled=part.unlabelled)
-        _place_kinetics(entries, folder, os.path.join(root, "replacement"))
+        place_kinetics(entries, folder, os.path.join(root, "replacement"))
     elif card.format == "ssv2":
         entries = formats.read_ssv2(file, folder, unlabelled=part.unlabelled)
     elif card.format == "ucf101":
@@ -266,7 +266,7 @@ def _read_file(file: str | os.PathLike[str], split: str, folder: str) -> Entries
     header = header_of(read_lines(path))
     if header is not None and "youtube_id" in header.columns:
         entries = formats.read_kinetics(path, split)
-        _place_kinetics(entries, folder, os.path.join(folder, "replacement"))
+        place_kinetics(entries, folder, os.path.join(folder, "replacement"))
         return entries
     return formats.read_table(path, folder, split) if header is not None else formats.read_list(path, folder)
 
@@ -285,15 +285,6 @@ def _fetch_file(address: str, split: str, folder: str) -> Entries:
     return entries
 
 
-def _shard_index(source: str, split: str) -> str | None:
-    """The index of a folder of shards, or of the split's folder below it."""
-    for folder in (source, os.path.join(source, split)):
-        index = os.path.join(folder, "index.csv")
-        if os.path.isfile(index) and any(name.endswith(".tar") for name in os.listdir(folder)):
-            return index
-    return None
-
-
 def _shard_classes(index: str) -> list[str] | None:
     """The order of the classes of shards: the lines of classes.txt beside their index, where there is one."""
     place = f"{os.path.dirname(index)}/classes.txt"
@@ -306,32 +297,6 @@ def _shard_classes(index: str) -> list[str] | None:
         if isinstance(cause, FileNotFoundError) or getattr(cause, "code", None) in (404, 410):
             return None
         raise RequestError(str(error)) from error
-
-
-def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
-    """Puts each file's folder in front of its name: the folder of its class if it is there (named as the label, with
-    underscores for blanks, or without brackets and quotes), else ``folder`` itself; where neither has it, any folder
-    below ``replacement`` (CVDF's remedy for broken files) that has.
-    """
-    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    flat = {name for name in found if name.endswith(".mp4")}
-    # Nothing is asked of single files: a list has a quarter of a million, and they may lie on a network.
-    of_class: dict[str, list[str]] = {}
-    for name in found:
-        if name not in flat and os.path.isdir(os.path.join(folder, name)):
-            of_class.setdefault(plain(name), []).append(os.path.join(folder, name))
-    spare = {os.path.basename(path): os.path.dirname(path) for path in files.files_below(replacement)}
-    listed: dict[str, set[str]] = {}
-    homes: dict[str, list[str]] = {}
-    for number, name in enumerate(entries.paths):
-        label = "".join(entries.labels[number])
-        if label not in homes:
-            homes[label] = of_class.get(plain(label), [])
-            listed.update({home: set(os.listdir(home)) for home in homes[label]})
-        home = next((home for home in homes[label] if name in listed[home]), None)
-        if home is None and name not in flat:
-            home = spare.get(name) or next(iter(homes[label]), None)
-        entries.paths[number] = os.path.join(home or folder, name)
 
 
 def _classes_of_card(card: Card, entries: Entries, root: str, fold: int) -> list[str]:

@@ -242,6 +242,15 @@ def write_index(file: Path, rows: Sequence[Row]) -> None:
     write_csv(file, lines)
 
 
+def find_index(folder: str, split: str) -> str | None:
+    """The index of a folder of shards, or of the split's folder below it."""
+    for place in (folder, os.path.join(folder, split)):
+        index = os.path.join(place, "index.csv")
+        if os.path.isfile(index) and any(name.endswith(".tar") for name in os.listdir(place)):
+            return index
+    return None
+
+
 def rows_of(shard: Path, extensions: Sequence[str]) -> Iterator[Row]:
     """The index of one shard: its files with the first of ``extensions`` that a sample has, and the labels beside them.
 

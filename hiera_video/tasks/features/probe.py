@@ -299,7 +299,6 @@ def held_out(known: Labelled, judged: Labelled) -> _Task:
 
 
 def _scores(task: _Task, k: int) -> Iterator[ProbeScore]:
-    judged = np.concatenate([rows for _, rows in task.splits])
     crossed = task.num_test is None
     shared: dict[str, Any] = {
         "folds": len(task.splits) if crossed else None,
@@ -310,17 +309,15 @@ def _scores(task: _Task, k: int) -> Iterator[ProbeScore]:
     }
     methods: dict[str, Method] = {"knn": lambda *parts: by_neighbours(*parts, k=k), "linear": by_line}
     for name, method in methods.items():
-        shares = [_share_right(task, split, method) for split in task.splits]
+        shares = []
+        for known, judged in task.splits:
+            answers = method(task.embeddings[known], task.classes[known], task.embeddings[judged])
+            shares.append(float((answers == task.classes[judged]).mean()))
         spread = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if crossed else None
         yield ProbeScore(name, float(np.mean(shares)), spread, **shared)
-    commonest = float(np.bincount(task.classes[judged]).max() / len(judged))
+    every = np.concatenate([rows for _, rows in task.splits])
+    commonest = float(np.bincount(task.classes[every]).max() / len(every))
     yield ProbeScore("chance", commonest, None, **shared)
-
-
-def _share_right(task: _Task, split: Split, method: Method) -> float:
-    known, judged = split
-    answers = method(task.embeddings[known], task.classes[known], task.embeddings[judged])
-    return float((answers == task.classes[judged]).mean())
 
 
 def by_neighbours(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from hiera_video import fields
 from hiera_video.errors import RequestError
@@ -54,6 +54,13 @@ class ClipSpec:
     """What is subtracted from each channel of RGB in [0, 1]."""
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
     """What each channel is then divided by."""
+    pixel_aspect: Literal["display", "stored"] = "display"
+    """The proportions in which an anamorphic video is cropped: display, as players show it, or stored, those of its
+    pixels, as the loaders behind published numbers do."""
+
+    def __post_init__(self) -> None:
+        if self.pixel_aspect not in ("display", "stored"):
+            raise RequestError(f"pixel_aspect is {self.pixel_aspect!r}, but can be display or stored")
 
     @property
     def span(self) -> float:

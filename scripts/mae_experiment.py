@@ -36,10 +36,10 @@ from hiera_video.data.camera_motion.generator import (
     fitting_texels,
     noise,
     render,
-    write_h264,
 )
 from hiera_video.data.camera_motion.textures import procedural_picture
 from hiera_video.data.lists.video_list import list_videos
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.views import load_views
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.zoo import mae_from_pretrained
@@ -250,7 +250,8 @@ def _write(seed: int, job: tuple[Path, int, int, str]) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, split, number))
     frames = frames_of(rng, label, _pool(seed, split))
-    write_h264(path, frames.byte(), FPS, int(rng.integers(20, 29)))
+    pictures = frames.byte().permute(1, 2, 3, 0).contiguous().numpy()
+    write_mp4(path, pictures, FPS, crf=int(rng.integers(20, 29)), options={"preset": "veryfast"})
 
 
 def make(output: Path, seed: int = 0, unlabelled: int = UNLABELLED, workers: int = 2) -> None:

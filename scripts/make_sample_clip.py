@@ -16,9 +16,9 @@ from hiera_video.data.camera_motion.generator import (
     draw_patches,
     fitting_texels,
     render,
-    write_h264,
 )
 from hiera_video.data.camera_motion.textures import photographs
+from hiera_video.data.reading.mp4 import write_mp4
 
 SIZE, FPS, SECONDS = (240, 320), 30, 4
 DOCS = Path(__file__).parents[1] / "docs"
@@ -32,7 +32,8 @@ def main() -> None:
     motion = draw_motion(rng, LABELS.index("zoom_in"), times, slowest=0.1, fastest=0.12)
     patches = draw_patches(rng, times, share=1.0)[:1]
     frames = render(cat, [coffee], motion, patches, SIZE, min(fitting_texels(motion, cat, SIZE), 240))
-    write_h264(DOCS / "zoom_in.mp4", frames.clamp(0, 255).byte(), FPS, crf=24)
+    pictures = frames.clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().numpy()
+    write_mp4(DOCS / "zoom_in.mp4", pictures, FPS, crf=24, options={"preset": "veryfast"})
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
-from assets import Asset
+from assets import Asset, numbers_in, picture
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
@@ -19,10 +20,13 @@ from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.on_device import on_device
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.files import is_image, read_image
+from hiera_video.data.reading.reader import open_video
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import load_views
 from hiera_video.data.views import test_views as views_for_test
-from hiera_video.errors import RequestError
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import FINETUNE, IMAGE_SPEC, PRETRAIN, Augment, ClipSpec
 
 SPEC = IMAGE_SPEC.replace(size=(32, 32), resize=36)
@@ -202,3 +206,141 @@ def test_test_views_of_pictures_leave_the_bad_one_out(pictures: VideoList) -> No
     answers = list(views_for_test(pictures, SPEC, 1, 3, num_workers=1))
     assert [answer["clips"] is None for answer in answers] == [False] * 4 + [True, False]
     assert answers[0]["clips"].shape == (3, 3, 1, 32, 32)
+
+
+# --- depth, transparency, animation -----------------------------------------------------------------------------------
+
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.mark.parametrize("name", ["grey16.png", "grey16.tif", "grey_float.tif"])
+def test_grey_of_more_than_8_bits_keeps_its_range(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes((CASES / name).read_bytes())
+    with open_video(tmp_path, fps=1) as video:
+        frame = video.frames([0]).pixels[0]
+    np.testing.assert_array_equal(frame, read_image(str(CASES / name)))
+    assert np.abs(frame[32, [0, 16, 32, 48, 63]].T - np.array([0, 65, 130, 194, 255])).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 257, 65535]], dtype=np.uint16), [0, 1, 255]),
+        (np.array([[0, 100, 255]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0, 257, 65535]], dtype=np.int32), [0, 1, 255]),
+        (np.array([[0, 0.5, 1]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[-1, 0, 1]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, np.nan, 1]], dtype=np.float32), [0, 0, 255]),
+    ],
+)
+def test_the_scale_of_wide_grey_is_the_first_that_holds_it(
+    values: NDArray[Any], expected: list[int], tmp_path: Path
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(str(tmp_path / "a.tif"))[0, :, 1].tolist() == expected
+
+
+def test_colours_of_16_bits_and_other_kinds_of_pixels_are_read(tmp_path: Path) -> None:
+    wide = np.repeat(np.linspace(0, 65535, 64).astype(np.uint16)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    with av.open(str(tmp_path / "rgb48.png"), "w", format="image2") as container:
+        stream: Any = container.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "rgb48be"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(wide, format="rgb48le").reformat(format="rgb48be")))
+        container.mux(stream.encode(None))
+    assert np.abs(read_image(str(tmp_path / "rgb48.png")).astype(int) - wide / 257).max() <= 1
+    grey = Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, axis=0))
+    for mode, kind in (("1", "png"), ("CMYK", "jpg"), ("CMYK", "tif"), ("LA", "png"), ("P", "gif")):
+        grey.convert("L" if mode == "LA" else "RGB" if mode == "P" else mode).convert(mode).save(tmp_path / f"a.{kind}")
+        seen = read_image(str(tmp_path / f"a.{kind}")).astype(int)
+        assert seen.shape == (64, 64, 3) and abs(seen.mean() - 127.5) < 3
+
+
+def gradient(seed: int) -> Image.Image:
+    """From transparent on the left to opaque on the right."""
+    pixels = np.dstack([photo(seed, 40, 64), np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(40, axis=0)])
+    return Image.fromarray(pixels)
+
+
+def on_white(picture: Image.Image) -> NDArray[np.float64]:
+    pixels = np.asarray(picture.convert("RGBA")).astype(float)
+    alpha = pixels[..., 3:] / 255
+    return pixels[..., :3] * alpha + 255 * (1 - alpha)
+
+
+def test_transparency_is_on_white_alone_in_a_folder_and_in_videos(tmp_path: Path) -> None:
+    pictures = [gradient(seed) for seed in range(4)]
+    for number, one in enumerate(pictures):
+        one.save(tmp_path / f"{number}.png")
+    expected = np.stack([on_white(one) for one in pictures])
+    with open_video(tmp_path, fps=10) as video:
+        folder = video.frames(range(4)).pixels
+    assert np.abs(folder - expected).max() <= 1
+    np.testing.assert_array_equal(read_image(str(tmp_path / "2.png")), folder[2])
+    for name, codec, form in (("a.mov", "png", "rgba"), ("b.mov", "qtrle", "argb"), ("c.mkv", "ffv1", "bgra")):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream: Any = container.add_stream(codec, rate=10)
+            stream.height, stream.width, stream.pix_fmt = 40, 64, form
+            for one in pictures:
+                frame = av.VideoFrame.from_ndarray(np.asarray(one), format="rgba").reformat(format=form)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        for backend in ("auto", "pyav"):
+            with open_video(tmp_path / name, backend=backend) as video:
+                assert np.abs(video.frames(range(4)).pixels - expected).max() <= 1, name
+        with pytest.raises(UnreadableVideo, match="decord leaves out the transparency of these pictures"):
+            open_video(tmp_path / name, backend="decord")
+
+
+def test_a_transparent_colour_is_on_white(tmp_path: Path) -> None:
+    palette = Image.fromarray(photo(0, 40, 64)).quantize(8)
+    palette.save(tmp_path / "p.png", transparency=3)
+    clear = np.asarray(palette) == 3
+    assert clear.any() and (read_image(str(tmp_path / "p.png"))[clear] == 255).all()
+    bits = np.full((8, 8), 1000, dtype=np.uint16)
+    bits[:4] = 65535
+    bits[:, :2] = 0
+    Image.fromarray(bits).save(tmp_path / "w.png", transparency=0)
+    assert read_image(str(tmp_path / "w.png"))[7, [0, 7], 0].tolist() == [255, 4]
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "avif"])
+def test_an_animation_is_a_video_with_its_times(kind: str, tmp_path: Path) -> None:
+    path, shown = tmp_path / f"a.{kind}", [40, 80, 40, 120, 40, 200]
+    frames = [Image.fromarray(picture(number, 48, 64)).convert("RGBA") for number in range(6)]
+    for number, one in enumerate(frames):
+        one.paste((0, 0, 0, 0), (40, 0, 48 + number, 10))
+    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {"quality": 100} if kind == "avif" else {}
+    if kind == "gif":
+        options["disposal"] = 2
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=shown, **options)
+    expected = np.stack([on_white(one) for one in frames])
+    assert not is_image(path)
+    with IsolatedReader() as reader, reader.open(path) as video:
+        np.testing.assert_allclose(video.times, np.cumsum([0, *shown[:-1]]) / 1000, atol=1e-6)
+        assert video.duration == pytest.approx(0.52)
+        pixels = video.frames(range(6)).pixels
+        assert numbers_in(pixels) == list(range(6)) and np.abs(pixels - expected).mean() < 3
+        for number in (4, 1, 5, 0):
+            np.testing.assert_array_equal(video.frames([number]).pixels[0], pixels[number])
+    with open_video(path.read_bytes()) as video:
+        assert len(video) == 6
+    assert load_views(path, SPEC.replace(num_frames=4), 1, 1).clips.shape == (1, 3, 4, 32, 32)
+
+
+def test_a_png_a_webp_and_an_avif_that_do_not_move_are_stills(tmp_path: Path) -> None:
+    for kind in ("png", "webp", "avif"):
+        gradient(0).save(tmp_path / f"a.{kind}")
+        assert is_image(tmp_path / f"a.{kind}")
+    assert is_image(tmp_path / "missing.png") and is_image("https://example.org/a.webp")
+
+
+def test_an_animation_that_breaks_off_says_so(tmp_path: Path) -> None:
+    frames = [Image.fromarray(photo(number, 48, 64)) for number in range(6)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=40)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with open_video(tmp_path / "a.png") as video:
+        assert 1 <= len(video) < 6
+        assert video.error is not None and f"{len(video)} of 6 frames are there" in video.error
+        assert len(video.frames(range(len(video))).pixels) == len(video)

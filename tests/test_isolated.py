@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from assets import H264, VP9, damage_packet, numbers_in
 
 from hiera_video.data.reading import child_process as isolated
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.reader import open_video
+from hiera_video.data.shared_memory import reserve, share, shared_file
 from hiera_video.errors import RequestError, UnreadableVideo
 
 
@@ -207,3 +210,63 @@ def test_an_impossible_time_limit_is_a_wrong_request() -> None:
 def test_other_codecs_come_from_the_child(tmp_path: Path, shared: IsolatedReader) -> None:
     with shared.open(VP9.write(tmp_path), num_threads=1, backend="decord") as video:
         assert (video.backend, numbers_in(video.frames([29, 3]).pixels)) == ("decord", [29, 3])
+
+
+SMALL = """
+import sys
+from pathlib import Path
+import numpy as np
+from hiera_video import ClipDataset, ClipLoader
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.reading.mp4 import write_mp4
+from hiera_video.data.views import test_views
+from hiera_video.data.windows import Walk, read_ahead
+from hiera_video.spec import Augment, ClipSpec
+
+path = Path(sys.argv[1]) / "a.mp4"
+picture = np.random.default_rng(0).integers(0, 256, (270, 480, 3), dtype=np.uint8)
+write_mp4(path, (np.roll(picture, shift, axis=1) for shift in range(40)), 30)
+videos = VideoList.make([str(path)] * 4, [0] * 4, ["a"])
+loader = ClipLoader(ClipDataset(videos, ClipSpec(), augment=Augment(num_ops=0), num_augments=8), 2, num_workers=2)
+print([tuple(batch["clip"].shape) for batch in loader])
+loader.close()
+print([tuple(answer["clips"].shape) for answer in test_views(videos, ClipSpec(), 5, 3, num_workers=2)])
+print([len(decoded.windows) for decoded in read_ahead([(str(path), 0)] * 2, Walk(ClipSpec(), 0.1), num_workers=2)])
+"""
+
+
+@pytest.mark.parametrize("size", ["64m", "2m"])
+def test_a_small_dev_shm_is_enough(size: str, tmp_path: Path) -> None:
+    mounted = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mounted], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a /dev/shm of its own")
+    script = f'{mounted} && exec "$0" "$@"'
+    argv = ["unshare", "-m", "sh", "-c", script, sys.executable, "-c", SMALL, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    clips, views, windows = done.stdout.splitlines()
+    assert clips == str([(16, 3, 16, 224, 224)] * 2) and views == str([(15, 3, 16, 224, 224)] * 4)
+    assert windows.startswith("[")
+
+
+def test_memory_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    sentence = (
+        r"^there is no room for 3 MB of frames that processes share \(No space left on device\): give the machine"
+    )
+    with shared_file() as file, pytest.raises(RequestError, match=sentence):
+        reserve(file.fileno(), 3 * 2**20)
+
+
+def test_a_shared_tensor_is_the_tensor_and_leaves_no_file_open() -> None:
+    clip = torch.arange(24, dtype=torch.uint8).view(2, 3, 4).permute(0, 2, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    value = share({"clip": clip, "more": [torch.tensor(3), "x"], "pair": (1, torch.zeros(0, 2))})
+    assert torch.equal(value["clip"], clip) and value["clip"].stride() == clip.stride()
+    assert value["more"][0] == 3 and value["pair"][1].shape == (0, 2)
+    assert share(value["clip"]) is value["clip"]
+    del value
+    assert len(os.listdir("/proc/self/fd")) == before

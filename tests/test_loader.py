@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiera_video.data import dataset as dataset_module
+from hiera_video.data import views as views_module
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import ClipLoader
@@ -231,8 +232,8 @@ def test_a_file_of_which_only_a_part_can_be_read_is_used_and_listed(tmp_path: Pa
 def test_several_clips_of_a_video_cost_one_open_and_one_pass(good: VideoList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     asked: list[list[int]] = []
-    opener, read = dataset_module.open_video, dataset_module.Video.read
-    monkeypatch.setattr(dataset_module, "open_video", lambda path, **rest: opened.append(path) or opener(path, **rest))
+    opener, read = views_module.open_video, dataset_module.Video.read
+    monkeypatch.setattr(views_module, "open_video", lambda path, **rest: opened.append(path) or opener(path, **rest))
     monkeypatch.setattr(
         dataset_module.Video,
         "read",

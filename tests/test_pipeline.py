@@ -26,8 +26,8 @@ from hiera_video.data.memory import video_of
 from hiera_video.data.reading import child_process
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.tasks.classify.classifier import scores_of
 from hiera_video.tasks.classify.page import Desk
-from hiera_video.tasks.classify.pipeline import scores_of
 from hiera_video.tasks.classify.timeline import timelines
 from hiera_video.tasks.evaluate.job import evaluate
 from hiera_video.training.recipe import EvaluateData, EvaluateModel, EvaluateRun, Evaluation

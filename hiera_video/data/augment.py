@@ -9,7 +9,7 @@ Source of meaning and defaults: SlowFast ``slowfast/datasets/{transform,rand_aug
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,32 +44,33 @@ def draw_crop(rng: np.random.Generator, augment: Augment) -> CropDraw:
     return CropDraw(areas, aspects, (float(y), float(x)), augment.crop_aspect)
 
 
-def crop_box(draw: CropDraw, height: int, width: int) -> Box:
+def crop_box(draw: CropDraw, height: int, width: int, pixel_aspect: float = 1) -> Box:
     """The crop in a picture of this size: the first try that fits, or else the largest in the centre.
 
-    The same draw gives the corresponding box, up to rounding, at every resolution of one video.
+    The same draw gives the corresponding box, up to rounding, at every resolution of one video. Where pixels are shown
+    ``pixel_aspect`` times as wide as high, the crop has its proportions as they are shown.
     """
-    box_height, box_width, (y, x) = _crop_shape(draw, height, width)
-    rows, columns = (max(1, round(side)) for side in (box_height, box_width))
+    box_height, box_width, (y, x) = _crop_shape(draw, height, width * pixel_aspect)
+    rows, columns = (max(1, round(side)) for side in (box_height, box_width / pixel_aspect))
     return int(y * (height - rows + 1)), int(x * (width - columns + 1)), rows, columns
 
 
-def short_side_needed(draw: CropDraw, height: int, width: int, size: tuple[int, int]) -> int:
+def short_side_needed(draw: CropDraw, height: int, width: int, size: tuple[int, int], pixel_aspect: float = 1) -> int:
     """The smallest short side to which frames may be shrunk so that the crop has at least ``size`` (h, w) pixels.
 
     Never above the video's own. ``height`` and ``width`` are those stored: the picture may still be turned by 90
-    degrees, so the answer serves both ways.
+    degrees, so the answer serves both ways, and so is ``pixel_aspect`` that of stored pixels.
     """
     short = min(height, width)
     needed = 0.0
-    for sides in ((height, width), (width, height)):
-        rows, columns, _ = _crop_shape(draw, *sides)
+    for high, wide, aspect in ((height, width, pixel_aspect), (width, height, 1 / pixel_aspect)):
+        rows, columns, _ = _crop_shape(draw, high, wide * aspect)
         # Half a pixel more, since the long side is rounded on shrinking, perhaps to an even number.
-        needed = max(needed, (size[0] + 0.5) / rows, (size[1] + 0.5) / columns)
+        needed = max(needed, (size[0] + 0.5) / rows, (size[1] + 0.5) * aspect / columns)
     return min(short, math.ceil(short * needed))
 
 
-def _crop_shape(draw: CropDraw, height: int, width: int) -> tuple[float, float, tuple[float, float]]:
+def _crop_shape(draw: CropDraw, height: float, width: float) -> tuple[float, float, tuple[float, float]]:
     """Height and width in unrounded pixels (so that no rounding decides which try fits), and the place."""
     shape = _first_that_fits(draw.areas, draw.aspects, height, width)
     if shape is not None:
@@ -98,7 +99,7 @@ def _draw_shapes(
 
 
 def _first_that_fits(
-    areas: NDArray[np.float64], aspects: NDArray[np.float64], height: int, width: int
+    areas: NDArray[np.float64], aspects: NDArray[np.float64], height: float, width: float
 ) -> tuple[float, float] | None:
     """Height and width of the first try that is not larger than the picture."""
     heights, widths = np.sqrt(areas * height * width / aspects), np.sqrt(areas * height * width * aspects)
@@ -125,6 +126,17 @@ def crop_resize(
         out = resized.new_empty((resized.shape[1], resized.shape[0], *spec.size))
     np.copyto(out.numpy(), resized.transpose(0, 1).numpy())
     return out
+
+
+def in_proportion(images: Sequence[NDArray[np.uint8]], aspect: float, spec: ClipSpec) -> NDArray[np.uint8]:
+    """Pictures whose pixels are shown ``aspect`` times as wide as high, in square ones, uint8 [T, h, w, 3].
+
+    Their short side is ``spec.resize`` pixels, or what it is where that is less.
+    """
+    height, width = images[0].shape[:2]
+    scale = min(1.0, spec.resize / min(height, width * aspect))
+    box, size = (0, 0, height, width), (round(height * scale), round(width * aspect * scale))
+    return np.ascontiguousarray(crop_resize(np.stack(images), box, spec.replace(size=size)).permute(1, 2, 3, 0))
 
 
 # --- RandAugment ------------------------------------------------------------------------------------------------------

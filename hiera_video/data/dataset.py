@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from hiera_video.data.augment import (
     crop_resize,
     draw_crop,
     draw_erase,
+    in_proportion,
     rand_augment,
     short_side_needed,
 )
@@ -166,8 +168,9 @@ class ClipDataset(Dataset[Sample]):
             _, images = video.read(distinct, self._short_side(video, clips))
             place = {frame: i for i, frame in enumerate(distinct.tolist())}
             pixels = self._empty(len(clips))
+            aspect = float(video.pixel_aspect) if self.spec.pixel_aspect == "display" else 1.0
             for clip, out in zip(clips, pixels, strict=True):
-                self._cut([images[place[frame]] for frame in clip.row.tolist()], clip, out)
+                self._cut([images[place[frame]] for frame in clip.row.tolist()], clip, out, aspect)
             if video.error is not None:
                 problems.append(Problem(path, video.error, replaced=False))
         return clips, pixels
@@ -227,18 +230,22 @@ class ClipDataset(Dataset[Sample]):
         """Pixels to decode to: RandAugment works on whole pictures of the published size, other clips on a crop."""
         if min(video.stored_size) == 0:
             return None
-        if self.augment.num_ops:
-            return self.spec.resize
         height, width = video.stored_size
-        return max(short_side_needed(clip.crop, height, width, self.spec.size) for clip in clips)
+        aspect = float(video.index.pixel_aspect) if self.spec.pixel_aspect == "display" else 1.0
+        if self.augment.num_ops:  # the short side as it is shown, whichever way the picture is turned
+            short = min(height, width)
+            return math.ceil(self.spec.resize * short / min(height, width * aspect, width, height / aspect))
+        return max(short_side_needed(clip.crop, height, width, self.spec.size, aspect) for clip in clips)
 
-    def _cut(self, images: list[Image], clip: _Clip, out: Tensor) -> None:
+    def _cut(self, images: list[Image], clip: _Clip, out: Tensor, aspect: float) -> None:
         if self.augment.num_ops:
-            frames = rand_augment(np.stack(images), self.augment, clip.rng)
+            # Turns and shears mean the picture as it is shown.
+            stack = np.stack(images) if aspect == 1 else in_proportion(images, aspect, self.spec)
+            frames = rand_augment(stack, self.augment, clip.rng)
             top, left, height, width = crop_box(clip.crop, *frames.shape[1:3])
             crop_resize(frames, (top, left, height, width), self.spec, out=out)
             return
-        top, left, height, width = crop_box(clip.crop, *images[0].shape[:2])
+        top, left, height, width = crop_box(clip.crop, images[0].shape[0], images[0].shape[1], aspect)
         box = np.stack([image[top : top + height, left : left + width] for image in images])
         crop_resize(box, (0, 0, height, width), self.spec, out=out)
 

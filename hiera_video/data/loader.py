@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, get_worker_info
 
 from hiera_video.data.dataset import ClipDataset, Problem, Sample
 from hiera_video.data.on_device import DrawnClips
 from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.shared_memory import shared_empty
 from hiera_video.data.workers import start_workers
 from hiera_video.errors import RequestError, UnreadableVideo
 
@@ -251,7 +252,11 @@ class ClipLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and the problems so far: plain numbers and strings."""
+        """The position, and the problems so far.
+
+        Returns:
+            Plain numbers and strings by name, as JSON takes them.
+        """
         return {
             "seed": self.dataset.seed,
             "num_videos": len(self.dataset),
@@ -294,10 +299,9 @@ class _BatchDataset(Dataset[Made]):
 def _batch(samples: list[Sample]) -> Batch:
     counts = torch.tensor([len(sample["clip"]) for sample in samples])
     clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in samples]  # as they lie in memory
-    if len(set(counts.tolist())) == 1:  # straight into the memory that is shared with the main process
-        clip = default_collate(clips).flatten(0, 1).permute(0, 4, 1, 2, 3)
-    else:
-        clip = torch.cat(clips).permute(0, 4, 1, 2, 3)
+    # Straight into the memory that is shared with the main process.
+    total = shared_empty((int(counts.sum()), *clips[0].shape[1:]), torch.uint8) if get_worker_info() else None
+    clip = torch.cat(clips, out=total).permute(0, 4, 1, 2, 3)
     labels = torch.as_tensor(np.stack([sample["label"] for sample in samples]))
     return {
         "clip": clip,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hiera_video.data.reading.files import Source, name_of
 from hiera_video.data.reading.frame_index import FrameIndex, Media
+from hiera_video.data.reading.pictures import begins, is_animated, to_rgb
 from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 
@@ -71,7 +72,7 @@ def video_of(source: Input, fps: float | None = None) -> Video:
     if isinstance(source, (str, os.PathLike)):
         return open_video(source, fps=fps)
     file = _file_of(source)
-    if picture_suffix(file):
+    if picture_suffix(file) and not is_animated(begins(file)):
         from PIL import Image
 
         with Image.open(file) as picture:
@@ -178,17 +179,13 @@ def _frames_of(source: Any) -> NDArray[np.uint8]:
 
 def _stacked(pictures: Sequence[Any]) -> NDArray[np.uint8]:
     """PIL pictures, upright, on white where they are transparent. Raises :class:`RequestError`."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     arrays = []
     for picture in pictures:
         if not isinstance(picture, Image.Image):
             raise RequestError(f"a list of frames must hold PIL pictures, but holds a {type(picture).__name__}.")
-        upright = ImageOps.exif_transpose(picture)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        arrays.append(np.array(upright.convert("RGB")))
+        arrays.append(to_rgb(picture))
     if not arrays:
         raise RequestError("the list of frames is empty: give at least one PIL picture.")
     if len({array.shape for array in arrays}) > 1:
@@ -203,6 +200,7 @@ class _FrameDecoder:
     backend = "memory"
     error = None
     time_error = 0.0
+    turned = False
 
     def __init__(self, frames: NDArray[np.uint8]) -> None:
         self._frames = frames

@@ -57,19 +57,6 @@ def on_device(batch: DrawnClips, spec: ClipSpec, device: torch.device | str) -> 
     return normalised
 
 
-def model_input(clip: Tensor, spec: ClipSpec) -> Tensor:
-    """Clips as their model takes them: an image model's have no axis of time.
-
-    Args:
-        clip: [B, C, T, h, w].
-        spec: Of the model; an image model's has one frame.
-
-    Returns:
-        [B, C, T, h, w], or [B, C, h, w] for an image model.
-    """
-    return clip[:, :, 0] if spec.num_frames == 1 else clip
-
-
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Classes as targets of a loss (label smoothing, arXiv 1512.00567).
 

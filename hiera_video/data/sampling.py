@@ -10,7 +10,8 @@ Source: slowfast/datasets/decoder.py of facebookresearch/SlowFast, with ``USE_OF
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +79,29 @@ def segment_clips(
         offsets = length * (np.arange(num_clips) / num_clips)
         positions = np.floor(offsets[:, np.newaxis] + length * np.arange(num_segments))
     return _shown(seconds, rate, positions, is_uniform(seconds, rate))
+
+
+def sampler_of(
+    rule: str, spec: ClipSpec, num_clips: int = 1, *, random: bool = False
+) -> Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.int64]] | None:
+    """How frames are chosen where a dataset's convention is not the dense one.
+
+    Args:
+        rule: "segments" (Something-Something) or "dense".
+        spec: How a clip is cut.
+        num_clips: Clips of each video.
+        random: A random frame of each segment (for training); else the ones of the test.
+
+    Returns:
+        A sampler of segments; None for dense clips.
+    """
+    return partial(_segments, spec, num_clips, random) if rule == "segments" else None
+
+
+def _segments(
+    spec: ClipSpec, num_clips: int, random: bool, times: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    return segment_clips(times, spec, rng if random else None, num_clips=num_clips)
 
 
 def window_starts(times: ArrayLike, spec: ClipSpec, hop: float) -> NDArray[np.float64]:

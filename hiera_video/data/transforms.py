@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ class CropPlan:
 
     @property
     def boxes(self) -> NDArray[np.float64]:
-        """float64 [crops, 4]: left, top, right, bottom of each crop, in pixels of the picture."""
+        """float64 [crops, 4]: left, top, right, bottom of each crop, in pixels of the upright picture as it is
+        stored, also where its proportions are corrected.
+        """
         corners = np.array(self.corners, dtype=np.float64) + self.kept[:2]
         scale = np.array(self.picture) / self.resized
         top_left, bottom_right = corners * scale, (corners + self.size) * scale
@@ -49,22 +52,37 @@ class CropPlan:
         return pictures[:, :, top : top + height, left : left + width]
 
 
-def plan_crops(picture: tuple[int, int], spec: ClipSpec, num_crops: int) -> CropPlan:
-    """One crop or three of pictures of this (height, width).
+def plan_crops(
+    picture: tuple[int, int], spec: ClipSpec, num_crops: int, pixel_aspect: float | Fraction = 1
+) -> CropPlan:
+    """One crop or three of pictures of one size.
 
     Three crops: the picture just covers ``spec.size``; first, centre and last along the side that is left over.
     One crop: the short side goes to ``spec.resize`` (when ``spec.size`` is not square: its short side's), centre.
     Offsets of the centre are rounded up. Source: SlowFast ``slowfast/datasets/transform.py`` (``uniform_crop``).
+
+    Args:
+        picture: (height, width) of the upright pictures in pixels.
+        spec: What the model takes; ``spec.pixel_aspect`` says whether proportions are corrected.
+        num_crops: 1 or 3.
+        pixel_aspect: Width over height of a pixel as it is shown: :attr:`Video.pixel_aspect`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RequestError: ``num_crops`` is another number.
     """
     if num_crops not in (1, 3):
         raise RequestError(f"the number of crops is {num_crops}, but can be 1 (centre) or 3 (along the long side).")
     height, width = spec.size
     enlarge = max(1.0, spec.resize / min(spec.size)) if num_crops == 1 else 1.0
-    scale = max(height * enlarge / picture[0], width * enlarge / picture[1])
+    shown = _as_shown(picture, spec, pixel_aspect)
+    scale = max(height * enlarge / shown[0], width * enlarge / shown[1])
     # SlowFast rounds the long side down. An epsilon against float error (223.99999): the crop always fits.
     resized = (
-        max(round(height * enlarge), math.floor(picture[0] * scale + 1e-6)),
-        max(round(width * enlarge), math.floor(picture[1] * scale + 1e-6)),
+        max(round(height * enlarge), math.floor(shown[0] * scale + 1e-6)),
+        max(round(width * enlarge), math.floor(shown[1] * scale + 1e-6)),
     )
     spare_y, spare_x = resized[0] - height, resized[1] - width
     top, left = math.ceil(spare_y / 2), math.ceil(spare_x / 2)
@@ -76,20 +94,27 @@ def plan_crops(picture: tuple[int, int], spec: ClipSpec, num_crops: int) -> Crop
     return CropPlan(picture, resized, (0, 0, *resized), corners, spec.size)
 
 
-def plan_whole(picture: tuple[int, int], spec: ClipSpec, multiple: int) -> CropPlan:
+def _as_shown(picture: tuple[int, int], spec: ClipSpec, pixel_aspect: float | Fraction) -> tuple[int, float]:
+    """(height, width) with the width that a player gives it, where ``spec`` asks for that."""
+    height, width = picture
+    return height, width * float(pixel_aspect) if spec.pixel_aspect == "display" and pixel_aspect != 1 else width
+
+
+def plan_whole(picture: tuple[int, int], spec: ClipSpec, multiple: int, pixel_aspect: float | Fraction = 1) -> CropPlan:
     """The whole picture, its short side as long as that of ``spec.size``, its sides multiples of ``multiple`` pixels.
 
     The long side is rounded to the nearest multiple, so that proportions change by a few percent.
     """
-    scale = min(spec.size) / min(picture)
-    height, width = (max(1, round(side * scale / multiple)) * multiple for side in picture)
+    shown = _as_shown(picture, spec, pixel_aspect)
+    scale = min(spec.size) / min(shown)
+    height, width = (max(1, round(side * scale / multiple)) * multiple for side in shown)
     return CropPlan(picture, (height, width), (0, 0, height, width), [(0, 0)], (height, width))
 
 
 def fit_crops(
-    frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int
+    frames: NDArray[np.uint8] | Tensor, spec: ClipSpec, num_crops: int, pixel_aspect: float | Fraction = 1
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """uint8 [T, H, W, C] -> resized uint8 [C, T, H', W'], and the (top, left) of each crop of ``spec.size`` in it."""
-    plan = plan_crops((frames.shape[1], frames.shape[2]), spec, num_crops)
+    plan = plan_crops((frames.shape[1], frames.shape[2]), spec, num_crops, pixel_aspect)
     # In one piece, so that crops are copied by whole rows.
     return plan.apply(frames, spec).transpose(0, 1).contiguous(), plan.corners

@@ -138,7 +138,7 @@ def _views_of(
     distinct, inverse = np.unique(rows, return_inverse=True)
     _, images = video.read(distinct)
     pixels = images if isinstance(images, np.ndarray) else np.stack(images)
-    frames, corners = fit_crops(pixels, spec, num_crops)
+    frames, corners = fit_crops(pixels, spec, num_crops, video.pixel_aspect)
     times = np.repeat(video.times[rows], num_crops, axis=0)
     places = torch.from_numpy(inverse.reshape(rows.shape))
     return Views(frames, places, corners, spec.size, times, video.duration, video.error)
@@ -269,14 +269,9 @@ def test_views(
     num_clips: int,
     num_crops: int,
     *,
-    sample: Sampler | None = None,
-    fps: float | None = None,
-    decode: Literal["exact", "fast"] = "exact",
-    num_workers: int = 2,
     device: torch.device | str = "cpu",
-    isolate: bool = True,
-    time_limit: float = 60,
-    indices: list[int] | None = None,
+    indices: Iterable[int] | None = None,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """The test views of each video of a list, in its order; nothing is replaced.
 
@@ -285,14 +280,9 @@ def test_views(
         spec: What a clip is, and its size.
         num_clips: Clips of each video.
         num_crops: Crops of each clip, 1 or 3.
-        sample: Chooses the frames instead of :func:`hiera_video.data.sampling.test_clips`.
-        fps: Frames a second of folders of pictures.
-        decode: As for :func:`hiera_video.open_video`.
-        num_workers: Threads that read ahead; 0 reads in the calling thread.
         device: Where the views are cut: each resized frame is sent there once.
-        isolate: Whether to decode in child processes.
-        time_limit: Seconds after which a decoder counts as hanging.
         indices: Numbers of the videos to read; default: all.
+        options: The other arguments of :func:`load_ahead`.
 
     Yields:
         ``clips`` uint8 [V, C, T, h, w] on ``device``, or None where nothing could be read; ``error``: None, or one
@@ -301,18 +291,7 @@ def test_views(
     Raises:
         RequestError: For options that mean nothing.
     """
-    segments = segments_of(videos, indices)
-    options: dict[str, Any] = {"sample": sample, "decode": decode, "fps": fps}
-    for loaded in load_ahead(
-        segments,
-        spec,
-        num_clips,
-        num_crops,
-        num_workers=num_workers,
-        time_limit=time_limit,
-        isolate=isolate,
-        **options,
-    ):
+    for loaded in load_ahead(segments_of(videos, indices), spec, num_clips, num_crops, **options):
         index = loaded.segment.index
         yield {
             "index": index,

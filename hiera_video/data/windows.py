@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from queue import Empty, Queue
 from typing import Literal, TypeAlias
@@ -64,18 +65,19 @@ class Walk:
     at_once: int = 8
     decode: Literal["exact", "fast"] = "exact"
 
-    def plan(self, picture: tuple[int, int]) -> CropPlan:
+    def plan(self, picture: tuple[int, int], pixel_aspect: float | Fraction = 1) -> CropPlan:
         """Where the crops of pictures of one size lie.
 
         Args:
             picture: (height, width) of the pictures.
+            pixel_aspect: Width over height at which a pixel of them is shown.
 
         Returns:
             The plan.
         """
         if self.crop == "none":
-            return plan_whole(picture, self.spec, self.multiple)
-        return plan_crops(picture, self.spec, len(CROPS[self.crop]))
+            return plan_whole(picture, self.spec, self.multiple, pixel_aspect)
+        return plan_crops(picture, self.spec, len(CROPS[self.crop]), pixel_aspect)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _walk_video(video: Video, how: Walk, first: int, name: str) -> Iterator[Wind
 
     def prepare(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not plans:
-            plans.append(how.plan((pictures.shape[1], pictures.shape[2])))
+            plans.append(how.plan((pictures.shape[1], pictures.shape[2]), video.pixel_aspect))
         fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
         return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
 

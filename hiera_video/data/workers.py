@@ -21,16 +21,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.reading.child_process import keep_freed_memory
+from hiera_video.data.shared_memory import share
 
 
-def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int) -> Iterator[Any]:
+def start_workers(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int) -> Iterator[Any]:
     """What a dataset has for each key, as it is, read ahead by worker processes.
 
     The workers end when the iterator is closed or collected, and when the interpreter ends, in whatever way.
 
     Args:
-        dataset: Gives an item for a key; without keys, is iterated over in each worker.
-        keys: Taken in order, and their items come in this order. None: items come as the workers have them.
+        dataset: Gives an item for a key.
+        keys: Taken in order, and their items come in this order.
         num_workers: Processes to start, by the start method of :mod:`torch.multiprocessing`; 0: read in this process.
 
     Yields:
@@ -60,7 +61,7 @@ def start_workers(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers
         atexit.unregister(at_exit)
 
 
-def _started(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int, ends: Any) -> Iterator[Any]:
+def _started(dataset: Dataset[Any], keys: Iterator[Any], num_workers: int, ends: Any) -> Iterator[Any]:
     # Workers are forked: freeze the collector, so that they neither copy garbage pages nor wait for a foreign decoder's
     # threads.
     gc.collect()
@@ -73,9 +74,8 @@ def _started(dataset: Dataset[Any], keys: Iterator[Any] | None, num_workers: int
                 batch_size=None,
                 sampler=keys,
                 num_workers=num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=share if num_workers else _as_it_is,
                 worker_init_fn=partial(_init_worker, ends),
-                in_order=keys is not None,
                 pin_memory=torch.cuda.is_available(),
             )
             return iter(loader)

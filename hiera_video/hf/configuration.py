@@ -9,25 +9,11 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture, MAEArchitecture, encoder_fields
-from hiera_video.models.checkpoints.formats import Facts, describe
+from hiera_video.models.checkpoints.formats import CONFIG_NAMES, IMAGE_FORM, Facts, describe
 from hiera_video.models.unroll import Size
 
-#: What the fields that follow the dimensions are where they are not given; the image's are transformers' defaults.
-IMAGE_SHAPE = {
-    "patch_size": (7, 7),
-    "patch_stride": (4, 4),
-    "patch_padding": (3, 3),
-    "query_stride": (2, 2),
-    "masked_unit_size": (8, 8),
-}
-VIDEO_SHAPE = {
-    "patch_size": (3, 7, 7),
-    "patch_stride": (2, 4, 4),
-    "patch_padding": (1, 3, 3),
-    "query_stride": (1, 2, 2),
-    "masked_unit_size": (1, 8, 8),
-}
-
+#: Fields that follow the number of dimensions where they are not given: as published, of images or video.
+SHAPE = ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding")
 DECODER_FIELDS = ("decoder_hidden_size", "decoder_depth", "decoder_num_heads")
 
 
@@ -89,9 +75,10 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
         kwargs.pop("model_type", None)  # a file of transformers' own may say "hiera"
         size = self.image_size
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
-        for name, value in (VIDEO_SHAPE if len(self.image_size) == 3 else IMAGE_SHAPE).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        published = vars(Architecture()) if len(self.image_size) == 3 else IMAGE_FORM
+        for ours in SHAPE:
+            if getattr(self, CONFIG_NAMES[ours]) is None:
+                setattr(self, CONFIG_NAMES[ours], published[ours])
         self.hidden_size = int(self.embed_dim * self.embed_dim_multiplier ** (len(self.depths) - 1))
         self.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(
@@ -167,28 +154,15 @@ def config_values(arch: Architecture, facts: Facts) -> dict[str, Any]:
     Returns:
         Values by transformers' names.
     """
-    values: dict[str, Any] = {
-        "embed_dim": arch.embed_dim,
+    values: dict[str, Any] = {theirs: getattr(arch, ours) for ours, theirs in CONFIG_NAMES.items()}
+    values |= {
         "image_size": arch.input_size,
-        "patch_size": arch.patch_kernel,
-        "patch_stride": arch.patch_stride,
-        "patch_padding": arch.patch_padding,
-        "mlp_ratio": arch.mlp_ratio,
-        "depths": arch.stages,
         "num_heads": arch.heads,
-        "embed_dim_multiplier": arch.dim_mul,
-        "num_query_pool": arch.q_pool,
-        "query_stride": arch.q_stride,
-        "masked_unit_size": arch.mask_unit_size,
-        "masked_unit_attention": arch.mask_unit_attn,
-        "num_channels": arch.in_chans,
         "clip": facts.spec.to_dict() if facts.spec else None,
         "views": facts.views,
         "license": facts.license,
         "position_resize": facts.position_resize or "window",
     }
-    same = ("drop_path_rate", "hidden_act", "layer_norm_eps", "sep_pos_embed", "qkv_bias")
-    values |= {name: getattr(arch, name) for name in (*same, "head_dropout", "head_init_scale")}
     if isinstance(arch, MAEArchitecture):
         decoder = (arch.decoder_embed_dim, arch.decoder_depth, arch.decoder_num_heads)
         return values | dict(zip(DECODER_FIELDS, decoder, strict=True)) | {"mask_ratio": arch.mask_ratio}

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from hiera_video.models.architecture import Architecture
 from hiera_video.models.hiera import HieraTrunk
 from hiera_video.models.unroll import Size, reroll, reroll_units, units
 
@@ -98,9 +97,10 @@ class Walk:
         Returns:
             For each ``[B, *grid, C]``; with ``by_unit`` ``[B, K, *unit, C]``.
         """
-        places = stage_places(self.trunk.arch, size)
-        together = zip((*self.embedding, *self.outputs), (places[0], *places), strict=True)
-        return tuple(as_map(tokens, *place, by_unit=by_unit) for tokens, place in together)
+        arch, put = self.trunk.arch, reroll_units if by_unit else reroll
+        grid, pools = arch.token_grid(size), [0, *(min(stage, arch.q_pool) for stage in range(len(arch.stages)))]
+        together = zip((*self.embedding, *self.outputs), pools, strict=True)
+        return tuple(put(tokens, units(grid, arch.strides[:done]), arch.strides[done:]) for tokens, done in together)
 
     def attentions(self) -> tuple[Tensor, ...]:
         """Of each stage's last block, ``[B, heads, windows, queries, keys]`` after the softmax."""
@@ -145,28 +145,6 @@ def last_blocks(trunk: HieraTrunk) -> list[Any]:
     return [trunk.blocks[sum(stages[: stage + 1]) - 1] for stage in range(len(stages))]
 
 
-def stage_places(arch: Architecture, size: Size) -> list[tuple[Size, tuple[Size, ...]]]:
-    """Says what each stage's tokens lie on.
-
-    Args:
-        arch: The architecture.
-        size: The input's size in pixels (frames).
-
-    Returns:
-        For each stage the grid of tokens, and the strides not pooled yet.
-
-    Raises:
-        SizeError: Mask units do not divide ``size``.
-    """
-    grid, pools = arch.token_grid(size), [min(stage, arch.q_pool) for stage in range(len(arch.stages))]
-    return [(units(grid, arch.strides[:pooled]), arch.strides[pooled:]) for pooled in pools]
-
-
 def as_sequence(tokens: Tensor) -> Tensor:
     """Ours ``[B, M, T, C]`` -> transformers' ``[B, T * M, C]``."""
     return tokens.transpose(1, 2).flatten(1, 2)
-
-
-def as_map(tokens: Tensor, grid: Size, strides: tuple[Size, ...], *, by_unit: bool) -> Tensor:
-    """Puts unrolled tokens ``[B, M, T, C]`` into maps ``[B, *grid, C]``, or ``by_unit`` ``[B, M, *unit, C]``."""
-    return (reroll_units if by_unit else reroll)(tokens, grid, strides)

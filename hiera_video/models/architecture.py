@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 from hiera_video.errors import RequestError
@@ -16,58 +17,56 @@ class Architecture:
 
     Sizes are (time, height, width), (height, width) or (length,), one entry for each axis.
 
-    Args:
-        input_size: Frames and pixels of a clip.
-        in_chans: Channels of the pixels.
-        embed_dim: Channels of the first stage.
-        num_heads: Attention heads of the first stage.
-        num_classes: Logits; 0 for a model without a head.
-        stages: Blocks of each stage.
-        q_pool: How many of the stage changes pool.
-        q_stride: The pooling of a stage change, in tokens.
-        mask_unit_size: Tokens of a mask unit: what all stage changes together could pool away.
-        mask_unit_attn: For each stage, whether attention stays within mask units.
-        dim_mul: Growth of the channels at a stage change.
-        head_mul: Growth of the attention heads at a stage change.
-        patch_kernel: Size of a patch in frames and pixels.
-        patch_stride: From one patch to the next, in frames and pixels.
-        patch_padding: Zeros before and behind each axis.
-        mlp_ratio: Hidden channels of a block's MLP over its channels.
-        drop_path_rate: Probability that the last block's branch is dropped; it grows linearly from 0 over the blocks.
-        head_dropout: Dropout before the head.
-        head_init_scale: What a new head's weights are multiplied by.
-        sep_pos_embed: Whether space and time have position embeddings of their own, which are added.
-        hidden_act: The activation in the MLP, by transformers' names.
-        layer_norm_eps: Added to the variance in every norm.
-        qkv_bias: Whether queries, keys and values have a bias.
-
     Raises:
         RequestError: The fields contradict each other.
     """
 
     input_size: Size = (16, 224, 224)
+    """Frames and pixels of a clip."""
     in_chans: int = 3
+    """Channels of the pixels."""
     embed_dim: int = 96
+    """Channels of the first stage."""
     num_heads: int = 1
+    """Attention heads of the first stage."""
     num_classes: int = 400
+    """Logits; 0 for a model without a head."""
     stages: Size = (2, 3, 16, 3)
+    """Blocks of each stage."""
     q_pool: int = 3
+    """How many of the stage changes pool."""
     q_stride: Size = (1, 2, 2)
+    """The pooling of a stage change, in tokens."""
     mask_unit_size: Size = (1, 8, 8)
+    """Tokens of a mask unit: what all stage changes together could pool away."""
     mask_unit_attn: tuple[bool, ...] = (True, True, False, False)
+    """For each stage, whether attention stays within mask units."""
     dim_mul: float = 2.0
+    """Growth of the channels at a stage change."""
     head_mul: float = 2.0
+    """Growth of the attention heads at a stage change."""
     patch_kernel: Size = (3, 7, 7)
+    """Size of a patch in frames and pixels."""
     patch_stride: Size = (2, 4, 4)
+    """From one patch to the next, in frames and pixels."""
     patch_padding: Size = (1, 3, 3)
+    """Zeros before and behind each axis."""
     mlp_ratio: float = 4.0
+    """Hidden channels of a block's MLP over its channels."""
     drop_path_rate: float = 0.0
+    """Probability that the last block's branch is dropped; it grows linearly from 0 over the blocks."""
     head_dropout: float = 0.0
+    """Dropout before the head."""
     head_init_scale: float = 0.001
+    """What a new head's weights are multiplied by."""
     sep_pos_embed: bool = True
+    """Whether space and time have position embeddings of their own, which are added."""
     hidden_act: str = "gelu"
+    """The activation in the MLP, by transformers' names."""
     layer_norm_eps: float = 1e-6
+    """Added to the variance in every norm."""
     qkv_bias: bool = True
+    """Whether queries, keys and values have a bias."""
 
     def __post_init__(self) -> None:
         dims, changes = len(self.input_size), len(self.stages) - 1
@@ -98,21 +97,19 @@ class Architecture:
         return (self.q_stride,) * (len(self.stages) - 1)
 
     @property
+    def block_options(self) -> dict[str, Any]:
+        """What all blocks have alike, as arguments of :class:`hiera_video.models.layers.Block`."""
+        return {name: getattr(self, name) for name in ("mlp_ratio", "hidden_act", "layer_norm_eps", "qkv_bias")}
+
+    @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return self._grow(self.embed_dim, self.dim_mul)
+        """Channels of each stage: those of the stage before times ``dim_mul``, rounded down."""
+        return tuple(accumulate(self.stages[1:], lambda dim, _: int(dim * self.dim_mul), initial=self.embed_dim))
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of each stage."""
-        return self._grow(self.num_heads, self.head_mul)
-
-    def _grow(self, first: int, factor: float) -> tuple[int, ...]:
-        """A width for each stage: that of the stage before times ``factor``, rounded down."""
-        widths = [first]
-        for _ in self.stages[1:]:
-            widths.append(int(widths[-1] * factor))
-        return tuple(widths)
+        """Attention heads of each stage: those of the stage before times ``head_mul``, rounded down."""
+        return tuple(accumulate(self.stages[1:], lambda heads, _: int(heads * self.head_mul), initial=self.num_heads))
 
     def token_grid(self, size: Size) -> Size:
         """The token grid of stage 1, as :func:`hiera_video.models.unroll.token_grid` has it.
@@ -133,29 +130,27 @@ class Architecture:
 class MAEArchitecture(Architecture):
     """An encoder that does not pool into its last stage, so that its weights fit the classifier, and a decoder.
 
-    Args:
-        mask_ratio: The part of the mask units that is hidden (paper, section 4: 0.9 for video, 0.6 for images).
-        decoder_embed_dim: Channels of the decoder.
-        decoder_depth: Blocks of the decoder.
-        decoder_num_heads: Attention heads of the decoder: 16 in the reference package, where the paper says 8 for
-            video. Weights have the same shapes.
-
     Raises:
         RequestError: The fields contradict each other.
     """
 
     q_pool: int = 2
+    """How many of the stage changes pool: the last one does not."""
     mask_ratio: float = 0.9
+    """The part of the mask units that is hidden (paper, section 4: 0.9 for video, 0.6 for images)."""
     decoder_embed_dim: int = 512
+    """Channels of the decoder."""
     decoder_depth: int = 8
+    """Blocks of the decoder."""
     decoder_num_heads: int = 16
+    """Attention heads of the decoder: 16 in the reference package, 8 for video in the paper; shapes are the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoder_num_heads < 1 or self.decoder_embed_dim % self.decoder_num_heads:
             raise RequestError(
                 f"the decoder has {self.decoder_embed_dim} channels, which {self.decoder_num_heads} attention heads "
-                f"do not divide"
+                "do not divide"
             )
         if not 0 <= self.mask_ratio < 1:
             raise RequestError(f"mask_ratio {self.mask_ratio} must be at least 0 and less than 1")

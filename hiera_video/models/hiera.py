@@ -77,11 +77,8 @@ class HieraTrunk(nn.Module):
                     q_stride=arch.q_stride if first and stage <= arch.q_pool else None,
                     # As published, a stage's first block still attends by the rule of the stage before.
                     local=arch.mask_unit_attn[stage - first],
-                    mlp_ratio=arch.mlp_ratio,
                     drop_path_rate=rates[index],
-                    hidden_act=arch.hidden_act,
-                    layer_norm_eps=arch.layer_norm_eps,
-                    qkv_bias=arch.qkv_bias,
+                    **arch.block_options,
                 )
                 dim, index = arch.dims[stage], index + 1
 
@@ -330,7 +327,9 @@ class HieraTrunk(nn.Module):
 class Hiera(HieraTrunk):
     """The classifier: logits from the normalised mean of the last stage's tokens (paper, section 3).
 
-    It takes the arguments of :class:`HieraTrunk`.
+    Args:
+        arch: The architecture.
+        spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
     """
 
     __call__: Callable[..., Tensor]

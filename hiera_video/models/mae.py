@@ -64,18 +64,7 @@ class HieraMAE(HieraTrunk):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.final_grid(arch.input_size)), decoder))
         self.decoder_blocks = nn.ModuleList(
-            Block(
-                decoder,
-                decoder,
-                arch.decoder_num_heads,
-                q_stride=None,
-                local=False,
-                mlp_ratio=arch.mlp_ratio,
-                drop_path_rate=0.0,
-                hidden_act=arch.hidden_act,
-                layer_norm_eps=arch.layer_norm_eps,
-                qkv_bias=arch.qkv_bias,
-            )
+            Block(decoder, decoder, arch.decoder_num_heads, local=False, **arch.block_options)
             for _ in range(arch.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder, eps=arch.layer_norm_eps)
@@ -87,7 +76,14 @@ class HieraMAE(HieraTrunk):
         self.license: str | None = None  # travels with the weights
 
     def final_grid(self, size: Size) -> Size:
-        """As :meth:`MAEArchitecture.final_grid`."""
+        """The grid of tokens that the decoder works on.
+
+        Args:
+            size: The input's size in pixels (frames).
+
+        Returns:
+            Tokens along each axis.
+        """
         return self.arch.final_grid(size)
 
     def forward(

@@ -30,14 +30,7 @@ from hiera_video.models.checkpoints.formats import Facts, State, convert
 from hiera_video.models.checkpoints.io import read_state
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
-from hiera_video.models.published import (
-    ARCHITECTURES,
-    AUTHORS,
-    MAE_ARCHITECTURES,
-    SHIPPED,
-    ClassifierName,
-    MAEName,
-)
+from hiera_video.models.published import ARCHITECTURES, AUTHORS, MAE_ARCHITECTURES, SHIPPED, ClassifierName, MAEName
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
 from hiera_video.models.unroll import Size
 
@@ -103,7 +96,10 @@ def create_model(
             tags of its image twin, whose weights are then inflated (arXiv 1705.07750, section 2).
         num_classes: Classes of the head. Default: the checkpoint's. An MAE has none.
         input_size: (frames, height, width) or (height, width) of the clips. Default: the architecture's.
-        position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
+        position_resize: As in :func:`from_pretrained`.
+        revision: As in :func:`from_pretrained`.
+        cache_dir: As in :func:`from_pretrained`.
+        local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.Architecture` or, for an MAE, :class:`hiera_video.MAEArchitecture`.
 
     Returns:
@@ -136,10 +132,9 @@ def create_model(
     spec = fitted(entry.spec if entry and entry.spec else default_spec(arch), arch.input_size)
     model = HieraMAE(arch, spec) if isinstance(arch, MAEArchitecture) else Hiera(arch, spec)
     model.position_resize = position_way(position_resize)
-    if isinstance(model, Hiera) and entry and entry.labels and arch.num_classes == entry.num_classes:
-        model.labels = labels_of(entry.labels)
-    if isinstance(model, Hiera) and entry and entry.views:
-        model.views = entry.views
+    if isinstance(model, Hiera) and entry:
+        model.labels = labels_of(entry.labels) if entry.labels and arch.num_classes == entry.num_classes else None
+        model.views = entry.views or model.views
     return model
 
 
@@ -211,7 +206,11 @@ def mae_from_pretrained(
         name_or_path: As in :func:`from_pretrained`. The name of an MAE's encoder stands for the MAE.
         arch: As in :func:`from_pretrained`. Without a config the decoder is recognised by its tensors, but for its
             attention heads: 16, or ``decoder_num_heads``.
-        input_size, position_resize, revision, cache_dir, local_files_only: As in :func:`from_pretrained`.
+        input_size: As in :func:`from_pretrained`.
+        position_resize: As in :func:`from_pretrained`.
+        revision: As in :func:`from_pretrained`.
+        cache_dir: As in :func:`from_pretrained`.
+        local_files_only: As in :func:`from_pretrained`.
         config: Other fields of :class:`hiera_video.MAEArchitecture`; another width or depth of the decoder makes it
             new.
 
@@ -272,19 +271,18 @@ def _from_checkpoint(full: str, hub: Hub) -> tuple[State, Facts]:
         if not (SHIPPED / full).is_dir():
             raise WeightsError(f"{full} is missing from this installation ({SHIPPED}); install hiera_video anew")
         return from_disk(SHIPPED / full)
-    reasons = []
-    for source in ("hub", "authors"):
-        try:
-            if source == "hub" and entry.hub:
-                path = hub_file(entry.hub, WEIGHT_FILES, hub, license=entry.license)
-            elif source == "authors" and entry.url and hub.revision is None:
-                path = author_file(entry.url, hub, sha256=entry.sha256, license=entry.license)
-            else:
-                continue
-            break
-        except UnavailableError as error:
-            reasons.append(str(error))
-    else:
+    path, reasons = None, []
+    try:
+        if entry.hub:
+            path = hub_file(entry.hub, WEIGHT_FILES, hub, license=entry.license)
+    except UnavailableError as error:
+        reasons.append(str(error))
+    try:
+        if path is None and entry.url and hub.revision is None:
+            path = author_file(entry.url, hub, sha256=entry.sha256, license=entry.license)
+    except UnavailableError as error:
+        reasons.append(str(error))
+    if path is None:
         raise WeightsError(
             f"{full} could not be fetched ({'; '.join(reasons)}); connect to the network, or download it elsewhere "
             f"and name its file"

@@ -80,12 +80,7 @@ class Exported:
 
 
 def export(
-    model: str,
-    *,
-    output: Path,
-    format: Format = "onnx",
-    size: int | None = None,
-    num_frames: int | None = None,
+    model: str, *, output: Path, format: Format = "onnx", size: int | None = None, num_frames: int | None = None
 ) -> Results[Exported]:
     """Write a classifier as a file that runs without this package, checked against the model.
 

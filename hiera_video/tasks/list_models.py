@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from hiera_video.cells import cells
 from hiera_video.errors import UnknownModel
 from hiera_video.models.zoo import CHECKPOINTS, create_model, list_models
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(FlatRecord):
     """One architecture."""
 
     name: str
@@ -27,20 +26,10 @@ class ModelInfo:
     """Size of its input: "16x224x224"."""
     checkpoints: list[str]
     """Tags of the published weights."""
-    error: None = None
-    """Nothing can go wrong."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but ``error``."""
-        return {key: value for key, value in vars(self).items() if key != "error"}
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row."""
         return [self.to_dict() | {"checkpoints": " ".join(self.checkpoints)}]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.rows()[0])
 
 
 def models(pattern: str = "*") -> Results[ModelInfo]:

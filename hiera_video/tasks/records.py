@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Generic, Protocol, TypeVar
+
+from hiera_video.cells import cells
 
 T = TypeVar("T")
 
@@ -23,6 +26,31 @@ class Record(Protocol):
 
     def text(self) -> str:
         """The form that people read: one line, or several."""
+
+
+class FlatRecord:
+    """A dataclass whose fields are one flat row; where more can be said, a record says it itself.
+
+    One that cannot fail declares no ``error``, and its JSON form has none.
+    """
+
+    @property
+    def error(self) -> str | None:
+        """Nothing is wrong."""
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and ``error``."""
+        fields = asdict(self)  # type: ignore[call-overload]  # records are dataclasses
+        return fields if type(self).error is FlatRecord.error else {**fields, "error": self.error}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row."""
+        return [self.to_dict()]
+
+    def text(self) -> str:
+        """One line."""
+        return cells(self.rows()[0])
 
 
 class Results(Iterator[T], Generic[T]):

@@ -17,7 +17,11 @@ from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.hiera import Hiera, HieraTrunk
 from hiera_video.models.mae import HieraMAE
+from hiera_video.training.devices import pick_device, pick_precision
 from hiera_video.training.recipe import Run
+
+#: What accelerate calls the numbers that a model computes in.
+MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 M = TypeVar("M", Hiera, HieraMAE)
 
@@ -34,24 +38,18 @@ def start_accelerator(run: Run) -> Accelerator:
     Raises:
         RequestError: The device, precision or tracker is not there.
     """
-    device = run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, False):
-        names = ", ".join(name for name, is_there in there.items() if is_there)
-        raise RequestError(f"run.device {run.device!r} is not there; this machine has {names}")
-    precision = run.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and device == "cpu":
+    device = pick_device(run.device, "run.device")
+    if ":" in run.device:
+        raise RequestError(f"run.device {run.device!r} names one GPU: say cuda, and choose by CUDA_VISIBLE_DEVICES")
+    dtype = pick_precision(run.precision, device)
+    if dtype == torch.float16 and device.type == "cpu":
         raise RequestError("run.precision fp16 needs a GPU: take bf16 or fp32")
     atexit.register(_leave)
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     try:
         accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=device.type == "cpu",
+            mixed_precision=MIXED[dtype],
             log_with=run.tracker,
             project_dir=run.output or "runs",  # a run without run.output gets its folder later
         )

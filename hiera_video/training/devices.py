@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from contextlib import AbstractContextManager, suppress
 
 import torch
 
 from hiera_video.errors import RequestError
+from hiera_video.training.recipe import Precision as Precision
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+def pick_device(name: str, field: str = "device") -> torch.device:
+    """The device of a name.
 
-def pick_device(name: str) -> torch.device:
-    """ "auto", or a device by torch's name. Raises :class:`RequestError` where it is not there."""
+    Args:
+        name: "auto" (the first GPU, else the CPU), or a device by torch's name.
+        field: What messages call the option.
+
+    Returns:
+        The device.
+
+    Raises:
+        RequestError: It is not there.
+    """
     there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     there += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device(there[1] if len(there) > 1 else "cpu")
-    try:
+    with suppress(RuntimeError):  # torch knows no such name
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise RequestError(f"device {name!r} is not there; this machine has {', '.join(there)}") from None
-    return device
+        if str(device).removesuffix(":0") in {each.removesuffix(":0") for each in there}:
+            return device
+    raise RequestError(f"{field} {name!r} is not there; this machine has {', '.join(there)}")
 
 
-def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in. Raises :class:`RequestError` for a name that does not exist."""
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in.
+
+    Args:
+        name: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp32.
+        device: Where the model computes.
+
+    Returns:
+        The dtype.
+
+    Raises:
+        RequestError: There is no such name.
+    """
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -40,4 +57,4 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision in ``dtype``, or nothing for fp32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -33,8 +32,8 @@ from hiera_video.files import replacing
 from hiera_video.training.accelerator import distributed
 from hiera_video.training.checkpointing import latest, restore, save
 from hiera_video.training.metrics import Metrics, Writer
-from hiera_video.training.optimization import Plan
-from hiera_video.training.recipe import Optim, Run
+from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
+from hiera_video.training.recipe import Finetuning, Pretraining
 
 log = logging.getLogger("hiera_video")
 
@@ -64,14 +63,11 @@ class Training:
         model: The trained module.
         step: ``step(model, batch, draw)`` gives ``{"loss": scalar, ...}``; all of it is logged.
         loader: The batches of this process.
-        optimizer: Of the model's parameters.
-        schedule: Sets its learning rates before each step.
+        groups: The model's parameters, for the optimizer.
+        recipe: Gives ``optim``, ``run`` and ``data.max_bad_share``.
         plan: The run in steps.
-        optim: Gives ``clip_norm``, ``ema`` and ``explosion_factor``.
-        options: The recipe's ``run``.
         accelerator: The run's processes.
         num_videos: Length of the list.
-        max_bad_share: The share of the list that may be files that cannot be read.
         evaluate: Gives the figures of a model; None: there is no validation.
         best: The figure by which the best model is chosen: the model is exported whenever it is greater than ever
             before. None: at each save.
@@ -82,14 +78,11 @@ class Training:
     model: nn.Module
     step: Callable[[nn.Module, Batch, Draw], Mapping[str, Tensor]]
     loader: Loader
-    optimizer: torch.optim.Optimizer
-    schedule: CosineLRScheduler
+    groups: list[dict[str, Any]]
+    recipe: Pretraining | Finetuning
     plan: Plan
-    optim: Optim
-    options: Run
     accelerator: Accelerator
     num_videos: int
-    max_bad_share: float
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     best: str | None = None
     export: Callable[[nn.Module], object] | None = None
@@ -100,6 +93,11 @@ class Training:
     best_value: float | None = field(default=None, init=False)
     recent_losses: list[float] = field(default_factory=list, init=False)
     average: nn.Module | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.optim, self.options = self.recipe.optim, self.recipe.run
+        self.optimizer = build_optimizer(self.groups, self.optim, self.plan.lr)
+        self.schedule = build_schedule(self.optimizer, self.plan)
 
     def run(self) -> Iterator[Metrics]:
         """Trains for ``plan.steps`` steps, or for what a checkpoint has left of them.
@@ -124,10 +122,7 @@ class Training:
         optimizer = accelerator.prepare_optimizer(self.optimizer)
         batches = _endless(self.loader)
         model.train()
-        with (
-            _signals() as signals,
-            Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer,
-        ):
+        with _signals() as signals, Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer:
             while self.done < plan.steps:
                 # data, forward, backward
                 self.schedule.step_update(self.done)
@@ -159,16 +154,16 @@ class Training:
                 if stop and not ends:
                     log.info("stopped after step %d, saved in %s; the same command goes on", self.done, self.output)
                     raise KeyboardInterrupt
-        self._finish(judged)
-        best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
-        yield Metrics("done", self.done, plan.passes(self.done), best)
+        yield self._finish(judged)
 
-    def _finish(self, judged: nn.Module) -> None:
+    def _finish(self, judged: nn.Module) -> Metrics:
         self.loader.close()
         if self.best is not None and self.best_value is None and self.export is not None:
             log.warning("no video of the validation list could be read: the last weights are kept, not the best")
             self.export(judged)
         self._write_problems(self._problems())
+        best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
+        return Metrics("done", self.done, self.plan.passes(self.done), best)
 
     @property
     def output(self) -> Path | None:
@@ -199,7 +194,7 @@ class Training:
                 sums[name] = sums[name] + mean if name in sums else mean
         return sums, files
 
-    def _read(self, sums: dict[str, Tensor], signals: _Signals) -> tuple[dict[str, float], bool, int]:
+    def _read(self, sums: dict[str, Tensor], signals: list[int]) -> tuple[dict[str, float], bool, int]:
         """Clips the gradients, and reads the one time that a step waits for the device: means over the processes, the
         gradients' norm before clipping, whether any process was told to stop, how many files each replaced, added up.
         """
@@ -209,7 +204,7 @@ class Training:
         norm: Any = nn.utils.clip_grad_norm_(parameters, limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         bad = sum(problem.replaced for problem in self.loader.problems)
-        marks = torch.tensor([float(signals.received), float(bad)]).to(norm.device, non_blocking=True)
+        marks = torch.tensor([float(bool(signals)), float(bad)]).to(norm.device, non_blocking=True)
         everywhere: Any = self.accelerator.reduce(torch.cat([torch.stack(list(sums.values())), marks]), "sum")
         *values, stop, all_bad, length = torch.cat([everywhere, norm.detach().float().view(1)]).tolist()
         figures = {name: value / self.accelerator.num_processes for name, value in zip(sums, values, strict=True)}
@@ -231,7 +226,7 @@ class Training:
             self.recent_losses = [*self.recent_losses[-4:], loss]
             return
         suspect = math.isfinite(loss) or not math.isfinite(sums["loss"].item())
-        named = self._gather(sorted(set(files)) if suspect else [])
+        named = gather_object(sorted(set(files)) if suspect else [])
         raise TrainingStopped(
             f"step {self.done + 1}: {what}; the step was not made. Look at its videos, lower optim.lr or set "
             f"run.precision fp32: {', '.join(named)}"
@@ -292,14 +287,9 @@ class Training:
         if main:
             log.info("going on from %s: step %d of %d", folder, self.done, self.plan.steps)
 
-    def _gather(self, objects: list[Any]) -> list[Any]:
-        """The objects of all processes."""
-        gathered: list[Any] = gather_object(objects) if self.accelerator.num_processes > 1 else objects
-        return gathered
-
     def _problems(self) -> list[dict[str, Any]]:
         """The bad files of all processes, each once."""
-        problems = self._gather([asdict(problem) for problem in self.loader.problems])
+        problems = gather_object([asdict(problem) for problem in self.loader.problems])
         return list({problem["path"]: problem for problem in problems}.values())
 
     def _write_problems(self, problems: list[dict[str, Any]]) -> None:
@@ -316,12 +306,12 @@ class Training:
         """Raises :class:`TrainingStopped` where more than one file, and more than the share allowed, cannot be read."""
         problems = self._problems()
         bad = [problem["path"] for problem in problems if problem["replaced"]]
-        if len(bad) <= max(1, self.max_bad_share * self.num_videos):
+        if len(bad) <= max(1, self.recipe.data.max_bad_share * self.num_videos):
             return
         self._write_problems(problems)
         raise TrainingStopped(
             f"{len(bad)} of {self.num_videos} videos cannot be read, more than data.max_bad_share "
-            f"{self.max_bad_share:g}: {', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}"
+            f"{self.recipe.data.max_bad_share:g}: {', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}"
         )
 
 
@@ -330,27 +320,25 @@ def _endless(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
-@dataclass
-class _Signals:
-    """Whether SIGTERM or SIGINT has come; a second SIGINT interrupts at once."""
-
-    received: bool = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Signals set a mark, so that a step is finished and saved; outside the main thread they are left alone."""
-    signals, before = _Signals(), {}
+def _signals() -> Iterator[list[int]]:
+    """The SIGTERM and SIGINT that have come, so that a step is finished and saved; a second SIGINT interrupts at once.
+
+    Outside the main thread they are left alone.
+    """
+    received: list[int] = []
+    before = {}
+
+    def mark(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError):
-            before[number] = signal.signal(number, signals)
+            before[number] = signal.signal(number, mark)
     try:
-        yield signals
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

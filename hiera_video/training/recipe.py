@@ -79,6 +79,9 @@ class Data:
     """Short side of the video in pixels before the centre crop of validation; null: the starting model's."""
     antialias: bool | None = None
     """Whether shrinking filters the picture first; null: as the starting model."""
+    pixel_aspect: Literal["display", "stored"] | None = None
+    """The proportions in which an anamorphic video is cropped: as players show it (display), or those of its pixels
+    (stored); null: as the starting model."""
     repeats: Count = 1
     """How often each decoded video is used in a step: as clips of other times (MAE), or other augmentations."""
     views: Views = "1x1"
@@ -273,6 +276,9 @@ class EvaluateData:
     """How frames are taken: dense, or one from each of equal parts of the video; null: the card's way, else dense."""
     views: Views | None = None
     """Clips x crops of each video whose scores are averaged; null: the card's, else the model's."""
+    pixel_aspect: Literal["display", "stored"] | None = None
+    """The proportions in which an anamorphic video is cropped: as players show it (display), or those of its pixels
+    (stored); null: as the model."""
     fps: Positive | None = None
     """Frames per second of videos that are folders of pictures."""
     images: bool = False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, tee
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.errors import RequestError
 from hiera_video.files import check_output, replacing
 
@@ -72,24 +73,11 @@ def write_colours(path: Path, moments: Iterable[tuple[float, NDArray[np.uint8], 
         with replacing(path) as temporary:
             Image.fromarray(np.concatenate([pairs[number] for number in chosen], axis=1)).save(temporary, "png")
         return
-    with replacing(path) as temporary:
-        _write_film(temporary, iter(moments))
-
-
-def _write_film(path: Path, moments: Iterator[tuple[float, NDArray[np.uint8], NDArray[np.uint8]]]) -> None:
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "18"})
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", _TICK
-        origin: float | None = None
-        for seconds, frame, colours in moments:
-            pair = _pair(frame, colours, axis=1)
-            if origin is None:
-                origin = seconds
-                stream.height, stream.width = pair.shape[:2]
-            picture = av.VideoFrame.from_ndarray(pair, format="rgb24")
-            picture.pts, picture.time_base = round((seconds - origin) / _TICK), _TICK
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    moments = iter(moments)
+    first = next(moments)
+    shown, timed = tee(chain([first], moments))  # the writer takes a frame and its time together: one is kept at most
+    film = (_pair(frame, colours, axis=1) for _, frame, colours in shown)
+    write_mp4(path, film, 30, times=(seconds - first[0] for seconds, _, _ in timed), time_base=_TICK)
 
 
 def _pair(frame: NDArray[np.uint8], colours: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:

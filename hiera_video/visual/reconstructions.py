@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hiera_video.data.camera_motion.generator import write_h264
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.files import replacing
 
 Pixels = NDArray[np.uint8]
@@ -74,11 +72,7 @@ def write_video(clips: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, p
     film = np.stack(frames)
     odd = [(0, 0), *((0, side % 2) for side in film.shape[1:3]), (0, 0)]  # H.264 halves the colours' resolution
     film = np.pad(film, odd, constant_values=255)
-    # Into memory first: what goes wrong on the way to the file is then a plain OSError.
-    buffer = io.BytesIO()
-    write_h264(buffer, torch.from_numpy(film).permute(3, 0, 1, 2), fps, crf=18)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_mp4(path, film, fps)
 
 
 def _together(clips: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike) -> Pixels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from hiera_video.data.camera_motion.generator import draw_motion, draw_patches, fitting_texels, noise, render
 from hiera_video.data.camera_motion.textures import procedural_picture
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.sampling import keyed_rng, train_clips
 from hiera_video.spec import ClipSpec
 
@@ -41,20 +42,17 @@ def make_file(path: Path, number: int, seconds: float) -> None:
     motion = draw_motion(rng, int(rng.integers(1, 9)), times)
     patches = draw_patches(rng, times, share=0.9)
     texels = min(fitting_texels(motion, pictures[0], size), min(size) * 1.4)
-    options = {"crf": "23", "preset": "medium", "g": "250", "sc_threshold": "0", "threads": "1"}
-    unfinished = path.with_name(f"{path.name}.part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=30, options=options)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+
+    def frames_of_all() -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(times), 10):  # a few at a time: the whole would be gigabytes
             part = range(start, min(start + 10, len(times)))
             moved = [patch.at(part) for patch in patches]
             frames = render(pictures[0], pictures[1 : 1 + len(patches)], motion.at(part), moved, size, texels)
             frames = (frames + 2 * noise(rng, frames.shape)).clamp(0, 255).byte()
-            for frame in frames.permute(1, 2, 3, 0).contiguous().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    unfinished.rename(path)
+            yield from frames.permute(1, 2, 3, 0).contiguous().numpy()
+
+    options = {"preset": "medium", "g": "250", "sc_threshold": "0", "threads": "1"}
+    write_mp4(path, frames_of_all(), 30, crf=23, options=options)
 
 
 def make_set(folder: Path, num_files: int, seconds: float) -> list[Path]:

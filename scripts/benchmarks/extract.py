@@ -23,8 +23,8 @@ import torch
 from jsonargparse import auto_cli
 
 from hiera_video import FeatureExtractor, extract, open_video
-from hiera_video.data.camera_motion.generator import write_h264
 from hiera_video.data.camera_motion.textures import procedural_picture
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.sampling import window_clips, window_starts
 from hiera_video.data.windows import Walk
 
@@ -50,8 +50,8 @@ def make(folder: Path, num_clips: int, seconds: int) -> list[Path]:
             angle = 2 * np.pi * frame / (30 * seconds) + number
             x, y = int(150 + 140 * np.cos(angle)), int(190 + 180 * np.sin(angle))
             noisy = picture[:, y : y + 240, x : x + 320].float() + 4 * torch.from_numpy(rng.normal(size=(3, 240, 320)))
-            frames.append(noisy.clamp(0, 255).byte())
-        write_h264(path, torch.stack(frames, dim=1), 30, crf=23)
+            frames.append(noisy.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        write_mp4(path, frames, 30, crf=23, options={"preset": "veryfast"})
     return paths
 
 

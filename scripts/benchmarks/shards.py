@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,12 @@ import numpy as np
 import torch
 from common import cpu_name, in_turn, ratio, write_json
 from jsonargparse import auto_cli
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, list_videos
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import UnreadableVideo
@@ -86,18 +87,15 @@ def make_long(source: Path, target: Path, size: tuple[int, int], grain: float) -
     with open_video(source) as video:
         turns = np.concatenate([np.arange(len(video)), np.arange(len(video))[::-1]])
         pixels = video.frames(range(len(video))).pixels
-    unfinished = target.with_suffix(".part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "23", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
         for number in np.resize(turns, count).tolist():
             picture = torch.from_numpy(pixels[number]).permute(2, 0, 1)[None].float()
             shown = interpolate(picture, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
             shown = shown + grain * rng.standard_normal(shown.shape[:2])[..., None]
-            frame = av.VideoFrame.from_ndarray(shown.clip(0, 255).astype(np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    unfinished.rename(target)
+            yield shown.clip(0, 255).astype(np.uint8)
+
+    write_mp4(target, frames(), FPS, crf=23, options={"threads": "1"})
 
 
 def write_list(file: Path, paths: list[Path]) -> VideoList:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import multiprocessing
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -97,16 +97,14 @@ def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
     pool = pictures(60, seed, 640)
     rng = np.random.default_rng(seed)
     samples: list[Sample] = []
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        for video_number in range(videos):
-            path = Path(folder) / "clip.mp4"
-            label = video_number % len(LABELS)
-            made = make_video(path, rng, label, pool, rng.uniform(2.2, 3.0))
-            with open_video(path) as video:
-                for row in train_clips(video.times, spec, rng, num_clips=2):
-                    clip, _ = fit_crops(video.frames(row).pixels, spec, 1)
-                    seen = flow(made.motion.at(row), [patch.at(row) for patch in made.patches], spec.size[0] // 4)
-                    samples.append((clip, seen.half(), label))
+    for video_number in range(videos):
+        coded, label = io.BytesIO(), video_number % len(LABELS)
+        made = make_video(coded, rng, label, pool, rng.uniform(2.2, 3.0))
+        with open_video(coded) as video:
+            for row in train_clips(video.times, spec, rng, num_clips=2):
+                clip, _ = fit_crops(video.frames(row).pixels, spec, 1)
+                seen = flow(made.motion.at(row), [patch.at(row) for patch in made.patches], spec.size[0] // 4)
+                samples.append((clip, seen.half(), label))
     return samples
 
 

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hiera_video.data.reading.mp4 import write_mp4
+
 LABELS = (
     "static",
     "pan_left",
@@ -294,23 +296,11 @@ def make_video(
     if rng.random() < 0.5:
         frames = frames + noise(rng, frames.shape) * float(rng.exponential(3))
     crf = int(rng.integers(28, 37)) if rng.random() < 2 / 3 else int(rng.integers(18, 28))
-    write_h264(path, frames.clamp(0, 255).byte(), fps, crf)
+    pictures = frames.clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().numpy()
+    write_mp4(path, pictures, fps, crf=crf, options={"preset": "veryfast"})
     return Generated(motion, patches, fps, size, crf)
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
     """Normal noise of standard deviation 1, float32."""
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def write_h264(path: Path | io.BytesIO, frames: Tensor, fps: int, crf: int) -> None:
-    """Frames uint8 ``[3, T, H, W]``, even height and width, as an H.264 mp4 (bytes vary a little from run to run)."""
-    import av
-
-    target = path if isinstance(path, io.BytesIO) else str(path)
-    with av.open(target, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[2], frames.shape[3], "yuv420p"
-        for frame in frames.permute(1, 2, 3, 0).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))

@@ -37,19 +37,21 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True, eq=False)
 class VideoList:
-    """N videos, or segments of videos, in flat arrays: worker processes share them without copies.
-
-    ``classes``: names by number. ``labels``: int64 [N], -1 where unlabelled, or float32 [N, num_classes] of zeros and
-    ones where a video has any number of labels. ``starts``, ``ends``: float64 [N], seconds after the file's first
-    frame; 0 and inf for a whole video. ``buffer`` and ``offsets`` int64 [N + 1] hold the paths: see :meth:`path`.
-    """
+    """N videos, or segments of videos, in flat arrays: worker processes share them without copies."""
 
     classes: list[str]
+    """Names of the classes by number."""
     labels: NDArray[Any]
+    """int64 [N], -1 where unlabelled; or float32 [N, num_classes] of zeros and ones, where a video has any number of
+    labels."""
     starts: NDArray[np.float64]
+    """float64 [N]: seconds after the file's first frame at which each begins, 0 for a whole video."""
     ends: NDArray[np.float64]
+    """float64 [N]: seconds at which each ends, inf for a whole video."""
     buffer: bytes = field(repr=False)
+    """All paths, one after the other: see :meth:`path`."""
     offsets: NDArray[np.int64] = field(repr=False)
+    """int64 [N + 1]: where each path begins in ``buffer``, and where the last one ends."""
 
     @classmethod
     def make(
@@ -61,7 +63,21 @@ class VideoList:
         starts: ArrayLike | None = None,
         ends: ArrayLike | None = None,
     ) -> VideoList:
-        """The list of these paths (or http(s) addresses), in this order. Raises :class:`RequestError`."""
+        """The list of these paths, in this order.
+
+        Args:
+            paths: Of N files, or their http(s) addresses.
+            labels: As the field of this name.
+            classes: Names of the classes by number.
+            starts: float64 [N], seconds; None: all 0.
+            ends: float64 [N], seconds; None: all inf.
+
+        Returns:
+            The list.
+
+        Raises:
+            RequestError: The parts have not the same length, or a label or a time is not legal.
+        """
         names = [os.fsencode(path) for path in paths]
         offsets = np.zeros(len(names) + 1, dtype=np.int64)
         np.cumsum([len(name) for name in names], out=offsets[1:])
@@ -85,22 +101,50 @@ class VideoList:
         return len(self.offsets) - 1
 
     def path(self, index: int) -> str:
-        """The file or address of one video."""
+        """The file or address of one video.
+
+        Args:
+            index: Of the video; a negative one counts from the end.
+
+        Returns:
+            Its path.
+        """
         index = range(len(self))[index]  # from the end too; IndexError
         return os.fsdecode(self.buffer[self.offsets[index] : self.offsets[index + 1]])
 
     def label(self, index: int) -> int | NDArray[np.float32]:
-        """The number of its class, or float32 [num_classes] of zeros and ones."""
+        """What one video shows, as a number or numbers.
+
+        Args:
+            index: Of the video.
+
+        Returns:
+            The number of its class, -1 where it is unlabelled, or float32 [num_classes] of zeros and ones.
+        """
         return int(self.labels[index]) if self.labels.ndim == 1 else self.labels[index]
 
     def class_names(self, index: int) -> list[str]:
-        """The names of its classes; none where it is unlabelled."""
+        """What one video shows, in words.
+
+        Args:
+            index: Of the video.
+
+        Returns:
+            The names of its classes; none where it is unlabelled.
+        """
         label = self.label(index)
         numbers = np.flatnonzero(label).tolist() if isinstance(label, np.ndarray) else [label] if label >= 0 else []
         return [self.classes[number] for number in numbers]
 
     def subset(self, indices: Sequence[int] | NDArray[Any] | slice) -> VideoList:
-        """The videos of these indices, or where a mask is true, in that order, with the same classes."""
+        """Some of the videos, with the same classes.
+
+        Args:
+            indices: Of the videos, in the order in which they are wanted; or a mask, bool [N], that is true for them.
+
+        Returns:
+            A list of these videos alone.
+        """
         kept = np.arange(len(self))[indices if isinstance(indices, (slice, np.ndarray)) else list(indices)]
         paths = (self.path(index) for index in kept.tolist())
         return self.make(paths, self.labels[kept], self.classes, starts=self.starts[kept], ends=self.ends[kept])
@@ -120,12 +164,23 @@ def list_videos(
 ) -> VideoList:
     """The videos of a dataset, whether the files are there or not.
 
-    ``source``: a card's name or YAML file; a folder with one folder per class (or with train, val, test of such); or
-    an annotation file (.csv, .txt, .tsv; .json of SSv2), also by its http(s) address; or a folder of tar shards with an
-    index.csv. ``root``: where the dataset lies, or what a file's paths are relative to; by default the folder of the
-    file. ``classes``: their order, by default the card's, the format's own,
-    or the sorted labels. ``images``: class folders hold pictures, not videos (a card or an annotation file says so by
-    itself). Logs a warning where a card's published number differs. Raises :class:`RequestError`.
+    Where a card's published number of videos differs, a warning is logged.
+
+    Args:
+        source: A card's name or YAML file; a folder with one folder for each class (or with train, val, test of such);
+            an annotation file (.csv, .txt, .tsv; .json of SSv2), also by its http(s) address; or a folder of tar shards
+            with an index.csv.
+        root: Where the dataset lies, or what a file's paths are relative to. Default: the folder of the file.
+        split: train, val or test, where the source has several.
+        fold: Which of a card's published folds, from 1 on.
+        classes: Their order. Default: the card's, the format's own, or the sorted labels.
+        images: Class folders hold pictures, not videos; a card or an annotation file says so by itself.
+
+    Returns:
+        The videos, with their labels as numbers.
+
+    Raises:
+        RequestError: There is no such source, split or fold, a file is not what its format says, or a label is unknown.
     """
     source = _shard_index(os.fspath(source), split) or source
     card, place = card_of(source), os.fspath(root or os.path.dirname(source) or ".")

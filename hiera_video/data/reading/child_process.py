@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from hiera_video.data.reading.decoders import Image
 from hiera_video.data.reading.frame_index import Media
 from hiera_video.data.reading.reader import Video, open_video
+from hiera_video.data.shared_memory import reserve, shared_file
 from hiera_video.errors import HieraVideoError, RequestError, UnreadableVideo
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ class IsolatedReader:
 
     def _start(self) -> None:
         ours, theirs = socketpair()
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self._memory = tempfile.TemporaryFile(prefix="hiera_video_", dir=folder)  # noqa: SIM115
+        self._memory = shared_file()
         package = str(Path(__file__).parents[3])
         search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         module = "hiera_video.data.reading.child_process"
@@ -219,6 +218,7 @@ class RemoteDecoder:
         self.backend: str = facts["backend"]
         self.error: str | None = facts["error"]
         self.time_error = 0.0
+        self.turned: bool | None = facts["turned"]
 
     def close(self) -> None:
         pass  # the next open closes it
@@ -230,6 +230,7 @@ class RemoteDecoder:
         opening = ("open", self._name, self._options)
         shown, shape, facts = self._reader.ask(self._name, [opening, ("frames", self._name, wanted, short_side)])
         self.backend, self.error, self.time_error = facts["backend"], facts["error"], facts["time_error"]
+        self.turned = facts["turned"]
         return shown, self._reader.pixels(shape)
 
 
@@ -262,7 +263,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
             limit, *request = connection.recv()
         except (EOFError, ConnectionError):
             return
-        # Should the parent be gone when the decoder hangs, nobody ends this process but the alarm.
+        # SIGALRM ends an orphaned child.
         signal.setitimer(signal.ITIMER_REAL, 2 * limit)
         try:
             answer = ("ok", server.answer(*request))
@@ -272,7 +273,7 @@ def serve(connection_fd: int, memory_fd: int) -> None:
             answer = ("unreadable", f"{request[1]} needs more memory than {MAX_CHILD_BYTES >> 30} GiB: check the file.")
         except HieraVideoError as error:
             answer = ("request", str(error))
-        except Exception as error:  # a run of days does not end because one file finds a hole in the reader
+        except Exception as error:  # errors travel in the reply: a run of days does not end over one file
             where = traceback.extract_tb(error.__traceback__)[-1]
             fault = (
                 f"{type(error).__name__}: {' '.join(str(error).split())} at {Path(where.filename).name}:{where.lineno}"
@@ -305,11 +306,12 @@ class _Server:
         return shown, shape, self._facts(self._video)
 
     def _facts(self, video: Video) -> dict[str, Any]:
-        return {"backend": video.backend, "error": video.error, "time_error": video.time_error}
+        facts = {"backend": video.backend, "error": video.error, "time_error": video.time_error}
+        return facts | {"turned": video.turned}
 
     def _pixels(self, shape: tuple[int, ...]) -> Image:
         size = int(np.prod(shape))
         if self._map is None or len(self._map) < size:
-            os.ftruncate(self._memory_fd, size)
+            reserve(self._memory_fd, size)
             self._map = mmap.mmap(self._memory_fd, 0)
         return np.frombuffer(self._map, dtype=np.uint8, count=size).reshape(shape)

@@ -1,17 +1,17 @@
-"""Decoders behind :mod:`hiera_video.data.reading.reader`: decord, torchcodec, and pictures in a folder.
+"""Decoders behind :mod:`hiera_video.data.reading.reader`: decord and torchcodec, and what they share with PyAV's.
 
-PyAV's is :mod:`hiera_video.data.reading.pyav_decoder`.
+PyAV's is :mod:`hiera_video.data.reading.pyav_decoder`; that of pictures :mod:`hiera_video.data.reading.pictures`.
 
 Each has ``read(wanted, short_side)``: ascending distinct frame numbers -> the frame numbers that are shown and one
-upright image for each; and ``error``: what it could not decode. ``short_side`` is what the caller can do with, in
-pixels: a decoder that can shrink on its way does so, the others give the full size.
+upright image for each; ``error``: what it could not decode; and ``turned``: whether the file's height and width change
+places in upright pictures (None before the first one). ``short_side`` is what the caller can do with, in pixels: a
+decoder that can shrink on its way does so, the others give the full size.
 """
 
 from __future__ import annotations
 
 import warnings
 from contextlib import suppress
-from fractions import Fraction
 from functools import cache, partial
 from importlib import metadata
 from types import ModuleType
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from hiera_video.data.reading.damage import silence_other_ffmpegs
 from hiera_video.data.reading.frame_index import FrameIndex, Media
-from hiera_video.errors import UnreadableVideo
+from hiera_video.data.reading.orientation import Matrix, check_first_picture, has_alpha, is_quarter, upright
+from hiera_video.data.reading.pictures import on_white
 
 Image = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -32,17 +33,31 @@ Numbers = NDArray[np.int64]
 RELIABLE_CONTAINERS = ("mov", "matroska")
 
 
-def rgb(frame: Any, size: tuple[int, int], convert: Any) -> Image:
-    """An ``av.VideoFrame`` upright, of ``size`` (width, height) before it is turned; ``convert``: :func:`converter`'s.
+def upright_size(frame: Any, matrix: Matrix | None) -> tuple[int, int]:
+    """(width, height) of an ``av.VideoFrame`` when it is turned."""
+    return (frame.height, frame.width) if is_quarter(matrix) else (frame.width, frame.height)
 
-    A view of the converted frame's own memory: rows may be padded, nothing is copied.
+
+def rgb(frame: Any, matrix: Matrix | None, size: tuple[int, int], convert: Any) -> Image:
+    """An ``av.VideoFrame`` as it is shown: upright, and what is transparent on white, as that of stills.
+
+    Args:
+        frame: The picture as it is stored.
+        matrix: The display matrix in force.
+        size: (width, height) that it is to have upright.
+        convert: What :func:`converter` gives.
+
+    Returns:
+        uint8 [H, W, 3], a view of the converted frame's own memory: rows may be padded, nothing is copied.
     """
-    width, height = size
-    plane: Any = convert(frame, width=width, height=height, format="rgb24").planes[0]
+    width, height = size[::-1] if is_quarter(matrix) else size
+    form, channels = ("rgba", 4) if has_alpha(frame.format) else ("rgb24", 3)
+    plane: Any = convert(frame, width=width, height=height, format=form).planes[0]
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)
-    image: Image = rows[:, : 3 * width].reshape(height, width, 3)
-    turns = round(frame.rotation / 90) % 4
-    return np.rot90(image, turns) if turns else image
+    image: Image = rows[:, : channels * width].reshape(height, width, channels)
+    if channels == 4:
+        image = on_white(np.ascontiguousarray(image))
+    return upright(image, matrix)
 
 
 def converter() -> Any:
@@ -52,14 +67,6 @@ def converter() -> Any:
     reformat = VideoReformatter().reformat
     # PyAV 18 takes as many threads as there are processors unless told otherwise; PyAV 16 cannot be told, and takes 1.
     return partial(reformat, threads=1) if "threads" in (VideoReformatter.reformat.__doc__ or "") else reformat
-
-
-def shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
-    """The size with its short side no longer than ``short_side``, in proportion."""
-    if short_side is None or short_side >= min(size):
-        return size
-    first, second = (round(side * Fraction(short_side, min(size))) for side in size)
-    return first, second
 
 
 def _check_container(index: FrameIndex, backend: str) -> None:
@@ -93,6 +100,7 @@ class DecordDecoder:
         # pictures, usual in HEVC), it seeks to the wrong place and returns neighbours of the frames that were asked.
         if not np.array_equal(self._reader.get_key_indices(), index.keys):
             raise ValueError("decord does not find frames reliably among open groups of pictures")
+        self.turned = check_first_picture(media, index, self.backend)
 
     def close(self) -> None:
         self._reader = None
@@ -124,6 +132,7 @@ class TorchcodecDecoder:
         )
         if len(self._decoder) != len(index.pts):
             raise ValueError(f"torchcodec counts {len(self._decoder)} frames, the file has {len(index.pts)}")
+        self.turned = check_first_picture(media, index, self.backend)
 
     def close(self) -> None:
         self._decoder = None
@@ -131,40 +140,6 @@ class TorchcodecDecoder:
     def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
         """One upright image for each of ``wanted`` (ascending), in full size, from one pass."""
         return wanted, list(self._decoder.get_frames_at(wanted.tolist()).data.numpy())
-
-
-class PictureDecoder:
-    """A folder's pictures as frames, each in the size of the first."""
-
-    backend = "pictures"
-    error = None
-    time_error = 0.0
-
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
-        self._size: tuple[int, int] | None = None
-
-    def close(self) -> None:
-        pass
-
-    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
-        """One image for each of ``wanted``; a JPEG is decoded straight to the smaller size."""
-        return wanted, [self._image(self._paths[number], short_side) for number in wanted.tolist()]
-
-    def _image(self, path: str, short_side: int | None) -> Image:
-        from PIL import Image as Pictures
-        from PIL import ImageOps
-
-        try:
-            with Pictures.open(path) as picture:
-                lies = picture.getexif().get(0x0112, 1) >= 5  # the orientation swaps width and height
-                self._size = self._size or (picture.size[::-1] if lies else picture.size)
-                size = shrunk(self._size, short_side)
-                picture.draft("RGB", size[::-1] if lies else size)
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                return np.array(upright if upright.size == size else upright.resize(size, Pictures.Resampling.BILINEAR))
-        except (OSError, SyntaxError, ValueError, Pictures.DecompressionBombError) as error:
-            raise UnreadableVideo(f"{path} is not an image that can be read ({error}): check the file.") from error
 
 
 @cache

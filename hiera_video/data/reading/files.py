@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.reading.pictures import begins, is_animated, to_rgb
 from hiera_video.data.reading.shards import is_member, local_copy, parse_member
 from hiera_video.errors import UnreadableVideo
 
 #: A path or http(s) address, the bytes of a file, or an open binary file that can seek.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
+ANIMATED_EXTENSIONS = {".avif", ".png", ".webp"}
 IMAGE_EXTENSIONS = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 MAX_DOWNLOAD_BYTES = 4 * 2**30
 DOWNLOAD_TIMEOUT_S = 30
@@ -114,8 +116,16 @@ VIDEO_EXTENSIONS |= {".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether the name is an image file's; a GIF counts as a video."""
-    return extension(os.fspath(path)) in IMAGE_EXTENSIONS
+    """Whether this is a still: by its name and, as PNG, WebP and AVIF may be animated, its first bytes.
+
+    An animation counts as a video, and a GIF always. The bytes of an address are not looked at.
+    """
+    path = os.fspath(path)
+    kind = extension(path)
+    if kind not in ANIMATED_EXTENSIONS or is_address(path):
+        return kind in IMAGE_EXTENSIONS
+    member = parse_member(path)
+    return not is_animated(begins(path) if member is None else begins(member.shard, member.offset))
 
 
 def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -149,16 +159,23 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def read_image(path: str) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], RGB, upright as its EXIF orientation says; transparent places come on white."""
-    from PIL import Image, ImageOps
+    """The pixels of an image file, http(s) address or file in a shard.
+
+    Args:
+        path: Where it is. Of an animation, the first frame is read.
+
+    Returns:
+        uint8 [H, W, 3], RGB, upright as its EXIF orientation says, what is transparent on white;
+        :func:`hiera_video.data.reading.pictures.to_rgb` says what becomes of grey values of more than 8 bits.
+
+    Raises:
+        UnreadableVideo: One sentence saying why it cannot be read.
+    """
+    from PIL import Image
 
     with local_file(path) as file:
         try:
             with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.has_transparency_data:
-                    upright = upright.convert("RGBA")
-                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-                return np.array(upright.convert("RGB"))
+                return to_rgb(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableVideo(f"{path} is not an image that can be read ({error}): check the file.") from error

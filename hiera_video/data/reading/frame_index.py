@@ -19,6 +19,8 @@ from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
 MAX_KEPT_BYTES = 16 * 2**20
+#: Pixels that are more than so long come from broken headers, and would make pictures of any size.
+MAX_PIXEL_ASPECT = Fraction(16)
 #: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
 #: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
 STREAMS_OF_BYTES = ("mpegts", "mpeg")
@@ -55,7 +57,8 @@ class FrameIndex:
 
     ``pts`` is int64 [N], ascending, in units of ``time_base`` seconds; ``keys`` are the frame numbers at which decoding
     can start; ``end`` is where the last frame ends, in seconds; ``stream`` is the stream's number in the file,
-    ``container`` and ``codec`` are FFmpeg's names.
+    ``container`` and ``codec`` are FFmpeg's names; ``pixel_aspect`` is width over height of a stored pixel, as the
+    container says, or else the codec.
 
     ``ids`` int64 [N]: how each frame is recognised when it leaves the decoder, by its packet's time stamp or, where
     ``by_position``, by its packet's place in the stream, counted from 0. ``stored`` int64 [N]: the frame numbers in the
@@ -78,6 +81,7 @@ class FrameIndex:
     broken: frozenset[int] = frozenset()
     error: str | None = None
     warning: str | None = None
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -275,7 +279,13 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
         error=_cut_off(media, container, stream, packets, end) or packets.error,
         warning=warning,
+        pixel_aspect=_pixel_aspect(stream),
     )
+
+
+def _pixel_aspect(stream: Any) -> Fraction:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)  # FFmpeg's guess, in which the container goes before the codec
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else Fraction(1)
 
 
 def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: float) -> str | None:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.reading import bitstream, damage
-from hiera_video.data.reading.decoders import Image, Numbers, converter, rgb, shrunk
+from hiera_video.data.reading.decoders import Image, Numbers, converter, rgb, upright_size
 from hiera_video.data.reading.frame_index import FrameIndex, Media, is_part, leave_out_others, reason
+from hiera_video.data.reading.orientation import Matrix, is_quarter, with_matrix
+from hiera_video.data.reading.pictures import shrunk
 from hiera_video.errors import UnreadableVideo
 
 #: Codecs whose decoders leave out, on demand and without a trace in the rest, pictures that no other refers to. One
@@ -42,6 +44,7 @@ class PyAVDecoder:
         import av
 
         self.time_error = 0.0
+        self.turned: bool | None = None
         self._media, self._index = media, index
         self._decoding_error = av.FFmpegError
         self._messages = av.logging.get_last_error  # counts those of all threads
@@ -53,7 +56,8 @@ class PyAVDecoder:
         self._wanted: frozenset[int] = frozenset()
         self._last = -1
         self._skipping = ""
-        self._frames: Iterator[tuple[int, Any]]  # (frame number, av.VideoFrame) from where decoding stands
+        # (frame number, (av.VideoFrame, its display matrix)) from where decoding stands
+        self._frames: Iterator[tuple[int, Any]]
         self._shown: tuple[int, Any] | None = None
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
@@ -247,7 +251,7 @@ class PyAVDecoder:
                 return self._start(0, reopen=True)
         if not self._skips and self._skipping:
             stream.codec_context.skip_frame, self._skipping = "DEFAULT", ""
-        self._frames = self._decode(self._packets_from(key), key)
+        self._frames = with_matrix(self._decode(self._packets_from(key), key))
         return None
 
     def _packets_from(self, key: int) -> Iterator[Any]:
@@ -371,7 +375,9 @@ class PyAVDecoder:
         if skipping != self._skipping:
             context.skip_frame = self._skipping = skipping
 
-    def _image(self, frame: Any, short_side: int | None) -> Image:
-        # A stream may change its size on the way; all frames of a video come in the size of the first.
-        self._size = self._size or (frame.width, frame.height)
-        return rgb(frame, shrunk(self._size, short_side), self._convert)
+    def _image(self, shown: tuple[Any, Matrix | None], short_side: int | None) -> Image:
+        frame, matrix = shown
+        self.turned = is_quarter(matrix)
+        # A stream may change its size or its orientation on the way; all frames come in the size of the first.
+        self._size = self._size or upright_size(frame, matrix)
+        return rgb(frame, matrix, shrunk(self._size, short_side), self._convert)

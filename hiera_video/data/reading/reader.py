@@ -22,11 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from hiera_video.data.reading.decoders import (
     DecordDecoder,
     Image,
-    PictureDecoder,
     TorchcodecDecoder,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
 from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index, reason
+from hiera_video.data.reading.pictures import AnimationDecoder, PictureDecoder, begins, is_animated
 from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.errors import RequestError, UnreadableVideo
 
@@ -51,6 +51,8 @@ class Decoder(Protocol):
     def error(self) -> str | None: ...
     @property
     def time_error(self) -> float: ...
+    @property
+    def turned(self) -> bool | None: ...
     def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], Images]: ...
     def close(self) -> None: ...
 
@@ -125,6 +127,25 @@ class Video:
     @property
     def time_error(self) -> float:
         return self._decoder.time_error
+
+    @property
+    def turned(self) -> bool | None:
+        """Whether height and width change places in upright frames; None: no frame has been read yet."""
+        return self._decoder.turned
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width over height at which a player shows a pixel of the upright frames: 1, or that of an anamorphic video.
+
+        Frames come as they are stored; ``ClipSpec.pixel_aspect`` says whether clips are corrected. Where it is not 1,
+        the first question decodes one frame, unless frames have been read.
+        """
+        stored = self.index.pixel_aspect
+        if stored == 1:
+            return stored
+        if self._decoder.turned is None:
+            self.read(np.zeros(1, dtype=np.int64))
+        return 1 / stored if self._decoder.turned else stored
 
     @property
     def height(self) -> int:
@@ -278,6 +299,9 @@ def open_video(
 
 
 def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Video:
+    if is_animated(begins(media.place)):
+        pictures = AnimationDecoder(media.name, media.place)
+        return Video(media, pictures.index(), pictures)
     index, container, packets = read_index(media)
     ours = PyAVDecoder(media, index, container, packets, num_threads, fast)
     if backend in ("auto", "pyav"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from fractions import Fraction
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.data.transforms import plan_whole
 from hiera_video.errors import UnreadableVideo
@@ -39,25 +39,29 @@ def recode(video: Video, short_side: int | None, keyframe_interval: int, crf: in
     pts = index.pts - min(0, int(index.pts[0]))  # an mp4 has no times before 0
     compared = set(np.linspace(0, len(video) - 1, NUM_COMPARED).astype(int).tolist())
     originals: dict[int, NDArray[np.uint8]] = {}
-    options = {"crf": str(crf), "threads": "1", "x264-params": X264.format(keyframe_interval)}
+    options = {"threads": "1", "x264-params": X264.format(keyframe_interval)}
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        rows = _chunks(len(video))
+        for row, block in zip(rows, video.stream(rows, lambda block: _shrink(block, short_side)), strict=True):
+            for number, pixels in zip(row.tolist(), block.pixels, strict=True):
+                if number in compared:
+                    originals[number] = pixels
+                yield pixels
+
     target = io.BytesIO()
+    seconds = (stamp * index.time_base for stamp in pts.tolist())
     try:
-        with av.open(target, "w", format="mp4") as container:
-            rate = Fraction(video.fps).limit_denominator(100_000)
-            stream: Any = container.add_stream("libx264", rate=rate, options=options)
-            stream.codec_context.time_base = index.time_base
-            stream.pix_fmt = "yuv420p"
-            rows = _chunks(len(video))
-            for row, frames in zip(rows, video.stream(rows, lambda block: _shrink(block, short_side)), strict=True):
-                if not stream.codec_context.is_open:
-                    stream.height, stream.width = frames.pixels.shape[1:3]
-                for number, pixels in zip(row.tolist(), frames.pixels, strict=True):
-                    if number in compared:
-                        originals[number] = pixels
-                    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                    frame.pts, frame.time_base = int(pts[number]), index.time_base
-                    container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+        write_mp4(
+            target,
+            frames(),
+            video.fps,
+            times=seconds,
+            time_base=index.time_base,
+            crf=crf,
+            options=options,
+            pixel_aspect=video.pixel_aspect,
+        )
     except av.FFmpegError as error:
         raise UnreadableVideo(f"{video.path} cannot be coded anew ({error}): leave it out, or copy it.") from error
     times = pts * index.time_base.numerator / index.time_base.denominator

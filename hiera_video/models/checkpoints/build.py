@@ -13,13 +13,7 @@ from hiera_video.fields import from_mapping
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
 from hiera_video.models.checkpoints.download import Hub, hub_file
 from hiera_video.models.checkpoints.formats import DECODER, Facts, State, convert, describe, split_state
-from hiera_video.models.checkpoints.io import (
-    architecture_of,
-    inflate,
-    load_state,
-    read_state,
-    resize_tables,
-)
+from hiera_video.models.checkpoints.io import architecture_of, inflate, load_state, read_state, resize_tables
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.unroll import Size

@@ -38,6 +38,15 @@ IMAGE_FORM: dict[str, Any] = {
     "sep_pos_embed": False,
 }
 
+#: Our fields of an architecture by transformers' names, but for those that are not the same there.
+CONFIG_NAMES = {
+    **{"in_chans": "num_channels", "embed_dim": "embed_dim", "dim_mul": "embed_dim_multiplier", "stages": "depths"},
+    **{"q_pool": "num_query_pool", "q_stride": "query_stride", "mask_unit_size": "masked_unit_size"},
+    **{"mask_unit_attn": "masked_unit_attention", "patch_kernel": "patch_size"},
+    **{name: name for name in ("patch_stride", "patch_padding", "mlp_ratio", "drop_path_rate", "sep_pos_embed")},
+    **{name: name for name in ("hidden_act", "layer_norm_eps", "head_dropout", "head_init_scale", "qkv_bias")},
+}
+
 #: What only an MAE has, in our names.
 DECODER = ("mask_token", "decoder_", "encoder_norm.", "multi_scale_fusion_heads.")
 
@@ -203,32 +212,12 @@ def _transformers(config: dict[str, Any]) -> Facts:
     multiple = heads[1] / heads[0] if len(heads) > 1 else 2.0
     if heads != [int(heads[0] * multiple**stage) for stage in range(len(heads))]:
         raise ValueError(f"num_heads {heads} does not grow by one factor")
-    stages = tuple(config.get("depths", (2, 3, 16, 3)))
     size = config.get("image_size", (224, 224))
-    separate = config.get("sep_pos_embed")
-    arch = Architecture(
-        input_size=(size, size) if isinstance(size, int) else tuple(size),
-        in_chans=config.get("num_channels", 3),
-        embed_dim=config.get("embed_dim", 96),
-        num_heads=heads[0],
-        num_classes=len(config.get("id2label") or (0, 1)),
-        stages=stages,
-        q_pool=config.get("num_query_pool", 3),
-        q_stride=tuple(config.get("query_stride", (2, 2))),
-        mask_unit_size=tuple(config.get("masked_unit_size", (8, 8))),
-        mask_unit_attn=tuple(config.get("masked_unit_attention", (True, True, False, False))),
-        dim_mul=config.get("embed_dim_multiplier", 2.0),
-        head_mul=multiple,
-        patch_kernel=tuple(config.get("patch_size", (7, 7))),
-        patch_stride=tuple(config.get("patch_stride", (4, 4))),
-        patch_padding=tuple(config.get("patch_padding", (3, 3))),
-        mlp_ratio=config.get("mlp_ratio", 4.0),
-        drop_path_rate=config.get("drop_path_rate", 0.0),
-        sep_pos_embed=not isinstance(size, int) and len(size) == 3 if separate is None else separate,
-        hidden_act=config.get("hidden_act", "gelu"),
-        layer_norm_eps=config.get("layer_norm_eps", 1e-6),
-        **{name: config[name] for name in ("head_dropout", "head_init_scale", "qkv_bias") if name in config},
-    )
+    given = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items() if config.get(theirs) is not None}
+    values = IMAGE_FORM | {"sep_pos_embed": not isinstance(size, int) and len(size) == 3} | given
+    values |= {"input_size": (size, size) if isinstance(size, int) else size, "num_heads": heads[0]}
+    values |= {"num_classes": len(config.get("id2label") or (0, 1)), "head_mul": multiple}
+    arch = from_mapping(Architecture, values)
     if config.get("decoder_depth") is not None:
         arch = MAEArchitecture(
             **vars(arch),

@@ -140,11 +140,7 @@ def resize_tables(state: State, old: Architecture, new: Architecture, way: str) 
     """
     before, after = old.token_grid(old.input_size), new.token_grid(new.input_size)
     window = new.mask_unit_size if way == "window" else (1,) * len(after)
-    parts = {
-        "pos_embed": slice(None),
-        "pos_embed_spatial": slice(1, None),
-        "pos_embed_temporal": slice(0, 1),
-    }
+    parts = {"pos_embed": slice(None), "pos_embed_spatial": slice(1, None), "pos_embed_temporal": slice(0, 1)}
     resized = dict(state)
     for name, axes in parts.items():
         if name in state and state[name].ndim == 3 and state[name].shape[1] == math.prod(before[axes]):
@@ -336,46 +332,36 @@ def push_to_hub(
 
 def _card(model: Hiera | HieraMAE) -> str:
     arch, spec = model.arch, model.spec
-    video = len(arch.input_size) == 3
-    size = "x".join(map(str, arch.input_size))
+    kind, size = "video" if len(arch.input_size) == 3 else "image", "x".join(map(str, arch.input_size))
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    classifier = isinstance(model, Hiera)
-    head = [
-        "---",
-        "library_name: hiera_video",
-        *([f"pipeline_tag: {'video' if video else 'image'}-classification"] if classifier else []),
-        *([f"license: {model.license}"] if model.license else []),
-        "tags:",
-        "- hiera",
-        *([] if classifier else ["- masked-autoencoder"]),
-        "---",
-        "",
-        f"# Hiera, {size}, {arch.num_classes} classes" if classifier else f"# Hiera, {size}, masked autoencoder",
-        "",
+    license = [f"license: {model.license}"] if model.license else []
+    text = [
         f"A Hiera (arXiv 2306.00989) of {parameters:.1f} M parameters: width {arch.embed_dim}, blocks "
-        f"{', '.join(map(str, arch.stages))}, written by hiera_video.",
-        "",
+        f"{', '.join(map(str, arch.stages))}, written by hiera_video."
     ]
-    if isinstance(model, HieraMAE):
-        head += [
+    if isinstance(model, Hiera):
+        head = [f"pipeline_tag: {kind}-classification", *license, "tags:", "- hiera"]
+        title = f"# Hiera, {size}, {arch.num_classes} classes"
+        use = ['model = hiera_video.from_pretrained("PATH_OR_HUB_ID")']
+    else:
+        head = [*license, "tags:", "- hiera", "- masked-autoencoder"]
+        title = f"# Hiera, {size}, masked autoencoder"
+        text.append(
             f"Encoder and decoder of the pretext task: pixels of hidden mask units are predicted from the visible "
             f"ones (mask ratio {model.arch.mask_ratio:g}; decoder of width {model.arch.decoder_embed_dim}, "
-            f"{model.arch.decoder_depth} blocks, {model.arch.decoder_num_heads} heads).",
-            "",
-        ]
-    if video:
-        head += [
-            f"A clip is {spec.num_frames} frames over {spec.span:.2f} s ({spec.num_frames}x{spec.frame_stride:g} at "
-            f"{spec.target_fps:g} frames per second).",
-            "",
-        ]
-    if isinstance(model, Hiera) and model.labels:
-        shown = ", ".join(model.labels[:10]) + (", ..." if len(model.labels) > 10 else "")
-        head += [f"Classes: {shown}.", ""]
-    use = ['model = hiera_video.from_pretrained("PATH_OR_HUB_ID")']
-    if not classifier:
+            f"{model.arch.decoder_depth} blocks, {model.arch.decoder_num_heads} heads)."
+        )
         use = [
             'mae = hiera_video.mae_from_pretrained("PATH_OR_HUB_ID")',
             'classifier = hiera_video.from_pretrained("PATH_OR_HUB_ID", num_classes=10)  # its encoder, a new head',
         ]
-    return "\n".join([*head, "```python", "import hiera_video", "", *use, "```", ""])
+    if kind == "video":
+        text.append(
+            f"A clip is {spec.num_frames} frames over {spec.span:.2f} s ({spec.num_frames}x{spec.frame_stride:g} at "
+            f"{spec.target_fps:g} frames per second)."
+        )
+    if isinstance(model, Hiera) and model.labels:
+        text.append(f"Classes: {', '.join(model.labels[:10])}{', ...' if len(model.labels) > 10 else ''}.")
+    lines = ["---", "library_name: hiera_video", *head, "---", "", title, ""]
+    lines += [line for part in text for line in (part, "")]
+    return "\n".join([*lines, "```python", "import hiera_video", "", *use, "```", ""])

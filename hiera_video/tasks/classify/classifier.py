@@ -1,29 +1,174 @@
-"""A classifier that takes videos and images, and what it answers."""
+"""From files to scores, the one way of classify, the page, evaluate and fine-tuning's validation; and VideoClassifier.
+
+load_ahead(segments) has threads and their children read and decode; score_views(scorer, loaded) takes batches of clips
+of several inputs, one batch under way, and gives each input's scores in order.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiera_video.data.memory import Input, input_name
 from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.data.reading.files import find_inputs
-from hiera_video.data.views import Segment, load_ahead, load_segment
+from hiera_video.data.views import Loaded, Segment, load_ahead, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
-from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.pipeline import Scored, Scorer, score_clips, score_views
+from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision, pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one input.
+
+    ``index`` is its number; ``scores`` float32 [K], the mean over its views, or None where nothing could be
+    read; ``error``: None, or one sentence about what could not be read; ``duration`` in seconds, 0 for an image, None
+    where nothing could be read; ``frames`` uint8 [T, h, w, 3] of its middle view, where they are asked for.
+    """
+
+    index: int
+    scores: NDArray[np.float32] | None
+    error: str | None
+    duration: float | None = None
+    frames: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model with all that makes scores of clips.
+
+    ``model`` gives logits [B, K] of normalised clips; it lies on ``device`` and computes in ``dtype``. ``multi_label``:
+    a clip may have any number of classes.
+    """
+
+    model: nn.Module
+    spec: ClipSpec
+    device: torch.device
+    dtype: torch.dtype
+    multi_label: bool = False
+
+    @torch.inference_mode()
+    def __call__(self, clips: Tensor) -> Tensor:
+        """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
+        clip = self.spec.model_input(self.spec.normalize(clips.to(self.device)))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(clip)
+        return scores_of(logits, multi_label=self.multi_label)
+
+
+def scores_of(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Scores of logits.
+
+    Args:
+        logits: [B, K], of any dtype.
+        multi_label: Whether classes exclude each other (softmax) or not (sigmoid).
+
+    Returns:
+        float32 [B, K], from 0 to 1.
+    """
+    return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+
+
+def score_views(
+    scorer: Scorer, loaded: Iterable[Loaded], *, batch_size: int = 8, keep_frames: bool = False
+) -> Iterator[Scored]:
+    """The scores of each input, the mean over its views; nothing is left out or replaced.
+
+    The model is in evaluation mode meanwhile, and afterwards in the mode that it had.
+
+    Args:
+        scorer: The model.
+        loaded: Inputs with their views, such as :func:`hiera_video.data.views.load_ahead` yields.
+        batch_size: Clips, of several inputs, that go through the model at once.
+        keep_frames: Whether to give the frames of the middle view too.
+
+    Yields:
+        One :class:`Scored` for each input, in their order, as soon as the last of its clips is through.
+    """
+    modes = [(module, module.training) for module in scorer.model.modules()]
+    scorer.model.eval()
+    try:
+        yield from _stream(scorer, loaded, batch_size, keep_frames)
+    finally:
+        for module, training in modes:  # frozen ones may differ from the rest
+            module.training = training
+
+
+def score_clips(scorer: Scorer, clips: Tensor, batch_size: int = 8) -> NDArray[np.float32]:
+    """The scores of each clip.
+
+    Args:
+        scorer: The model.
+        clips: uint8 [N, C, T, h, w].
+        batch_size: Clips that go through the model at once.
+
+    Returns:
+        float32 [N, K].
+    """
+    return np.concatenate(list(_scores(scorer, clips.split(batch_size))))
+
+
+def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int, keep_frames: bool) -> Iterator[Scored]:
+    waiting: deque[tuple[int, Scored]] = deque()  # number of clips, and all but their scores
+
+    def clips() -> Iterator[Tensor]:
+        for item in loaded:
+            views = item.views
+            if views is None:
+                waiting.append((0, Scored(item.segment.index, None, item.error)))
+                continue
+            frames = views.middle() if keep_frames else None
+            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), frames)
+            waiting.append((len(views.times), scored))
+            yield views.to(scorer.device).clips
+
+    rows = np.empty((0, 0), dtype=np.float32)
+    for new in _scores(scorer, _batches(clips(), batch_size)):
+        rows = np.concatenate([rows, new]) if len(rows) else new
+        while waiting and waiting[0][0] <= len(rows):
+            count, scored = waiting.popleft()
+            yield replace(scored, scores=rows[:count].mean(axis=0)) if count else scored
+            rows = rows[count:]
+    for _, scored in waiting:  # nothing of these could be read
+        yield scored
+
+
+def _scores(scorer: Scorer, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """float32 [B, K] of each batch; a batch is waited for when the next one is under way."""
+    running: Tensor | None = None
+    for batch in batches:
+        launched = scorer(batch)
+        if running is not None:
+            yield running.cpu().numpy()
+        running = launched
+    if running is not None:
+        yield running.cpu().numpy()
+
+
+def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same clips, ``size`` at a time; the last batch may be smaller."""
+    rest: list[Tensor] = []
+    for part in parts:
+        rest.append(part)
+        if sum(map(len, rest)) >= size:
+            *whole, last = torch.cat(rest).split(size)
+            yield from whole
+            rest = [last]
+    if rest:
+        yield torch.cat(rest)
 
 
 @dataclass(frozen=True)
@@ -37,35 +182,51 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one input: the best classes first, or an ``error``, or both where only a part was read.
-
-    ``duration`` is in seconds, 0 for an image and None for what could not be read. ``frames`` uint8
-    ``[T, H, W, 3]`` are those of the middle clip, kept only where a picture is asked for.
-    """
+    """The answer for one input: the best classes first, or an ``error``, or both where only a part was read."""
 
     input: str
+    """The path or address, or what stands for an input in memory, such as ``<16 frames>``."""
     duration: float | None
+    """Seconds; 0 for an image, None where nothing could be read."""
     predictions: list[Score]
+    """The best classes first."""
     error: str | None = None
+    """One sentence about what could not be read."""
     frames: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    """uint8 ``[T, H, W, 3]`` of the middle clip, kept only where a picture is asked for."""
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``."""
+        """The form for JSON.
+
+        Returns:
+            ``{"input", "duration", "predictions": [{"label", "index", "score"}], "error"}``.
+        """
         scores = [vars(score) for score in self.predictions]
-        return {"input": self.input, "duration": self.duration, "predictions": scores, "error": self.error}
+        return {"input": self.input, **self._when(), "predictions": scores, "error": self.error}
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row per class, for tables; one row with the error where there is no class."""
-        shared = {"input": self.input, "duration": self.duration}
+        """The form for tables.
+
+        Returns:
+            A flat row per class; one row with the error where there is no class.
+        """
+        shared = {"input": self.input, **self._when()}
         rows = [shared | {"rank": rank} | vars(score) for rank, score in enumerate(self.predictions, start=1)]
         empty = shared | {"rank": None, "label": None, "index": None, "score": None}
         return [row | {"error": self.error} for row in rows or [empty]]
 
     def text(self) -> str:
-        """A line with the input and, where it has one, its duration; then one for each class, or the error."""
+        """The form for people.
+
+        Returns:
+            A line with the input and, where it has one, its duration; then one for each class, or the error.
+        """
         length = f"  ({self.duration:.2f} s)" if self.duration else ""
         error = [f"  error: {self.error}"] if self.error else []
         return "\n".join([self.input + length, *self._scored(), *error])
+
+    def _when(self) -> dict[str, float | None]:
+        return {"duration": self.duration}
 
     def _scored(self) -> list[str]:
         return [f"  {score.score:6.1%}  {score.label}" for score in self.predictions]
@@ -89,22 +250,20 @@ def best_classes(scores: NDArray[np.float32], labels: Sequence[str], top_k: int)
 class VideoClassifier:
     """A classifier that takes files, bytes, open files and frames.
 
+    Args:
+        model: The classifier; it is moved, and set to evaluation mode.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+
+    Raises:
+        RequestError: For a device or precision that is not there.
+
     >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
     >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
     'pan_left'
     """
 
     def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
-        """Put a model on a device.
-
-        Args:
-            model: The classifier; it is moved, and set to evaluation mode.
-            device: auto, cpu, cuda, cuda:1, mps, ...
-            precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
-
-        Raises:
-            RequestError: For a device or precision that is not there.
-        """
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device)
@@ -159,17 +318,9 @@ class VideoClassifier:
         """
         num_clips, num_crops = self._check(top_k, views)
         reader = self._idle.pop() if self._idle else isolated_reader(time_limit=60)
-        loaded = load_segment(
-            Segment(source, 0),
-            reader,
-            spec=self.model.spec,
-            num_clips=num_clips,
-            num_crops=num_crops,
-            fps=fps,
-            num_threads=0,
-        )
-        if reader is not None:  # after an exception it may be in the middle of an answer, and is not used again
-            self._idle.append(reader)
+        how: dict[str, Any] = {"num_clips": num_clips, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+        loaded = load_segment(Segment(source, 0), reader, spec=self.model.spec, **how)
+        self._idle += [reader] if reader else []  # after an exception it may be in the middle of an answer
         (scored,) = score_views(self.scorer, [loaded])
         if scored.scores is None:
             raise UnreadableVideo(scored.error)

@@ -62,20 +62,9 @@ def classify(
         OutputError: Where the picture or the timeline cannot be written.
         WeightsError: Where the model's weights cannot be had or do not fit.
     """
-    if views is not None:
-        parse_views(views)
     picture, timeline = picture and Path(picture), timeline and Path(timeline)
     live = live or any(map(is_live, inputs))
-    if live and (views, picture, timeline) != (None, None, None):
-        raise RequestError("a live stream has neither views nor a picture or timeline: leave them out")
-    if live:
-        _check_live(inputs)
-    if timeline is None and hop is not None and not live:
-        raise RequestError("hop is of a timeline: name its folder (--timeline)")
-    if timeline is not None and (views is not None or picture is not None):
-        raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
-    if picture is not None:
-        check_output(picture)
+    _check(inputs, views, picture, timeline, hop, live)
     if model is None:
         log.info(
             "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s",
@@ -109,8 +98,22 @@ def is_live(name: str) -> bool:
     return (name.isdecimal() and not os.path.exists(name)) or urlsplit(name).scheme in SCHEMES
 
 
-def _check_live(inputs: list[str]) -> None:
-    """Raises :class:`RequestError` for anything but one camera or stream."""
+def _check(
+    inputs: list[str], views: str | None, picture: Path | None, timeline: Path | None, hop: float | None, live: bool
+) -> None:
+    """Raises, before the model is loaded, for options that do not go together, and what cannot be live or written."""
+    if views is not None:
+        parse_views(views)
+    if live and (views, picture, timeline) != (None, None, None):
+        raise RequestError("a live stream has neither views nor a picture or timeline: leave them out")
+    if timeline is None and hop is not None and not live:
+        raise RequestError("hop is of a timeline: name its folder (--timeline)")
+    if timeline is not None and (views is not None or picture is not None):
+        raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
+    if picture is not None:
+        check_output(picture)
+    if not live:
+        return
     if len(inputs) != 1:
         raise RequestError("one camera or stream at a time can be classified: name it alone")
     (name,) = inputs

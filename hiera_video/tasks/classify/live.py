@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
@@ -19,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiera_video.data.reading.decoders import converter, rgb
+from hiera_video.data.reading.decoders import converter, rgb, upright_size
 from hiera_video.data.reading.frame_index import reason
+from hiera_video.data.reading.orientation import Matrix, Orientation, is_quarter
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_clips
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 
 #: Seconds from one answer to the next at least.
@@ -43,26 +44,15 @@ LEAST_STEP = 0.2
 
 @dataclass(frozen=True)
 class LiveAnswer(Prediction):
-    """The answer for one window, the frames shown from ``start`` to ``end``, seconds after the stream's first frame.
+    """The answer for one window; ``start``, ``end`` and ``latency`` stand where a file's ``duration`` does.
 
-    ``latency``: seconds from the arrival of the window's last frame to the answer.
+    Its frames are shown from ``start`` to ``end``, in seconds after the stream's first frame. ``latency``: seconds from
+    the arrival of the window's last frame to the answer.
     """
 
     start: float | None = None
     end: float | None = None
     latency: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"input", "start", "end", "latency", "predictions": [{"label", "index", "score"}], "error"}``."""
-        scores = [vars(score) for score in self.predictions]
-        return {"input": self.input, **self._when(), "predictions": scores, "error": self.error}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat row per class; one row with the error where there is no class."""
-        rows = super().rows()
-        for row in rows:
-            row.pop("duration")
-        return [{"input": row["input"], **self._when(), **row} for row in rows]
 
     def text(self) -> str:
         """One line: the end of the window, how late the answer is, and the classes; or the error."""
@@ -184,11 +174,12 @@ class Feed:
 
     def _read(self) -> None:
         with _open(self._name) as container:
-            convert, pace, lost = converter(), _Pace(), False
+            convert, orientation, pace, lost = converter(), Orientation(), _Pace(), False
             stream = container.streams.best("video")
             if stream is None:
                 raise UnreadableVideo(f"{self._name} has no video: check the address.")
             stream.thread_type = "SLICE"  # threads for whole frames would each hold one back
+            stored = Fraction(stream.sample_aspect_ratio or 1)
             packets = container.demux(stream)
             while not self._closed:
                 before = time.monotonic()
@@ -205,16 +196,20 @@ class Feed:
                 except av.InvalidDataError:  # a packet was lost on the way
                     continue
                 for frame in frames:
-                    self._add(frame, arrival, convert, wanted=pace.behind == 0 and not frame.is_corrupt)
+                    matrix, wanted = orientation.of(frame), pace.behind == 0 and not frame.is_corrupt
+                    aspect = 1 / stored if is_quarter(matrix) else stored
+                    self._add(frame, matrix, aspect, arrival, convert, wanted=wanted)
 
-    def _add(self, frame: Any, arrival: float, convert: Any, *, wanted: bool) -> None:
+    def _add(
+        self, frame: Any, matrix: Matrix | None, aspect: Fraction, arrival: float, convert: Any, *, wanted: bool
+    ) -> None:
         seconds = self._clock(frame.time, arrival)
         spec = self._spec
         least = LEAST_STEP * spec.span / spec.num_frames
         if not wanted or (self._frames and seconds - self._frames[-1].seconds < least):
             return
-        image = np.ascontiguousarray(rgb(frame, (frame.width, frame.height), convert))
-        plan = plan_crops(image.shape[:2], spec, 1)
+        image = np.ascontiguousarray(rgb(frame, matrix, upright_size(frame, matrix), convert))
+        plan = plan_crops(image.shape[:2], spec, 1, aspect)
         picture = plan.apply(image[np.newaxis], spec)[0].clone()  # a view would keep the whole frame in memory
         with self._changed:
             self._frames.append(_Frame(seconds, arrival, picture))

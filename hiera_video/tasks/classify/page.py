@@ -32,8 +32,7 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import random_keep
 from hiera_video.models.zoo import BUILT_IN, CHECKPOINTS, list_models, mae_from_pretrained
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_views
+from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes, score_views
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, timeline
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
@@ -311,7 +310,7 @@ class Desk:
 
 
 def _has_decoder(name: str) -> bool:
-    """Whether a model is an MAE: models on this disk by their tensors, remote ones by their prefix ``mae_``."""
+    """Whether a model on this disk has a decoder's tensors. Remote MAEs are recognised by their prefix `mae_`."""
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")

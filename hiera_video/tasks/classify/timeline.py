@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -15,9 +14,8 @@ from hiera_video.data.reading.child_process import isolated_reader
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
-from hiera_video.files import replacing
-from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes
-from hiera_video.tasks.classify.pipeline import score_clips
+from hiera_video.files import write_csv
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 from hiera_video.visual.timelines import draw_timeline
 
@@ -111,12 +109,8 @@ def timeline(
     spans, values = np.concatenate(times), np.concatenate(scores)
     labels = classifier.labels
     table = target.with_name(f"{target.name}.csv")
-    with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["start", "end", *labels])
-        writer.writerows(
-            [*span, *row] for span, row in zip(spans.tolist(), values.astype(float).round(6).tolist(), strict=True)
-        )
+    rows = np.concatenate([spans, values.astype(float).round(6)], axis=1).tolist()
+    write_csv(table, [["start", "end", *labels], *rows])
     draw_timeline(name, spans, values, labels, thumbnails, target.with_name(f"{target.name}.png"), top_k=top_k)
     mean = values.mean(axis=0)
     best = best_classes(mean, labels, top_k)

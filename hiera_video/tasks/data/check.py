@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.cells import cells
 from hiera_video.data.lists.cards import Card
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.reading.child_process import IsolatedReader
@@ -27,7 +26,7 @@ from hiera_video.data.reading.shards import parse_member
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.files import check_output
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 
 log = logging.getLogger("hiera_video")
 
@@ -43,7 +42,7 @@ CHUNK, MAX_NAMED = 8, 10
 
 
 @dataclass(frozen=True)
-class ClassCount:
+class ClassCount(FlatRecord):
     """How many videos of a class are listed, and what each of them is: the five other numbers add up to it.
 
     ``missing``: there is no file; ``unreadable``: nothing can be decoded; ``damaged``: a part cannot; ``short``:
@@ -69,14 +68,6 @@ class ClassCount:
         """``{"class", "listed", "fine", "missing", "unreadable", "damaged", "short", "error"}``."""
         counts = asdict(self)
         return {"class": counts.pop("name"), **counts, "error": self.error}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.to_dict())
 
 
 @dataclass(frozen=True)

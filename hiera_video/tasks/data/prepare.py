@@ -39,7 +39,7 @@ from hiera_video.tasks.data.check import (
     read_report,
     size_of,
 )
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 
 log = logging.getLogger("hiera_video")
 
@@ -47,13 +47,13 @@ log = logging.getLogger("hiera_video")
 KINDS = {None: "", "short": "too short", "damaged": "partly broken", "unreadable": "broken", "missing": "missing"}
 #: A video that is in several splits stays in the first of these: what is tested must not be learned.
 FIRST = ("val", "test", "train")
-SPLITS = ("train", "val", "test")
+SPLITS = ["train", "val", "test"]
 LEAVE_OUT = ("short", "damaged")
 COLUMNS = ("split", "path", "label", "kind", "detail")
 
 
 @dataclass(frozen=True)
-class SplitCount:
+class SplitCount(FlatRecord):
     """How many videos one split lists, and how many of them are what.
 
     ``usable`` videos are in the list that was written. ``published_listed`` and ``published_files`` are the card's
@@ -78,10 +78,6 @@ class SplitCount:
         """One sentence where a video is missing or cannot be read whole."""
         bad = self.missing + self.broken + self.partly_broken
         return f"{bad} of {self.listed} videos of {self.split} are missing or cannot be read whole" if bad else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, and "error"."""
-        return {**asdict(self), "error": self.error}
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row, without the absent classes."""
@@ -130,11 +126,11 @@ def prepare(
     *,
     output: Path,
     dataset: str = "kinetics400",
-    splits: tuple[str, ...] = SPLITS,
+    splits: list[str] = SPLITS,
     decode: Decode = "ends",
     num_workers: int | None = None,
     time_limit: float = 60.0,
-    leave_out: tuple[str, ...] = (),
+    leave_out: list[str] = [],  # noqa: B006  # nobody changes it
 ) -> Results[SplitCount]:
     """Write lists of the videos of Kinetics that can be used, and a reason for each of the others.
 

@@ -32,13 +32,13 @@ from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone, replacing, write_csv
 from hiera_video.tasks.data.check import default_workers
 from hiera_video.tasks.data.one_shard import Made, Settings, Shard, make_shard, row_of
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 @dataclass(frozen=True)
-class ShardReport:
+class ShardReport(FlatRecord):
     """What went into shards: the fields of their ``report.json``.
 
     ``seconds`` of video; sizes in bytes of the originals and of what is in the shards; differences in mean grey
@@ -63,31 +63,19 @@ class ShardReport:
         count = self.videos + self.left_out
         return f"{self.left_out} of {count} videos cannot be read: see left_out.csv" if self.left_out else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, and "error"."""
-        return {**asdict(self), "error": self.error}
-
     def rows(self) -> list[dict[str, Any]]:
         """One flat row; of damaged videos their number."""
         return [self.to_dict() | {"damaged": len(self.damaged)}]
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(FlatRecord):
     """What an index lists: ``videos`` in ``shards``, in the file ``index``."""
 
     videos: int
     shards: int
     index: str
     error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
 
 
 # --- all shards -------------------------------------------------------------------------------------------------------

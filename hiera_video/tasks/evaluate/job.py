@@ -7,57 +7,39 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
-from hiera_video.data.sampling import segment_clips
-from hiera_video.data.views import Loaded, Sampler, load_ahead, segments_of
+from hiera_video.data.sampling import sampler_of
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
-from hiera_video.spec import ClipSpec, parse_views
-from hiera_video.tasks.classify.pipeline import Scored, Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import (
-    ClassScore,
-    Scores,
-    class_scores,
-    gather,
-    is_right,
-    match_classes,
-    merge,
-    put_together,
-)
-from hiera_video.tasks.evaluate.score_table import (
-    append,
-    open_part,
-    read_parts,
-    to_line,
-    write_results,
-)
+from hiera_video.spec import parse_views
+from hiera_video.tasks.classify.classifier import Scored, Scorer, score_views
+from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, class_scores, is_right, match_classes, put_together
+from hiera_video.tasks.evaluate.score_table import append, open_part, read_parts, to_line, write_results
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import pick_device, pick_precision
 from hiera_video.training.recipe import Evaluation, check
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 log = logging.getLogger("hiera_video")
 
 #: Bad videos that are named on the screen.
 MAX_NAMED = 10
-#: A top-1 below this share, with at least so many classes, is more likely a wrong order than a bad model (RECIPES 5).
+#: A top-1 below this share, with at least so many classes, is more likely a wrong order than a bad model.
 SUSPICIOUS, MANY_CLASSES = 0.01, 100
 
 
@@ -73,11 +55,6 @@ class _Job:
     state: PartialState
     device: torch.device
     precision: torch.dtype
-
-    @property
-    def sample(self) -> Sampler | None:
-        num_clips, _ = parse_views(self.views)
-        return partial(_segments, self.model.spec, num_clips) if self.sampling == "segments" else None
 
     @property
     def scorer(self) -> Scorer:
@@ -130,6 +107,8 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     listed = list_videos(source, root=data.root, split=data.split, fold=data.fold, images=data.images)
     with state.local_main_process_first():  # one of them downloads
         model = from_pretrained(start).to(device)
+    if data.pixel_aspect is not None:
+        model.spec = model.spec.replace(pixel_aspect=data.pixel_aspect)
     videos = match_classes(listed, model.labels, model.arch.num_classes)
     views = data.views or (model.views if card is None else card.sampling.views)
     sampling = data.sampling or ("dense" if card is None else card.sampling.rule)
@@ -147,17 +126,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _segments(
-    spec: ClipSpec, num_clips: int, times: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """A :data:`Sampler` for the test: nothing is drawn."""
-    return segment_clips(times, spec, num_clips=num_clips)
-
-
 def _processes(name: str) -> tuple[PartialState, torch.device]:
     """All processes that were started together, and the device of this one."""
-    from accelerate import PartialState
-
     # Without cpu=True accelerate takes each of several processes on a machine without a GPU for the only one. Only
     # gathering at the end waits for others, but then for as long as their last videos take.
     cpu = name == "cpu" or (name == "auto" and pick_device(name).type == "cpu")
@@ -181,21 +151,30 @@ def _run(job: _Job) -> Iterator[ClassScore]:
     output = None if recipe.run.output is None else Path(recipe.run.output)
     facts = {} if output is None else job.facts()
     before, left = _agree(state, videos, None if output is None else output / "parts", facts)
-    if len(before.index):
-        log.info("%s holds scores of %d of %d videos: going on from there", output, len(before.index), len(videos))
+    if done := len(videos) - len(left):
+        log.info("%s holds scores of %d of %d videos: going on from there", output, done, len(videos))
     with ExitStack() as stack:
         part = None
         if output is not None:
             part = stack.enter_context(open_part(output / "parts" / f"rank{state.process_index:04d}.jsonl", facts))
-        watch = stack.enter_context(_Watch(job, len(left), part))
-        mine = []
-        for scored in score_views(job.scorer, _loaded(job, left), batch_size=recipe.run.batch_size):
-            watch(scored)
-            mine.append(scored)
-    scores = put_together(mine, len(videos.classes))
-    scores = merge([gather(scores, state), before])
+        data, (num_clips, num_crops) = recipe.data, parse_views(job.views)
+        loaded = load_ahead(
+            segments_of(videos, left[state.process_index :: state.num_processes]),
+            job.model.spec,
+            num_clips,
+            num_crops,
+            num_workers=data.num_workers,
+            time_limit=data.time_limit,
+            sample=sampler_of(job.sampling, job.model.spec, num_clips),
+            fps=data.fps,
+            decode=data.decode,
+        )
+        scored = score_views(job.scorer, loaded, batch_size=recipe.run.batch_size)
+        mine = list(_watched(job, scored, len(left), part))
+    every = [*before, *gather_object(mine)]
     if not state.is_main_process:
         return
+    scores = put_together(every, len(videos.classes))
     figures = class_scores(scores, videos)
     _say(figures[0], scores, videos)
     if output is not None:
@@ -205,27 +184,10 @@ def _run(job: _Job) -> Iterator[ClassScore]:
     yield from figures
 
 
-def _loaded(job: _Job, indices: list[int]) -> Iterator[Loaded]:
-    """This process's share of the videos of these numbers."""
-    data, state = job.recipe.data, job.state
-    num_clips, num_crops = parse_views(job.views)
-    return load_ahead(
-        segments_of(job.videos, indices[state.process_index :: state.num_processes]),
-        job.model.spec,
-        num_clips,
-        num_crops,
-        num_workers=data.num_workers,
-        time_limit=data.time_limit,
-        sample=job.sample,
-        fps=data.fps,
-        decode=data.decode,
-    )
-
-
 def _agree(
     state: PartialState, videos: VideoList, parts: Path | None, facts: dict[str, Any]
-) -> tuple[Scores, list[int]]:
-    """What was scored before, and the numbers of the videos that are left.
+) -> tuple[list[Scored], list[int]]:
+    """What was scored before (for the main process), and the numbers of the videos that are left.
 
     The main process reads the parts, decides, and broadcasts: others may begin to write parts while it reads.
     """
@@ -236,51 +198,35 @@ def _agree(
             kept = list(read_parts(parts, facts))
         except RequestError as error:  # told to all, or they would wait
             refusal = str(error)
-    before = put_together(kept, len(videos.classes))
-    left = np.setdiff1d(np.arange(len(videos)), before.index).tolist()
-    if state.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        left, refusal = broadcast_object_list([left, refusal])
+    left = sorted(set(range(len(videos))) - {video.index for video in kept})
+    left, refusal = broadcast_object_list([left, refusal])
     if refusal is not None:
         raise RequestError(refusal)
-    return before, left
+    return kept, left
 
 
-class _Watch:
-    """Called with each video as it is done: keeps it, and shows progress in the main process."""
-
-    def __init__(self, job: _Job, num_left: int, part: BinaryIO | None) -> None:
-        self._job, self._part = job, part
-        self._right, self._labelled, self._bad = 0, 0, 0
-        hidden = None if job.state.is_main_process else True
-        self._num_left, total = num_left, len(job.videos)
-        self._bar = tqdm(total=total, initial=total - num_left, unit="video", disable=hidden, file=sys.stderr)
-
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def __call__(self, scored: Scored) -> None:
-        videos = self._job.videos
-        if scored.scores is not None and not np.isfinite(scored.scores).all():
-            raise RequestError(
-                f"the model's scores of {videos.path(scored.index)} are not finite in {_name(self._job.precision)}: "
-                "take run.precision fp32, or other weights"
-            )
-        if self._part is not None:
-            append(self._part, to_line(scored))
-        self._bad += scored.scores is None
-        if scored.scores is not None and videos.labels.ndim == 1 and videos.labels[scored.index] >= 0:
-            self._labelled += 1
-            self._right += bool(is_right(scored.scores[np.newaxis], videos.labels[[scored.index]], 1)[0])
-        shown = {"top1": f"{self._right / self._labelled:.1%}"} if self._labelled else {}
-        self._bar.set_postfix({**shown, "bad": self._bad}, refresh=False)
-        done = min(self._job.state.num_processes, self._num_left)  # the other processes are about as far
-        self._num_left -= done
-        self._bar.update(done)
+def _watched(job: _Job, scored: Iterable[Scored], num_left: int, part: BinaryIO | None) -> Iterator[Scored]:
+    """Passes each video on as it is done: keeps it in ``part``, and shows progress in the main process."""
+    videos, right, labelled, bad = job.videos, 0, 0, 0
+    hidden = None if job.state.is_main_process else True
+    total = len(videos)
+    with tqdm(total=total, initial=total - num_left, unit="video", disable=hidden, file=sys.stderr) as bar:
+        for video in scored:
+            if video.scores is not None and not np.isfinite(video.scores).all():
+                raise RequestError(
+                    f"the model's scores of {videos.path(video.index)} are not finite in {_name(job.precision)}: "
+                    "take run.precision fp32, or other weights"
+                )
+            if part is not None:
+                append(part, to_line(video))
+            bad += video.scores is None
+            if video.scores is not None and videos.labels.ndim == 1 and videos.labels[video.index] >= 0:
+                labelled += 1
+                right += bool(is_right(video.scores[np.newaxis], videos.labels[[video.index]], 1)[0])
+            shown = {"top1": f"{right / labelled:.1%}"} if labelled else {}
+            bar.set_postfix({**shown, "bad": bad}, refresh=False)
+            bar.update(min(job.state.num_processes, total - bar.n))  # the other processes are about as far
+            yield video
 
 
 def _say(total: ClassScore, scores: Scores, videos: VideoList) -> None:

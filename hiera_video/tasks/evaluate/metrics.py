@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,7 @@ from hiera_video.cells import cells
 from hiera_video.data.lists.annotations import plain
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import RequestError
-from hiera_video.tasks.classify.pipeline import Scored
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator, PartialState
+from hiera_video.tasks.classify.classifier import Scored
 
 log = logging.getLogger("hiera_video")
 
@@ -42,10 +39,10 @@ class Scores:
 
 
 def put_together(scored: Iterable[Scored], num_classes: int) -> Scores:
-    """The scores of many videos as one table; of a video that was scored twice, the later scores.
+    """The scores of many videos as one table, sorted by index; of a video that was scored twice, the later scores.
 
     Args:
-        scored: Each video's scores.
+        scored: Each video's scores, in any order, such as ``gather_object`` of accelerate gives of all processes.
         num_classes: Columns of the table where no video could be read.
 
     Returns:
@@ -60,40 +57,6 @@ def put_together(scored: Iterable[Scored], num_classes: int) -> Scores:
             errors[video.index] = video.error
     table = np.stack([rows[index] for index in sorted(rows)]) if rows else np.empty((0, num_classes), dtype=np.float32)
     return Scores(np.array(sorted(rows), dtype=np.int64), table, dict(sorted(errors.items())))
-
-
-def gather(scores: Scores, accelerator: Accelerator | PartialState | None = None) -> Scores:
-    """Gathers the scores of all processes.
-
-    Args:
-        scores: This process's.
-        accelerator: The processes; None is this one alone.
-
-    Returns:
-        The scores of all, in each process, sorted by index and nothing twice.
-    """
-    parts = [scores]
-    if accelerator is not None and accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        parts = gather_object(parts)
-    return merge(parts)
-
-
-def merge(parts: Sequence[Scores]) -> Scores:
-    """Several tables as one.
-
-    Args:
-        parts: The tables; of a video that is in several, the first scores count.
-
-    Returns:
-        One table, sorted by index.
-    """
-    filled = [part for part in parts if len(part.index)] or parts[:1]
-    index, first = np.unique(np.concatenate([part.index for part in filled]), return_index=True)
-    scores = np.concatenate([part.scores for part in filled])[first]
-    errors = {index: error for part in reversed(parts) for index, error in part.errors.items()}
-    return Scores(index, scores, dict(sorted(errors.items())))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

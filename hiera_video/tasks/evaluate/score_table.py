@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,8 @@ import numpy as np
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import OutputError, RequestError
-from hiera_video.files import replacing
-from hiera_video.tasks.classify.pipeline import Scored
+from hiera_video.files import replacing, write_csv
+from hiera_video.tasks.classify.classifier import Scored
 from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, counted
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -111,10 +110,8 @@ def write_results(
 
     with replacing(output / "scores.parquet") as temporary:
         pq.write_table(_table(scores, videos), temporary)
-    with replacing(output / "classes.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(found[0].to_dict()))
-        writer.writeheader()
-        writer.writerows(one.to_dict() for one in found[1:])
+    rows = [figures.to_dict() for figures in found]
+    write_csv(output / "classes.csv", [rows[0], *(row.values() for row in rows[1:])])
     values, labels = counted(scores, videos)
     if labels.ndim == 1 and len(labels):
         from hiera_video.visual.confusion import draw_confusion
@@ -123,7 +120,7 @@ def write_results(
         np.add.at(matrix, (labels, values.argmax(axis=1)), 1)
         shown = np.flatnonzero(matrix.any(axis=0) | matrix.any(axis=1))
         draw_confusion(matrix[np.ix_(shown, shown)], [videos.classes[one] for one in shown], output / "confusion.png")
-    result = {name: value for name, value in found[0].to_dict().items() if name != "class"}
+    result = {name: value for name, value in rows[0].items() if name != "class"}
     result["bad"] = [{"path": videos.path(index), "error": error} for index, error in scores.errors.items()]
     result |= facts
     with replacing(output / "result.json") as temporary:

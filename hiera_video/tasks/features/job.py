@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from hiera_video.cells import cells
 from hiera_video.data.reading.child_process import keep_freed_memory
 from hiera_video.data.windows import CROPS, Crop, Decoded, Walk, Windows, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
@@ -34,7 +33,7 @@ from hiera_video.tasks.features.feature_table import (
 )
 from hiera_video.tasks.features.inputs import Inputs, Todo
 from hiera_video.tasks.features.ray_engine import Cluster, Failed, import_ray, rows_on_ray
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision
 from hiera_video.visual.feature_colours import check_picture
 
@@ -45,7 +44,7 @@ MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
-class Extracted:
+class Extracted(FlatRecord):
     """What an extraction came to: inputs named, those that were there already, windows written now, and seconds.
 
     ``failed``: inputs that could not be read, or only in part; ``error`` says so in one sentence.
@@ -57,18 +56,6 @@ class Extracted:
     failed: int
     seconds: float
     error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"inputs", "before", "windows", "failed", "seconds", "error"}``."""
-        return dict(vars(self))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.to_dict())
 
 
 @dataclass(frozen=True)

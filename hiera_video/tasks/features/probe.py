@@ -15,12 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.cells import cells
 from hiera_video.data.lists.tables import wrong
 from hiera_video.errors import RequestError
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
 from hiera_video.tasks.features.search import nearest, unit
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 
 log = logging.getLogger("hiera_video")
 
@@ -36,7 +35,7 @@ Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class ProbeScore:
+class ProbeScore(FlatRecord):
     """How often a method names the right class: ``top1``, a share.
 
     ``method``: "knn", "linear", or "chance", which is the share of the commonest class among the judged inputs. In
@@ -53,19 +52,6 @@ class ProbeScore:
     test_inputs: int | None
     classes: int
     left_out: int
-    error: None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but ``error``."""
-        return {key: value for key, value in vars(self).items() if key != "error"}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.to_dict())
 
 
 def probe(

@@ -20,7 +20,7 @@ from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
-from hiera_video.tasks.records import Results
+from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision
 
 log = logging.getLogger("hiera_video")
@@ -35,7 +35,7 @@ NOISE, DECIMALS = 1e-5, 6
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(FlatRecord):
     """A window of the index; the best has rank 1. ``start``, ``end``: seconds after the input's first frame.
 
     ``similarity`` is the cosine between its embedding and the query's, rounded to six places.
@@ -47,15 +47,6 @@ class Hit:
     start: float
     end: float
     similarity: float
-    error: None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"rank", "input", "window", "start", "end", "similarity"}``."""
-        return {key: value for key, value in vars(self).items() if key != "error"}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
 
     def text(self) -> str:
         """One line: similarity, place and input."""

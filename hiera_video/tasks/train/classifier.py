@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
-from hiera_video.data.on_device import mix, model_input, on_device, soft_targets
-from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.on_device import mix, on_device, soft_targets
+from hiera_video.data.sampling import keyed_rng, sampler_of
 from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
-from hiera_video.models.checkpoints.build import changed, fitted
+from hiera_video.models.checkpoints.build import fitted
 from hiera_video.models.checkpoints.io import resize_tables
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec, parse_views
-from hiera_video.tasks.classify.pipeline import Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import gather, metrics, put_together
+from hiera_video.tasks.classify.classifier import Scorer, score_views
+from hiera_video.tasks.evaluate.metrics import metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
-from hiera_video.tasks.train.data import input_size_of, sampler_of, spec_of
+from hiera_video.tasks.train.data import input_size_of, spec_of
 from hiera_video.training.accelerator import export, whole
+from hiera_video.training.devices import pick_precision
 from hiera_video.training.loop import Draw, Loader, Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
+from hiera_video.training.optimization import Plan
 from hiera_video.training.recipe import Finetuning, Loss
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -52,13 +54,9 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         WeightsError: The checkpoint cannot be had.
     """
     start, data = recipe.model, recipe.data
-    config: dict[str, Any] = {
-        "drop_path_rate": start.drop_path_rate,
-        "head_dropout": start.head_dropout,
-        "head_init_scale": start.head_init_scale,
-    }
+    config = {name: getattr(start, name) for name in ("drop_path_rate", "head_dropout", "head_init_scale")}
     torch.manual_seed(recipe.run.seed)
-    if start.start in list_models():
+    if read is None and start.start in list_models():
         with torch.device("meta"):
             own = create_model(start.start).arch.input_size
         model: Hiera = create_model(
@@ -81,24 +79,25 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
     return model
 
 
-def rebuilt(model: Hiera, *, input_size: tuple[int, ...] | None = None, **config: Any) -> Hiera:
+def rebuilt(model: Hiera, **config: Any) -> Hiera:
     """A model of the same weights with other fields, as if its checkpoint had been read again with them.
 
     Args:
         model: Stays as it is.
-        input_size: (T, H, W) or (H, W); position embeddings are resized to it.
-        config: Fields of :class:`~hiera_video.Architecture`.
+        config: Fields of :class:`~hiera_video.Architecture`; to another ``input_size`` position embeddings are resized.
 
     Returns:
         A model in evaluation mode.
 
     Raises:
-        RequestError: There is no such field.
         SizeError: The model cannot have this size.
     """
-    arch = changed(model.arch, model.arch.num_classes, input_size, config)
-    other = Hiera(arch, model.spec if input_size is None else fitted(model.spec, arch.input_size))
-    other.load_state_dict(resize_tables(model.state_dict(), model.arch, arch, model.position_resize))
+    arch, spec, state = replace(model.arch, **config), model.spec, model.state_dict()
+    if arch.input_size != model.arch.input_size:
+        arch.token_grid(arch.input_size)
+        state, spec = resize_tables(state, model.arch, arch, model.position_resize), fitted(spec, arch.input_size)
+    other = Hiera(arch, spec)
+    other.load_state_dict(state)
     for name in ("labels", "views", "license", "position_resize", "new_head"):
         setattr(other, name, getattr(model, name))
     return other.eval()
@@ -165,7 +164,7 @@ class ClassStep:
         if (loss.mixup or loss.cutmix) and len(clip) > 1:
             rng = keyed_rng(self.seed, *draw, 0, 0)
             clip, target = mix(clip, target, rng, mixup=loss.mixup, cutmix=loss.cutmix, switch=loss.mix_switch)
-        return model_input(clip, self.spec), label, target
+        return self.spec.model_input(clip), label, target
 
     def figures(self, logits: Tensor, label: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The figures of a step.
@@ -239,8 +238,6 @@ def train_classifier(
     Raises:
         TrainingStopped: As :meth:`Training.run`.
     """
-    run = recipe.run
-    optimizer = build_optimizer(groups, recipe.optim, plan.lr)
 
     def judge(module: nn.Module) -> dict[str, float]:
         assert val is not None
@@ -250,17 +247,14 @@ def train_classifier(
         model=trained,
         step=step,
         loader=loader,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, plan),
+        groups=groups,
+        recipe=recipe,
         plan=plan,
-        optim=recipe.optim,
-        options=run,
         accelerator=accelerator,
         num_videos=num_videos,
-        max_bad_share=recipe.data.max_bad_share,
         evaluate=None if val is None else judge,
         best=None if val is None else "map" if val.labels.ndim == 2 else "top1",
-        export=lambda module: export(classifier_of(module), run=run, accelerator=accelerator),
+        export=lambda module: export(classifier_of(module), run=recipe.run, accelerator=accelerator),
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 
@@ -280,7 +274,6 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
     data, run = recipe.data, recipe.run
     model = whole(model, run)
     num_clips, num_crops = parse_views(data.views)
-    dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     loaded = load_ahead(
         segments_of(videos, range(accelerator.process_index, len(videos), accelerator.num_processes)),
         model.spec,
@@ -288,11 +281,10 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
         num_crops,
         num_workers=data.num_workers,
         time_limit=data.time_limit,
-        sample=sampler_of(data, model.spec, training=False),
+        sample=sampler_of(data.sampling, model.spec),
         fps=data.fps,
     )
-    precision = dtypes[accelerator.mixed_precision]
-    scorer = Scorer(model, model.spec, accelerator.device, precision, multi_label=videos.labels.ndim == 2)
+    dtype = pick_precision(run.precision, accelerator.device)
+    scorer = Scorer(model, model.spec, accelerator.device, dtype, multi_label=videos.labels.ndim == 2)
     scored = score_views(scorer, loaded, batch_size=max(1, run.batch_size * data.repeats))
-    scores = put_together(scored, len(videos.classes))
-    return metrics(gather(scores, accelerator), videos)
+    return metrics(put_together(gather_object(list(scored)), len(videos.classes)), videos)

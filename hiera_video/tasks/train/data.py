@@ -6,26 +6,23 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
 from hiera_video.data.loader import ClipLoader
 from hiera_video.data.reading.files import is_address
 from hiera_video.data.reading.shards import parse_member
-from hiera_video.data.sampling import segment_clips
-from hiera_video.data.views import Sampler
+from hiera_video.data.sampling import sampler_of
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size
 from hiera_video.spec import Augment, ClipSpec
 from hiera_video.tasks.evaluate.metrics import match_classes
 from hiera_video.training.optimization import Plan
-from hiera_video.training.recipe import Data, Finetuning, Run
+from hiera_video.training.recipe import Data, Run
 
 
 @dataclass(frozen=True)
@@ -38,40 +35,14 @@ class Lists:
 
 @dataclass(frozen=True)
 class ReadBefore:
-    """What was read to make a recipe, for the run that follows it: ``model`` is None where it starts from new weights;
-    ``notes`` say what was chosen, and why.
+    """What :func:`own_recipe` has read, for the run that follows; it is tied to the recipe object.
+
+    ``model`` is None where the run starts from new weights; ``notes`` say what was chosen, and why.
     """
 
     lists: Lists
     model: Hiera | None
     notes: list[str]
-
-
-def hand_on(recipe: Finetuning, read: ReadBefore) -> Finetuning:
-    """Ties what was read to the recipe object; a changed copy of the recipe has nothing of it.
-
-    Args:
-        recipe: The recipe that was made.
-        read: What was read to make it.
-
-    Returns:
-        The same object.
-    """
-    vars(recipe)["_read"] = read  # no field: it belongs to no YAML file and to no comparison of recipes
-    return recipe
-
-
-def handed_on(recipe: Finetuning) -> ReadBefore | None:
-    """What :func:`hand_on` has tied to a recipe, once: a second run with the same object reads again.
-
-    Args:
-        recipe: The recipe of a run.
-
-    Returns:
-        What was read before, or None.
-    """
-    read: ReadBefore | None = vars(recipe).pop("_read", None)
-    return read
 
 
 def lists_of(data: Data) -> Lists:
@@ -122,9 +93,10 @@ def _paths(videos: VideoList) -> Iterator[str]:
 
 def _is_there(path: str) -> bool:
     """Of an address: not asked."""
+    if os.path.exists(path) or is_address(path):
+        return True
     member = parse_member(path)
-    place = path if member is None else member.shard
-    return is_address(place) or os.path.exists(place)
+    return member is not None and (is_address(member.shard) or os.path.exists(member.shard))
 
 
 def labelled(lists: Lists, data: Data) -> Lists:
@@ -200,14 +172,8 @@ def spec_of(spec: ClipSpec, data: Data) -> ClipSpec:
     Returns:
         ``spec``, changed.
     """
-    given = {
-        "num_frames": data.num_frames,
-        "frame_stride": data.frame_stride,
-        "target_fps": data.target_fps,
-        "resize": data.resize,
-        "antialias": data.antialias,
-    }
-    return spec.replace(**{name: value for name, value in given.items() if value is not None})
+    names = ("num_frames", "frame_stride", "target_fps", "resize", "antialias", "pixel_aspect")
+    return spec.replace(**{name: value for name in names if (value := getattr(data, name)) is not None})
 
 
 def input_size_of(data: Data, own: Size) -> Size:
@@ -224,24 +190,6 @@ def input_size_of(data: Data, own: Size) -> Size:
     if len(own) == 2:
         return space
     return (own[0] if data.num_frames is None else data.num_frames, *space)
-
-
-def sampler_of(data: Data, spec: ClipSpec, *, training: bool) -> Sampler | None:
-    """How frames are chosen.
-
-    Args:
-        data: Gives ``sampling``.
-        spec: How a clip is cut.
-        training: A random frame of each segment; else its middle.
-
-    Returns:
-        A sampler of segments; None for dense clips.
-    """
-    return partial(_segments, spec, training) if data.sampling == "segments" else None
-
-
-def _segments(spec: ClipSpec, random: bool, times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    return segment_clips(times, spec, rng if random else None)
 
 
 def clip_loader(
@@ -274,7 +222,7 @@ def clip_loader(
         videos,
         spec,
         augment=augment,
-        sample=sampler_of(data, spec, training=True),
+        sample=sampler_of(data.sampling, spec, random=True),
         num_clips=data.repeats if several_clips else 1,
         num_augments=1 if several_clips else data.repeats,
         seed=run.seed,

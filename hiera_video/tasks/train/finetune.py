@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hiera_video.tasks.train.camera_motion import train_on_generated
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
-from hiera_video.tasks.train.data import check_files, clip_loader, handed_on, labelled, lists_of
+from hiera_video.tasks.train.data import ReadBefore, check_files, clip_loader, labelled, lists_of
 from hiera_video.tasks.train.linear_head import fit_head
 from hiera_video.training.accelerator import prepare, start_accelerator
 from hiera_video.training.checkpointing import latest
@@ -39,14 +39,14 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     if data.generate is not None:
         yield from train_on_generated(recipe, accelerator)
         return
-    read = handed_on(recipe)
-    lists = lists_of(data) if read is None else read.lists
-    check_files(lists, data)
-    lists = labelled(lists, data)
-    train, notes = lists.train, [] if read is None else read.notes
+    # What own_recipe has read, once: a second run with the same recipe reads again.
+    read: ReadBefore = vars(recipe).pop("_read", None) or ReadBefore(lists_of(data), None, [])
+    check_files(read.lists, data)
+    lists = labelled(read.lists, data)
+    train = lists.train
     assert train is not None
-    with open_run(recipe, len(train), accelerator, notes) as (recipe, plan):
-        model = starting_classifier(recipe, train.classes, None if read is None else read.model)
+    with open_run(recipe, len(train), accelerator, read.notes) as (recipe, plan):
+        model = starting_classifier(recipe, train.classes, read.model)
         del read  # its weights
         model.multi_label = train.labels.ndim == 2
         model.freeze_stages(recipe.model.freeze_stages)

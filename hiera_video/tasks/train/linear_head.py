@@ -12,11 +12,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.on_device import model_input
+from hiera_video.data.sampling import sampler_of
 from hiera_video.data.views import test_views
 from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
-from hiera_video.tasks.train.data import sampler_of
 from hiera_video.training.recipe import Finetuning
 
 log = logging.getLogger("hiera_video")
@@ -47,7 +46,7 @@ def embeddings(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator:
         model.spec,
         NUM_CLIPS,
         1,
-        sample=sampler_of(data, model.spec, training=False),
+        sample=sampler_of(data.sampling, model.spec),
         fps=data.fps,
         num_workers=data.num_workers,
         device=accelerator.device,
@@ -57,11 +56,11 @@ def embeddings(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator:
     mine: list[tuple[int, Tensor]] = []
     for answer in answers:
         if answer["clips"] is not None:
-            clips = model_input(model.spec.normalize(answer["clips"]), model.spec)
+            clips = model.spec.model_input(model.spec.normalize(answer["clips"]))
             with accelerator.autocast():
                 seen = model.forward_head(model.forward_features(clips), pre_logits=True)
             mine += [(answer["index"], embedding) for embedding in seen.float().cpu()]
-    every: list[tuple[int, Tensor]] = gather_object(mine) if accelerator.num_processes > 1 else mine
+    every: list[tuple[int, Tensor]] = gather_object(mine)
     if not every:
         raise UnreadableVideo(f"none of {len(videos)} videos can be read, the first of them {videos.path(0)}")
     every.sort(key=lambda pair: pair[0])

@@ -17,7 +17,7 @@ from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE
-from hiera_video.tasks.train.data import ReadBefore, hand_on, lists_of
+from hiera_video.tasks.train.data import ReadBefore, lists_of
 from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run
 from hiera_video.training.recipe_file import load_recipe
 
@@ -100,7 +100,8 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
         )
     if lists.val is None:
         notes.append("there is no --val: the last weights are kept, and nothing tells how good they are")
-    return hand_on(recipe, ReadBefore(lists, model, notes))
+    vars(recipe)["_read"] = ReadBefore(lists, model, notes)  # no field: it is of this object, not of its values
+    return recipe
 
 
 def _by_size(blank: Finetuning, videos: VideoList, data: Data, model: Hiera | None) -> Finetuning:

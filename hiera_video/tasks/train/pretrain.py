@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.loader import Batch
-from hiera_video.data.on_device import model_input, on_device
-from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.on_device import on_device
+from hiera_video.data.sampling import keyed_rng, sampler_of
 from hiera_video.data.views import test_views
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.mae import HieraMAE
@@ -27,11 +27,11 @@ from hiera_video.models.masks import num_visible
 from hiera_video.models.zoo import create_model, list_models, mae_from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.curves import with_curves
-from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, sampler_of, spec_of
+from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, spec_of
 from hiera_video.training.accelerator import export, prepare, start_accelerator, whole
 from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics
-from hiera_video.training.optimization import Plan, build_optimizer, build_schedule, param_groups
+from hiera_video.training.optimization import Plan, param_groups
 from hiera_video.training.recipe import Pretraining, Run
 from hiera_video.training.run_folder import open_run
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
@@ -72,12 +72,11 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
 def _pretrain(
     recipe: Pretraining, plan: Plan, train: VideoList, val: VideoList | None, accelerator: Accelerator
 ) -> Iterator[Metrics]:
-    data, run, optim = recipe.data, recipe.run, recipe.optim
+    run = recipe.run
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
-    loader = clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=True)
+    loader = clip_loader(train, model.spec, recipe.data, recipe.augment, run, plan, accelerator, several_clips=True)
     prepare(model, run)
-    optimizer = build_optimizer(param_groups(model, optim), optim, plan.lr)
     parts = {"masking": masking, "run": run, "accelerator": accelerator}
     judge = None
     if val is not None:
@@ -87,14 +86,11 @@ def _pretrain(
         model=model,
         step=partial(mae_step, spec=model.spec, masking=masking, device=accelerator.device),
         loader=loader,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, plan),
+        groups=param_groups(model, recipe.optim),
+        recipe=recipe,
         plan=plan,
-        optim=optim,
-        options=run,
         accelerator=accelerator,
         num_videos=len(train),
-        max_bad_share=data.max_bad_share,
         evaluate=judge,
         export=partial(export, run=run, accelerator=accelerator),
         show=partial(show_some, clips=shown, **parts),
@@ -116,10 +112,8 @@ def starting_mae(recipe: Pretraining) -> HieraMAE:
         WeightsError: The checkpoint cannot be had.
     """
     start = recipe.model
-    config: dict[str, Any] = {"drop_path_rate": start.drop_path_rate}
-    for name in ("mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim"):
-        if getattr(start, name) is not None:
-            config[name] = getattr(start, name)
+    names = ("drop_path_rate", "mask_ratio", "decoder_num_heads", "decoder_depth", "decoder_embed_dim")
+    config = {name: value for name in names if (value := getattr(start, name)) is not None}
     new = start.start in list_models("mae_*")
     build: Any = create_model if new else mae_from_pretrained
     with torch.device("meta") if new else nullcontext():
@@ -184,7 +178,7 @@ def mae_step(
     Returns:
         ``loss``.
     """
-    clip = model_input(on_device(batch, spec, device), spec)
+    clip = spec.model_input(on_device(batch, spec, device))
     rows = zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["repeat"].tolist(), strict=True)
     return {"loss": model(clip, **masking.draw(rows)).loss}
 
@@ -211,7 +205,7 @@ def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSp
         spec,
         1,
         1,
-        sample=sampler_of(data, spec, training=False),
+        sample=sampler_of(data.sampling, spec),
         fps=data.fps,
         num_workers=min(data.num_workers, len(indices)),
         time_limit=data.time_limit,
@@ -240,9 +234,9 @@ def validate(
         ``loss``, the mean over the clips.
     """
     judged = whole(model, run).eval()
-    losses = []
+    losses, spec = [], judged.spec
     for place in range(accelerator.process_index, len(clips), accelerator.num_processes):
-        clip = model_input(judged.spec.normalize(clips[place : place + 1].to(accelerator.device)), judged.spec)
+        clip = spec.model_input(spec.normalize(clips[place : place + 1].to(accelerator.device)))
         with accelerator.autocast():
             losses.append(judged(clip, **masking.draw([(0, place, 0)])).loss.float())
     total: Any = accelerator.reduce(torch.stack(losses).sum() if losses else torch.zeros((), device=accelerator.device))
@@ -269,7 +263,7 @@ def show_some(
         return
     was, spec = shown.training, shown.spec
     shown.eval()
-    clip = model_input(spec.normalize(clips.to(accelerator.device)), spec)
+    clip = spec.model_input(spec.normalize(clips.to(accelerator.device)))
     keep = masking.draw([(0, place, 0) for place in range(len(clips))])["keep"]
     with accelerator.autocast():
         masked, filled = shown.reconstruct(clip, keep)

@@ -86,6 +86,31 @@ def alone(folder: Path, label: str) -> Iterator[None]:
             _HELD.discard(place)
 
 
+def files_below(folder: str) -> Iterator[str]:
+    """The files of a folder and of those below it, hidden folders apart, in the order of their names.
+
+    Links to folders are followed, but for those to a folder in which they lie, and each folder is searched once.
+
+    Args:
+        folder: The path of a folder, or of a link to one.
+
+    Yields:
+        Paths that begin with ``folder``; a link to a file that is not there is one too.
+    """
+    real_folder = os.path.realpath(folder)
+    seen = {real_folder, os.path.realpath(os.path.dirname(folder))}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            real = os.path.realpath(os.path.join(where, name))
+            if real not in seen and not f"{real_folder}/".startswith(f"{real.rstrip('/')}/"):
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        for file in sorted(files):
+            yield os.path.join(where, file)
+
+
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Writes a table.
 

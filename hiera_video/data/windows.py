@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from queue import Empty, Queue
@@ -103,17 +103,6 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.starts)
-
-    def to(self, device: torch.device | str) -> Windows:
-        """The same with the pictures on another device.
-
-        Args:
-            device: Where to.
-
-        Returns:
-            The windows there.
-        """
-        return replace(self, views=self.views.to(device))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ def draw_confusion(matrix: Counts, classes: Sequence[str], path: Path) -> None:
     the row of a class without videos is grey. From 21 classes on the commonest confusions are listed; from 61 on they
     alone are named. Written whole or not at all; raises :class:`OutputError`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     number = len(classes)
@@ -41,7 +40,6 @@ def draw_confusion(matrix: Counts, classes: Sequence[str], path: Path) -> None:
     table = 560 if number > MOST_COUNTS and np.trace(matrix) < matrix.sum() else 0
     width, height = max(room + side + scale + table + 20, 560), head + side + room
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
 
     def panel(left: int, wide: int) -> Any:
         return figure.add_axes((left / width, room / height, wide / width, side / height))

@@ -35,7 +35,6 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     values. Of a step recorded twice, since a run went on from before it, the later record counts. Written whole or
     not at all; raises :class:`OutputError`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     records = list(records)
@@ -48,7 +47,6 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     # Margins are fixed, since finding them by a layout engine takes as long as drawing.
     figure = Figure(figsize=(11, 7.5 if below else 4.8), dpi=110)
-    FigureCanvasAgg(figure)
     figure.suptitle(_summary(train, val), fontsize=11, x=0.05, y=0.98, ha="left")
     top, low = (0.885, 0.44) if below else (0.82, 0.11)
     wide = figure.add_gridspec(1, 1, left=0.05, right=0.95, top=top, bottom=low)

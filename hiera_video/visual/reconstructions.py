@@ -30,7 +30,6 @@ def show_reconstructions(
     Shows ``num_frames`` of the frames, evenly spread; of pictures (``T = 1``) the first ``num_frames`` side by side.
     Written whole or not at all; raises :class:`OutputError`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     videos = _together(clips, masked, reconstructed)
@@ -47,7 +46,6 @@ def show_reconstructions(
     high, wide = round(sheet.shape[0] * scale), round(sheet.shape[1] * scale)
     width, height = max(left + wide + right, 420), head + high + right
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
     panel = figure.add_axes((left / width, right / height, wide / width, high / height))
     panel.imshow(sheet, aspect="auto", interpolation="nearest" if scale == 1 else "antialiased")
     panel.set_axis_off()

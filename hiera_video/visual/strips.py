@@ -27,11 +27,9 @@ def draw_strips(
     """One row per (title, frames uint8 ``[T, H, W, 3]``, best classes): ``num_frames`` of the frames, evenly spread,
     and bars. Writes a PNG whole or not at all; raises :class:`OutputError`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, max(1.75 * len(rows), 1)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     parts = figure.subfigures(max(len(rows), 1), 1, squeeze=False)[:, 0]
     for part, (title, frames, scores) in zip(parts, rows, strict=False):
         strip, bars = part.subplots(1, 2, width_ratios=[num_frames, 3.2])

@@ -29,14 +29,12 @@ def draw_timeline(
     ``labels``; ``thumbnails``: seconds, and a picture uint8 [h, w, 3] that is placed there. Written whole or not at
     all; raises :class:`OutputError`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     centres = times.mean(axis=1)
     begin, end = float(times[:, 0].min()), max(float(times[:, 1].max()), float(times[:, 0].min()) + 0.1)
     figure = Figure(figsize=(11, 4.4), dpi=DPI)
-    FigureCanvasAgg(figure)
     curves = figure.add_axes((0.06, 0.40, 0.75, 0.50))
     for number in np.argsort(-scores.max(axis=0), kind="stable")[:top_k].tolist():
         curves.plot(

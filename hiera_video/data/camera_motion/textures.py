@@ -84,25 +84,8 @@ def photographs(*, held_out: bool = False) -> list[Tensor]:
         raise RequestError(f"generated clips need {error.name}: pip install 'hiera-video[camera-motion]'") from error
 
     data, images = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
-    train = [
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "cell.png",
-        "coins.png",
-        "color.png",
-        "grass.png",
-        "gravel.png",
-    ]
-    train += [
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "page.png",
-        "retina.jpg",
-        "text.png",
-    ]
+    train = "astronaut.png brick.png camera.png cell.png coins.png color.png grass.png gravel.png hubble_deep_field.jpg"
+    train += " ihc.png moon.png motorcycle_left.png page.png retina.jpg text.png"
     test = [data / "chelsea.png", data / "coffee.png", data / "rocket.jpg", images / "flower.jpg"]
-    files = test if held_out else [*(data / name for name in train), images / "china.jpg"]
+    files = test if held_out else [*(data / name for name in train.split()), images / "china.jpg"]
     return [torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy()).permute(2, 0, 1) for file in files]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 from hiera_video.data.lists.annotations import Entries
 from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 from hiera_video.errors import RequestError
+from hiera_video.files import files_below
 
 log = logging.getLogger("hiera_video")
 
@@ -48,31 +48,6 @@ def read_folders(folder: str | os.PathLike[str], *, images: bool = False) -> Ent
         what = "pictures" if images else "videos"
         log.log(level, "%s: %d files are passed over as no %s (%s)", os.fspath(folder), others.total(), what, kinds)
     return entries
-
-
-def files_below(folder: str) -> Iterator[str]:
-    """The files of a folder and of those below it, hidden folders apart, in the order of their names.
-
-    Links to folders are followed, but for those to a folder in which they lie, and each folder is searched once.
-
-    Args:
-        folder: The path of a folder, or of a link to one.
-
-    Yields:
-        Paths that begin with ``folder``; a link to a file that is not there is one too.
-    """
-    real_folder = os.path.realpath(folder)
-    seen = {real_folder, os.path.realpath(os.path.dirname(folder))}
-    for where, folders, files in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(name for name in folders if not name.startswith(".")):
-            real = os.path.realpath(os.path.join(where, name))
-            if real not in seen and not f"{real_folder}/".startswith(f"{real.rstrip('/')}/"):
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for file in sorted(files):
-            yield os.path.join(where, file)
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:

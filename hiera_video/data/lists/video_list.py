@@ -22,7 +22,7 @@ from hiera_video import files
 from hiera_video.data.lists import annotations as formats
 from hiera_video.data.lists.annotations import Entries, plain
 from hiera_video.data.lists.cards import TORCHVISION, Card, load_card
-from hiera_video.data.lists.folders import class_folders, files_below, read_folders, subfolders
+from hiera_video.data.lists.folders import class_folders, read_folders, subfolders
 from hiera_video.data.lists.tables import header_of, read_lines, wrong
 from hiera_video.data.reading.files import is_address, local_file
 from hiera_video.data.reading.shards import below_address, is_member
@@ -320,7 +320,7 @@ def _place_kinetics(entries: Entries, folder: str, replacement: str) -> None:
     for name in found:
         if name not in flat and os.path.isdir(os.path.join(folder, name)):
             of_class.setdefault(plain(name), []).append(os.path.join(folder, name))
-    spare = {os.path.basename(path): os.path.dirname(path) for path in files_below(replacement)}
+    spare = {os.path.basename(path): os.path.dirname(path) for path in files.files_below(replacement)}
     listed: dict[str, set[str]] = {}
     homes: dict[str, list[str]] = {}
     for number, name in enumerate(entries.paths):

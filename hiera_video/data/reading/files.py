@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hiera_video.data.reading.pictures import begins, is_animated, to_rgb
 from hiera_video.data.reading.shards import is_member, local_copy, parse_member
 from hiera_video.errors import UnreadableVideo
+from hiera_video.files import files_below
 
 #: A path or http(s) address, the bytes of a file, or an open binary file that can seek.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
@@ -139,23 +140,22 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
         if is_address(name) or is_member(name) or os.path.isfile(name):
             found.append((name, None))
         elif os.path.isdir(name):
-            files = sorted(_walk(name))
+            files = _media_below(name)
             found += [(file, None) for file in files] or [(name, f"{name} is a folder without videos or images.")]
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
-            files = [file for match in matches for file in (sorted(_walk(match)) if os.path.isdir(match) else [match])]
+            files = [file for match in matches for file in (_media_below(match) if os.path.isdir(match) else [match])]
             found += [(file, None) for file in dict.fromkeys(files)] or [(name, f"{name} matches no file.")]
         else:
             found.append((name, None))
     return found
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and extension(file) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-                yield os.path.join(where, file)
+def _media_below(folder: str) -> list[str]:
+    """The videos and images of a folder and of those below it, hidden ones apart, sorted."""
+    kinds = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    paths = (path for path in files_below(folder) if not os.path.basename(path).startswith("."))
+    return sorted(path for path in paths if extension(path) in kinds)
 
 
 def read_image(path: str) -> NDArray[np.uint8]:

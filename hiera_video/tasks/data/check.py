@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -129,8 +129,9 @@ def check(
         time_limit: Seconds after which a decoder is given up.
         report: A .jsonl file that gets a line for each checked file; a second run goes on where it ends.
     """
-    task = _task(decode, time_limit, num_workers, card_of(source))
-    return _checked(list_videos(source, root=root, split=split, fold=fold), task, report)
+    videos = list_videos(source, root=root, split=split, fold=fold)
+    options: dict[str, Any] = {"decode": decode, "num_workers": num_workers, "time_limit": time_limit}
+    return check_videos(videos, card=card_of(source), report=report, **options)
 
 
 def check_videos(
@@ -143,33 +144,6 @@ def check_videos(
     report: Path | None = None,
 ) -> Results[ClassCount]:
     """:func:`check` of a list that is there; a clip is as long as ``card`` says. Raises :class:`RequestError`."""
-    return _checked(videos, _task(decode, time_limit, num_workers, card), report)
-
-
-def _checked(videos: VideoList, task: _Task, report: Path | None) -> Results[ClassCount]:
-    known: dict[str, Checked] = {}
-    if report is not None:
-        check_output(report)
-        known = read_report(report)
-    files: dict[str, int] = {}  # path -> the first of its entries
-    for index in range(len(videos)):
-        files.setdefault(videos.path(index), index)
-    found = {path: known[path] for path in files if path in known and _still_holds(known[path], task.decode)}
-    counts = _counts(videos, files, found, task, report)
-    unlabelled = videos.labels.ndim == 1 and bool((videos.labels < 0).any())
-    return Results(len(videos.classes) + unlabelled + 1, counts)
-
-
-@dataclass(frozen=True)
-class _Task:
-    decode: str
-    time_limit: float
-    span: float
-    num_workers: int
-
-
-def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | None) -> _Task:
-    """Raises :class:`RequestError`."""
     num_workers = default_workers(num_workers)
     if decode not in LEVELS:
         raise RequestError(f"decode is {decode!r}, but can be one of {', '.join(LEVELS)}")
@@ -177,7 +151,19 @@ def _task(decode: str, time_limit: float, num_workers: int | None, card: Card | 
         raise RequestError(f"num_workers is {num_workers}, but is at least 1")
     if not time_limit > 0:
         raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0")
-    return _Task(decode, time_limit, ClipSpec().span if card is None else card.sampling.span, num_workers)
+    reported: dict[str, Checked] = {}
+    if report is not None:
+        check_output(report)
+        reported = read_report(report)
+    files: dict[str, int] = {}  # path -> the first of its entries
+    for index in range(len(videos)):
+        files.setdefault(videos.path(index), index)
+    checked = {path: reported[path] for path in files if path in reported and _still_holds(reported[path], decode)}
+    span = ClipSpec().span if card is None else card.sampling.span
+    work = partial(check_file, decode=decode, span=span)
+    counts = _counts(videos, files, checked, work, num_workers, time_limit, report, span)
+    unlabelled = videos.labels.ndim == 1 and bool((videos.labels < 0).any())
+    return Results(len(videos.classes) + unlabelled + 1, counts)
 
 
 def default_workers(num_workers: int | None) -> int:
@@ -186,37 +172,31 @@ def default_workers(num_workers: int | None) -> int:
 
 
 def _counts(
-    videos: VideoList, files: dict[str, int], found: dict[str, Checked], task: _Task, report: Path | None
+    videos: VideoList,
+    files: dict[str, int],
+    checked: dict[str, Checked],
+    work: Callable[[str, str, IsolatedReader], Checked],
+    num_workers: int,
+    time_limit: float,
+    report: Path | None,
+    span: float,
 ) -> Iterator[ClassCount]:
-    """Checks what is not in ``found`` yet, then counts."""
-    todo = ((path, ";".join(videos.class_names(index))) for path, index in files.items() if path not in found)
+    """Checks what is not in ``checked`` yet, then counts."""
+    todo = ((path, ";".join(videos.class_names(index))) for path, index in files.items() if path not in checked)
+    num_bad = sum(file.problem in PROBLEMS[:3] for file in checked.values())
     with ExitStack() as stack:
-        readers: SimpleQueue[IsolatedReader] = SimpleQueue()
-        for _ in range(task.num_workers):  # one for each thread
-            readers.put(stack.enter_context(IsolatedReader(time_limit=task.time_limit)))
-        lines: BinaryIO | None = stack.enter_context(report.open("ab")) if report is not None else None
-        bar = stack.enter_context(
-            tqdm(total=len(files), initial=len(found), unit="file", disable=None, file=sys.stderr)
-        )
-
-        def work(path_and_class: tuple[str, str]) -> Checked:
-            reader = readers.get()
-            try:
-                return check_file(*path_and_class, reader, task.decode, task.span)
-            finally:
-                readers.put(reader)
-
-        num_bad = sum(one.problem in PROBLEMS[:3] for one in found.values())
-        for checked in _as_they_come(work, todo, task.num_workers):
-            found[checked.path] = checked
-            num_bad += checked.problem in PROBLEMS[:3]
+        lines = stack.enter_context(report.open("a", encoding="utf-8")) if report is not None else None
+        bar = tqdm(total=len(files), initial=len(checked), unit="file", disable=None, file=sys.stderr)
+        stack.enter_context(bar)
+        for file in _as_they_come(work, todo, num_workers, time_limit):
+            checked[file.path] = file
+            num_bad += file.problem in PROBLEMS[:3]
             if lines is not None:
-                lines.write(checked.to_json().encode() + b"\n")
-                lines.flush()
+                print(file.to_json(), file=lines, flush=True)
             bar.set_postfix(bad=num_bad, refresh=False)
             bar.update()
-    _name_the_bad(found.values(), report)
-    yield from _per_class(videos, found, task.span)
+    _name_the_bad(checked.values(), report)
+    yield from _per_class(videos, checked, span)
 
 
 def check_file(path: str, class_: str, reader: IsolatedReader, decode: str, span: float) -> Checked:
@@ -281,7 +261,7 @@ def read_lines_of(file: Path, parse: Callable[[bytes], T], expected: str) -> lis
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
             records.append(parse(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             found = f"{file}, line {number}: found {line[:60].decode(errors='replace')!r}"
             raise RequestError(f"{found}, but expected {expected}") from None
     if half:
@@ -319,24 +299,29 @@ def size_of(path: str) -> int | None:
 
 
 def _as_they_come(
-    work: Callable[[tuple[str, str]], Checked], todo: Iterator[tuple[str, str]], num_workers: int
+    work: Callable[[str, str, IsolatedReader], Checked],
+    todo: Iterator[tuple[str, str]],
+    num_workers: int,
+    time_limit: float,
 ) -> Iterator[Checked]:
     """Results in the order in which they are ready; few wait, however many there are to do."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        running = {pool.submit(work, one) for one in islice(todo, 2 * num_workers)}
-        try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(work, one) for one in islice(todo, len(done))}
-                for future in done:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with ExitStack() as stack:
+        free = [stack.enter_context(IsolatedReader(time_limit=time_limit)) for _ in range(num_workers)]
+        pool = stack.enter_context(ThreadPoolExecutor(num_workers))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        running: dict[Future[Checked], IsolatedReader] = {}
+        while True:
+            running |= {pool.submit(work, *file, free[-1]): free.pop() for file in islice(todo, len(free))}
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                free.append(running.pop(future))
+                yield future.result()
 
 
-def _per_class(videos: VideoList, found: dict[str, Checked], span: float) -> Iterator[ClassCount]:
+def _per_class(videos: VideoList, checked: dict[str, Checked], span: float) -> Iterator[ClassCount]:
     """A count for each class, of unlabelled videos if there are some, and of all."""
-    codes = np.array([_code(videos, index, found, span) for index in range(len(videos))])
+    codes = np.array([_code(videos, index, checked, span) for index in range(len(videos))])
     if videos.labels.ndim == 1:
         groups = [(name, videos.labels == number) for number, name in enumerate(videos.classes)]
         groups += [("(no label)", videos.labels < 0)] if (videos.labels < 0).any() else []
@@ -347,15 +332,15 @@ def _per_class(videos: VideoList, found: dict[str, Checked], span: float) -> Ite
         yield ClassCount(name, int(mask.sum()), fine, missing, unreadable, damaged, short)
 
 
-def _code(videos: VideoList, index: int, found: dict[str, Checked], span: float) -> int:
+def _code(videos: VideoList, index: int, checked: dict[str, Checked], span: float) -> int:
     """0 for a fine video or segment, else 1 + its place in PROBLEMS."""
-    checked = found[videos.path(index)]
-    if checked.problem in PROBLEMS[:3]:
-        return 1 + PROBLEMS.index(checked.problem)
+    file = checked[videos.path(index)]
+    if file.problem in PROBLEMS[:3]:
+        return 1 + PROBLEMS.index(file.problem)
     start, end = float(videos.starts[index]), float(videos.ends[index])
-    seconds = min(end, checked.duration or 0.0) - start
+    seconds = min(end, file.duration or 0.0) - start
     if seconds <= 0:
-        log.warning("%s ends before the segment from %g to %g s", checked.path, start, end)
+        log.warning("%s ends before the segment from %g to %g s", file.path, start, end)
         return 1 + PROBLEMS.index("unreadable")
     return 1 + PROBLEMS.index("short") if seconds < span - ROUNDING_S else 0
 

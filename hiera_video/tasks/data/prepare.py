@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import operator
 import os
 import sys
 from collections import Counter
@@ -26,10 +27,9 @@ from typing import Any
 from tqdm import tqdm
 
 from hiera_video.data.lists.cards import Card, Split, load_card
-from hiera_video.data.lists.folders import files_below
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.errors import HieraVideoError, OutputError, RequestError
-from hiera_video.files import alone, check_output, names, replacing, write_csv
+from hiera_video.files import alone, check_output, files_below, names, replacing, write_csv
 from hiera_video.tasks.data.check import (
     Checked,
     Decode,
@@ -94,15 +94,6 @@ class Row:
     kind: str
     detail: str
     usable: bool
-
-
-@dataclass(frozen=True)
-class Hashed:
-    """One line of ``hashes.jsonl``; ``size`` in bytes."""
-
-    path: str
-    size: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -276,8 +267,8 @@ def hash_files(checked: Collection[Checked], state: Path, num_workers: int) -> d
     sizes = Counter(file.size for file in checked)
     shared = [(file.path, file.size or 0) for file in checked if sizes[file.size] > 1]
     expected = "a line that data prepare wrote: delete the file"
-    before = {file.path: file for file in read_lines_of(state, lambda line: Hashed(**json.loads(line)), expected)}
-    digests = {path: before[path].digest for path, size in shared if path in before and before[path].size == size}
+    before = dict(read_lines_of(state, _hashed, expected))
+    digests = {path: before[path][1] for path, size in shared if path in before and before[path][0] == size}
     todo = [(path, size) for path, size in shared if path not in digests]
     bar = tqdm(total=len(shared), initial=len(digests), unit="file", desc="compare", disable=None, file=sys.stderr)
     with bar, state.open("a", encoding="utf-8") as lines, ThreadPoolExecutor(num_workers) as pool:
@@ -287,11 +278,17 @@ def hash_files(checked: Collection[Checked], state: Path, num_workers: int) -> d
                     log.warning("%s cannot be read to its end and is compared with none", path)
                 else:
                     digests[path] = digest
-                    print(json.dumps(asdict(Hashed(path, size, digest))), file=lines, flush=True)
+                    print(json.dumps({"path": path, "size": size, "digest": digest}), file=lines, flush=True)
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)  # else an interrupt would wait for all of them
     return digests
+
+
+def _hashed(line: bytes) -> tuple[str, tuple[int, str]]:
+    """Path, size in bytes, and digest, of a line of ``hashes.jsonl``."""
+    path, *size_and_digest = operator.itemgetter("path", "size", "digest")(json.loads(line))
+    return path, tuple(size_and_digest)
 
 
 def digest_of(path: str) -> str | None:

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from hiera_video.data.lists.video_list import VideoList, list_videos
 from hiera_video.data.reading.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, is_address
 from hiera_video.data.reading.recode import X264
-from hiera_video.data.reading.shards import is_member, parse_member, rows_of, write_index
+from hiera_video.data.reading.shards import is_member, rows_of, write_index
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone, replacing, write_csv
-from hiera_video.tasks.data.check import default_workers
+from hiera_video.tasks.data.check import default_workers, size_of
 from hiera_video.tasks.data.one_shard import Made, Settings, Shard, make_shard, row_of
 from hiera_video.tasks.records import FlatRecord, Results
 
@@ -201,16 +201,8 @@ def bounds_of(videos: VideoList, shard_size: str) -> list[int]:
     paths = [videos.path(index) for index in range(len(videos))]
     if any(is_address(path) and not is_member(path) for path in paths):
         raise RequestError("the sizes of files at addresses are not known: give shard_size as a number of videos")
-    before = np.cumsum([0, *map(size_of, paths[:-1])]) // size
+    before = np.cumsum([0, *(size_of(path) or 0 for path in paths[:-1])]) // size  # 0: it will be left out
     return [0, *(1 + np.flatnonzero(np.diff(before))).tolist()]
-
-
-def size_of(path: str) -> int:
-    member = parse_member(path)
-    try:
-        return member.size if member is not None else os.path.getsize(path)
-    except OSError:
-        return 0  # it will be left out
 
 
 def write_shards(todo: list[Shard], num_workers: int) -> None:

@@ -240,7 +240,7 @@ class FeatureExtractor:
                 yield from running.popleft().result()
 
     def _compute(self, batch: list[Windows], names: Sequence[str], batch_size: int) -> list[WindowFeatures]:
-        clips = torch.cat([windows.to(self.device).views.clips for windows in batch])
+        clips = torch.cat([windows.views.to(self.device).clips for windows in batch])
         parts = [self.features(part, names) for part in clips.tensor_split(-(-len(clips) // batch_size))]
         values = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in names}
         rows: list[WindowFeatures] = []
@@ -260,14 +260,13 @@ class FeatureExtractor:
             By name: "embedding" float32 ``[B, C]``, "stageN" float32 ``[B, T', H', W', C]``.
         """
         model = self.model
-        is_image = len(model.arch.input_size) == 2
         stages = [int(name.removeprefix("stage")) for name in names if name != "embedding"]
-        clip = model.spec.normalize(clips[:, :, 0] if is_image else clips)
+        clip = model.spec.normalize(model.spec.model_input(clips))
         with autocast(self.device, self.precision):
             tokens, maps = model.forward_intermediates(clip, stages=stages)
             values = {"embedding": model.forward_head(tokens, pre_logits=True)} if "embedding" in names else {}
         for stage, stage_map in zip(stages, maps, strict=True):
-            values[f"stage{stage}"] = stage_map.unsqueeze(1) if is_image else stage_map
+            values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
         return {name: values[name].float() for name in names}
 
 

@@ -26,6 +26,10 @@ from hiera_video.tasks.features.extractor import WindowFeatures
 
 FORMAT = "hiera-video features 1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: The columns of each table of windows with their types, as pyarrow calls them.
+COLUMNS = {"input": "string", "window": "int32", "windows": "int32", "crop": "string", "start": "double"}
+COLUMNS |= {"end": "double", "box": "floats", "height": "int32", "width": "int32", "padded": "bool"}
+COLUMNS |= {"error": "string", "model": "string"}
 #: A shard is written when it has so many rows, bytes of features, or seconds of work.
 MAX_ROWS, MAX_BYTES, MAX_SECONDS = 4096, 256 * 2**20, 30.0
 
@@ -154,20 +158,9 @@ class Writer:
             features: All crops of a window.
         """
         for feature in features:
-            row: dict[str, Any] = {
-                "input": feature.input,
-                "window": feature.number,
-                "windows": feature.count,
-                "crop": feature.crop,
-                "start": feature.start,
-                "end": feature.end,
-                "box": feature.box.tolist(),
-                "height": feature.picture[0],
-                "width": feature.picture[1],
-                "padded": feature.padded,
-                "error": feature.error,
-                "model": self._facts["model"],
-            }
+            row = {name: value for name, value in vars(feature).items() if name in COLUMNS}
+            row |= {"window": feature.number, "windows": feature.count, "box": feature.box.tolist()}
+            row |= {"height": feature.picture[0], "width": feature.picture[1], "model": self._facts["model"]}
             tensors = dict(feature.maps)
             if feature.embedding is not None and self._files == "parquet":
                 row["embedding"] = feature.embedding
@@ -246,44 +239,31 @@ class Writer:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        types = {
-            "input": pa.string(),
-            "window": pa.int32(),
-            "windows": pa.int32(),
-            "crop": pa.string(),
-            "start": pa.float64(),
-            "end": pa.float64(),
-            "box": pa.list_(pa.float64()),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "padded": pa.bool_(),
-            "error": pa.string(),
-            "model": pa.string(),
-            **{f"{name}_times": pa.list_(pa.float64()) for name in self._maps},
-            "file": pa.string(),
-            "row": pa.int32(),
-        }
-        columns = {
-            name: pa.array([row[name] for row in self._rows], kind)
-            for name, kind in types.items()
-            if name in self._rows[0]
-        }
+        types = COLUMNS | {f"{name}_times": "floats" for name in self._maps} | {"file": "string", "row": "int32"}
+        table = _table(self._rows, {name: kind for name, kind in types.items() if name in self._rows[0]})
         if "embedding" in self._rows[0]:
             values = np.stack([row["embedding"] for row in self._rows])
             values = values.astype(np.float16 if self._dtype == torch.float16 else np.float32)
             offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-            columns["embedding"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
+            embeddings = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
+            table = table.append_column("embedding", embeddings)
         with replacing(path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(table, temporary)
 
     def _write_failures(self) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        types = {"input": pa.string(), "windows": pa.int64(), "error": pa.string()}
-        columns = {name: pa.array([row[name] for row in self._failures], kind) for name, kind in types.items()}
+        table = _table(self._failures, {"input": "string", "windows": "int64", "error": "string"})
         with replacing(self._place(f"failures/{self._label}.parquet")) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(table, temporary)
+
+
+def _table(rows: list[dict[str, Any]], types: dict[str, str]) -> Any:
+    """A pyarrow table of rows; "floats" are lists of numbers."""
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.list_(pa.float64()) if kind == "floats" else kind) for name, kind in types.items()])
+    return pa.Table.from_pylist(rows, schema)
 
 
 def read_failures(folder: Path) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
@@ -23,20 +24,15 @@ from hiera_video.files import alone
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, feature_names
-from hiera_video.tasks.features.feature_table import (
-    DTYPES,
-    FORMAT,
-    Writer,
-    open_folder,
-    read_done,
-    read_failures,
-)
+from hiera_video.tasks.features.feature_table import DTYPES, FORMAT, Writer, open_folder, read_done, read_failures
 from hiera_video.tasks.features.inputs import Inputs, Todo
-from hiera_video.tasks.features.ray_engine import Cluster, Failed, import_ray, rows_on_ray
+from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
 from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision
 from hiera_video.visual.feature_colours import check_picture
 
+#: Todo, and what is told of inputs that fail -> the features of each crop of each window.
+Rows: TypeAlias = Callable[[Todo, Failed], Iterator[WindowFeatures]]
 #: The stage that is drawn where no maps were asked for.
 DRAWN = "stage3"
 #: Bad inputs that are named on the screen.
@@ -56,23 +52,6 @@ class Extracted(FlatRecord):
     failed: int
     seconds: float
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What an extraction is, decided before any input is read. ``cluster``: None on this machine alone."""
-
-    extractor: FeatureExtractor
-    features: list[str]
-    walk: Walk
-    batch_size: int
-    num_workers: int
-    time_limit: float
-    cluster: Cluster | None
-    output: Path
-    facts: dict[str, Any]
-    part: tuple[int, int]
-    picture: Path | None
 
 
 def extract(
@@ -98,11 +77,9 @@ def extract(
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
 
-    Every window is written once, however often the command is stopped and started again.
-
     Args:
         inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
-        output: The folder to write to. The same command goes on where it was stopped.
+        output: The folder to write to. The same command goes on where it was stopped, every window once.
         model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
         features: embedding, stage1 to stage4, several with commas, or all.
         window: Seconds of one window. Default: the model's clip.
@@ -128,51 +105,63 @@ def extract(
         OutputError: Where the folder cannot be written.
         WeightsError: Where the model cannot be had.
     """
-    output, picture = Path(output), picture and Path(picture)
-    share = parse_part(part)
-    if engine == "ray":
-        import_ray()
-    name = model or BUILT_IN
+    share, name = parse_part(part), model or BUILT_IN
+    cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    names = feature_names(extractor.model, features)
-    files = files_of(names, format, dtype)
     walk = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
-    if picture is not None:
-        check_picture(picture)
-    facts = {
+    facts = _facts(extractor, walk, model=name, features=features, dtype=dtype, format=format)
+    rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
+    draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
+    return Results(1, _run(_begun(inputs, Path(output), facts, picture), Path(output), facts, share, rows, draw))
+
+
+def _facts(
+    extractor: FeatureExtractor, walk: Walk, *, model: str, features: str, dtype: str, format: str | None
+) -> dict[str, Any]:
+    """How the features are made, as the output folder keeps it."""
+    names = feature_names(extractor.model, features)
+    return {
         "format": FORMAT,
-        "model": name,
+        "model": model,
         "weights": extractor.weights,
         "features": names,
         "window": walk.spec.span,
         "hop": walk.hop,
-        "crop": crop,
+        "crop": walk.crop,
         "dtype": dtype,
-        "files": files,
+        "files": files_of(names, format, dtype),
         "precision": str(extractor.precision).removeprefix("torch."),
         "clip": walk.spec.to_dict(),
     }
+
+
+def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> Inputs:
+    """The inputs of an extraction whose folder is there, made the same way."""
+    if picture is not None:
+        check_picture(Path(picture))
     named = Inputs(inputs)
     open_folder(output, facts)
-    here = engine == "local"
-    cluster = None if here else Cluster(name, ray_address, device, precision, batch_size, time_limit)
-    settings = _Settings(
-        extractor, names, walk, batch_size, num_workers, time_limit, cluster, output, facts, share, picture
-    )
-    return Results(1, _run(named, settings))
+    return named
 
 
-def _run(named: Inputs, settings: _Settings) -> Iterator[Extracted]:
-    label = f"part-{settings.part[0]}-of-{settings.part[1]}"
-    with alone(settings.output, label):
+def _run(
+    named: Inputs,
+    output: Path,
+    facts: dict[str, Any],
+    share: tuple[int, int],
+    rows: Rows,
+    draw: Callable[[Inputs], None],
+) -> Iterator[Extracted]:
+    label = f"part-{share[0]}-of-{share[1]}"
+    with alone(output, label):
         keep_freed_memory()
         began = time.monotonic()
-        todo = Todo(named, *read_done(settings.output, settings.walk.crop), settings.part)
-        writer = Writer(settings.output, settings.facts, label)
-        writer.keep_failures([row for row in read_failures(settings.output) if todo.is_done(row["input"])])
-        with _Progress(writer, todo, len(CROPS[settings.walk.crop])) as progress:
+        todo = Todo(named, *read_done(output, facts["crop"]), share)
+        writer = Writer(output, facts, label)
+        writer.keep_failures([row for row in read_failures(output) if todo.is_done(row["input"])])
+        with _Progress(writer, todo, len(CROPS[facts["crop"]])) as progress:
             try:
-                for row in _rows(todo, settings, progress.failed):
+                for row in rows(todo, progress.failed):
                     progress.add(row)
             except OutputError:  # A flush would repeat the error.
                 raise
@@ -181,21 +170,26 @@ def _run(named: Inputs, settings: _Settings) -> Iterator[Extracted]:
                 raise
             writer.flush()
         yield progress.summary(time.monotonic() - began)
-    if settings.picture is not None:
-        _draw(named, settings, settings.picture)
+    draw(named)
 
 
-def _rows(todo: Todo, settings: _Settings, failed: Failed) -> Iterator[WindowFeatures]:
+def _rows(
+    extractor: FeatureExtractor,
+    walk: Walk,
+    features: list[str],
+    cluster: Cluster | None,
+    batch_size: int,
+    num_workers: int,
+    time_limit: float,
+    todo: Todo,
+    failed: Failed,
+) -> Iterator[WindowFeatures]:
     """The features of all inputs, the windows of one input in their order; ``failed`` is told of those without."""
-    if not len(todo):
+    if cluster is not None:
+        yield from rows_on_ray(todo, walk, features, cluster, failed) if len(todo) else ()
         return
-    if settings.cluster is not None:
-        yield from rows_on_ray(todo, settings.walk, settings.features, settings.cluster, failed)
-        return
-    decoded = read_ahead(todo, settings.walk, num_workers=settings.num_workers, time_limit=settings.time_limit)
-    with closing(decoded):
-        windows = _readable(decoded, failed)
-        yield from settings.extractor.stream(windows, settings.features, settings.batch_size)
+    with closing(read_ahead(todo, walk, num_workers=num_workers, time_limit=time_limit)) as decoded:
+        yield from extractor.stream(_readable(decoded, failed), features, batch_size)
 
 
 def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:
@@ -206,14 +200,15 @@ def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:
             failed(item.input, item.reached, item.error)
 
 
-def _draw(named: Inputs, settings: _Settings, picture: Path) -> None:
+def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture: Path | None, named: Inputs) -> None:
     """Draws the first input that can be read."""
-    stage = settings.features[-1] if settings.features != ["embedding"] else DRAWN
+    stage = features[-1] if features != ["embedding"] else DRAWN
+    if picture is None:
+        return
     for name, error in named:
         try:
             if error is None:
-                draw_colours(settings.extractor, name, settings.walk, stage, picture)
-                return
+                return draw_colours(extractor, name, walk, stage, picture)
         except UnreadableVideo:  # told already
             continue
 

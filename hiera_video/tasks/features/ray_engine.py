@@ -42,6 +42,9 @@ class Cluster:
     batch_size: int
     time_limit: float
 
+    def __post_init__(self) -> None:
+        import_ray()  # before hours of work
+
 
 def import_ray() -> Any:
     """Ray, with its data library.

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from PIL import Image
@@ -39,11 +40,6 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
         code = stop.code if isinstance(stop.code, int) else 1
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def in_new_process(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hiera_video.cli", *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=120, check=False)
 
 
 def test_json_is_a_list_in_input_order_with_the_documented_fields(
@@ -173,19 +169,18 @@ def test_a_pickle_with_code_in_it_is_not_run(
     assert not Path("owned").exists()
 
 
-def test_no_network_for_a_pretrained_model_is_one_sentence(tmp_path: Path) -> None:
+def test_no_network_for_a_pretrained_model_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = "http://127.0.0.1:9"
-    done = in_new_process(
-        "classify",
-        "clip.mp4",
-        "--model",
-        "hiera_base_16x224.mae_k400_ft_k400",
-        HF_ENDPOINT=closed,
-        HIERA_VIDEO_WEIGHTS_URL=closed,
-        HF_HOME=str(tmp_path),
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "could not be fetched" in done.stderr.splitlines()[-1]
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
+    template = closed + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HIERA_VIDEO_WEIGHTS_URL", closed)
+    code, _, err = run(capsys, "classify", "clip.mp4", "--model", "hiera_base_16x224.mae_k400_ft_k400")
+    assert code == 2 and "Traceback" not in err
+    assert "could not be fetched" in err.splitlines()[-1]
 
 
 def test_no_help_and_no_refusal_of_an_option_loads_torch_or_a_decoder() -> None:

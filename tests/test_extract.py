@@ -384,7 +384,7 @@ def test_killed_and_started_again_every_window_is_there_once_with_the_same_value
     output = tmp_path / "out"
     assert interrupted(clips, output, [0.0, 0.05]) >= 1
     assert not (output / "windows").exists() or len(list((output / "windows").glob("*.parquet"))) < 12
-    command(clips, "--output", output, "--hop", "0.5")
+    run([clips], output, hop=0.5)
     assert_same(embeddings(output), whole)
     assert not list(output.glob("**/.part*.parquet*"))
 
@@ -499,7 +499,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("hiera-video: ") and "cannot be written: " in last and str(output) in last
     assert not list(output.glob("**/.part*.parquet.*"))
-    command(clips, "--output", output, "--hop", "0.5")
+    run([clips], output, hop=0.5)
     assert_same(embeddings(output), whole)
 
 

@@ -39,11 +39,12 @@ def test_a_timeline_has_a_row_for_each_window_and_a_column_for_each_class(tmp_pa
     assert sorted(path.name for path in folder.iterdir()) == ["zoom_in.mp4.csv", "zoom_in.mp4.png"]
 
 
-def test_inputs_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
+def test_inputs_of_one_name_have_files_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         H264.write(tmp_path / name)
-    list(classify([str(tmp_path / "a"), str(tmp_path / "b")], timeline=tmp_path / "out"))
+    inputs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    list(classify(inputs, model=str(tiny_model), timeline=tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"h264.mp4.csv", "h264.mp4.2.csv"}
 
 

@@ -189,8 +189,20 @@ def test_an_angle_that_is_no_quarter_turns_the_picture_inside_its_size(tmp_path:
 # --- what the pictures say --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("messages", ["keyframe", "all"])
+#: Mirrored, turned by half, transposed, turned by a quarter: enough where all eight are told apart in another form.
+SOME = (2, 3, 5, 6)
+
+
+def all_of_one_and_some_of_others(*forms: str) -> list[Any]:
+    """Each form with each orientation; of forms other than the first all but some are slow."""
+    return [
+        pytest.param(form, orientation, marks=() if form == forms[0] or orientation in SOME else pytest.mark.slow)
+        for form in forms
+        for orientation in ORIENTATIONS
+    ]
+
+
+@pytest.mark.parametrize(("messages", "orientation"), all_of_one_and_some_of_others("keyframe", "all"))
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [
@@ -205,8 +217,7 @@ def test_a_message_in_the_stream_holds_until_the_next(
     check(write(tmp_path / name, codec, orientation, messages=messages, **options), backends=("pyav", "decord"))
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("name", ["a.avi", "a.mov", "a.mkv"])
+@pytest.mark.parametrize(("name", "orientation"), all_of_one_and_some_of_others("a.avi", "a.mov", "a.mkv"))
 def test_the_exif_of_motion_jpeg_turns_it(name: str, orientation: int, tmp_path: Path) -> None:
     check(write(tmp_path / name, "mjpeg", orientation), backends=("pyav", "torchcodec"))
 

@@ -2,6 +2,7 @@
 
 Base is compared at full depth, images and videos; the others at fewer blocks, their keys and shapes at all of them.
 Slow tests compare every one but huge at full depth. Both compute in fp32 on a CPU: what differs is the order of sums.
+A tolerance is of max|a - b| / max|b|, of each tensor.
 """
 
 from __future__ import annotations

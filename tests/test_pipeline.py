@@ -132,7 +132,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("how", "code"),
-    [("break", 0), ("raise SystemExit(3)", 3), ("raise ValueError", 1), ("__import__('time').sleep(600)", 130)],
+    [
+        ("break", 0),
+        pytest.param("raise SystemExit(3)", 3, marks=pytest.mark.slow),
+        ("raise ValueError", 1),
+        ("__import__('time').sleep(600)", 130),
+    ],
 )
 def test_a_program_that_leaves_its_views_open_ends_at_once(how: str, code: int, tmp_path: Path) -> None:
     """By a break, an exit, an exception, and Ctrl-C; none of its children stays."""

@@ -76,26 +76,34 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_whole_chain(colours: Path, tiny_mae: Path, tmp_path: Path) -> None:
+def test_the_whole_chain(
+    colours: Path, tiny_mae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """pretrain -> finetune -> evaluate -> classify, as commands."""
+
+    def said(*argv: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 0
+        return capsys.readouterr().out
+
     mae, classifier, judged = tmp_path / "mae", tmp_path / "classifier", tmp_path / "judged"
     recipe = config(tmp_path, pretraining(colours / "train", tiny_mae, run__duration="8st"))
-    run([sys.executable, "-m", "hiera_video.cli", "pretrain", "--config", str(recipe), "--output", str(mae)])
+    said("pretrain", "--config", recipe, "--output", mae)
     recipe = config(tmp_path, finetuning(colours / "train", "nothing", run__duration="24st", optim__lr="1e-2"))
-    argv = [sys.executable, "-m", "hiera_video.cli", "finetune", "--config", str(recipe), "--model", str(mae)]
-    done = run([*argv, "--val", str(colours / "val"), "--output", str(classifier), "--format", "jsonl"])
-    assert "24 steps of 8 videos" in done.stderr
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    argv = ["finetune", "--config", recipe, "--model", mae, "--val", colours / "val"]
+    lines = said(*argv, "--output", classifier, "--format", "jsonl").splitlines()
+    assert "24 steps of 8 videos" in caplog.text
+    records = [json.loads(line) for line in lines]
     assert records[-1]["kind"] == "done" and "best_top1" in records[-1]
-    argv = [sys.executable, "-m", "hiera_video.cli", "evaluate", "--val", str(colours / "val")]
-    done = run([*argv, "--model", str(classifier), "--output", str(judged), "--format", "json"])
-    total, *classes = json.loads(done.stdout)
+    argv = ["evaluate", "--val", colours / "val", "--model", classifier]
+    total, *classes = json.loads(said(*argv, "--output", judged, "--format", "json"))
     assert total["top1"] == pytest.approx(records[-1]["best_top1"], abs=0.2) and len(classes) == 3
     assert parquet.read_table(judged / "scores.parquet").num_rows == 12
     assert {"confusion.png", "classes.csv", "result.json"} <= {path.name for path in judged.iterdir()}
-    argv = [sys.executable, "-m", "hiera_video.cli", "classify", str(colours / "val" / "red" / "0.mp4")]
-    done = run([*argv, "--model", str(classifier), "--format", "json"])
-    assert {score["label"] for score in json.loads(done.stdout)[0]["predictions"]} == {"red", "green", "blue"}
+    (answer,) = json.loads(
+        said("classify", colours / "val" / "red" / "0.mp4", "--model", classifier, "--format", "json")
+    )
+    assert {score["label"] for score in answer["predictions"]} == {"red", "green", "blue"}
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(colours: Path, tiny_model: Path, tmp_path: Path) -> None:

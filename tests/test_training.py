@@ -513,7 +513,7 @@ def test_a_list_of_which_no_file_is_there_is_refused_before_the_run(
     (tmp_path / "val.csv").write_text("path,label\nx.mp4,red\ny.mp4,blue\n")
     message = r"^data.val \S+val.csv: none of 2 videos is there, the first of them \S+x.mp4; check the paths in it$"
     with pytest.raises(RequestError, match=message):
-        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv"), data__val_split="test"))
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv")))
     with pytest.raises(RequestError, match=r"^data.train \S+val.csv: none of 2 videos is there"):
         run_finetune(short(colours, tiny_model, data__train=str(tmp_path / "val.csv")))
     assert not Path("runs").exists()
@@ -522,10 +522,10 @@ def test_a_list_of_which_no_file_is_there_is_refused_before_the_run(
 def test_a_validation_list_by_which_no_best_model_can_be_told_is_refused(
     tmp_path: Path, tiny_model: Path, colours: Path
 ) -> None:
-    rows = "".join(f"{number:011d},0,10,test\n" for number in range(3))  # as Kinetics lists its test split
-    (tmp_path / "val.csv").write_text(f"youtube_id,time_start,time_end,split\n{rows}")
+    rows = "".join(f"{colours}/val/red/{number}.mp4,\n" for number in range(3))
+    (tmp_path / "val.csv").write_text(f"path,labels\n{rows}")
     with pytest.raises(RequestError, match=r"val.csv: no video has a label, so the best model cannot be told"):
-        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv"), data__val_split="test"))
+        run_finetune(short(colours, tiny_model, data__val=str(tmp_path / "val.csv")))
 
 
 def test_a_run_whose_validation_videos_are_all_broken_keeps_its_last_weights(

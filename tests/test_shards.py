@@ -436,7 +436,7 @@ def shard_texts(folder: Path) -> list[bytes]:
         (["shards", "{source}", "--output", "{tmp}/tars"], "holds shards that `hiera-video data shards` did not make"),
         (["index", "{tmp}"], "has no .tar files: name the folder of the shards"),
         (["index", "{tmp}/tars"], "a.tar is no whole tar without compression"),
-        (["shards"], "nothing to do: name at least one input (hiera-video data shards INPUT...)"),
+        (["shards"], "nothing to do: name a source (hiera-video data shards SOURCE)"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_sentence(

@@ -142,16 +142,16 @@ class H264Headers:
             self._find_sequence(data, self.length_size)
         if self.sequence is None:
             return []
-        found: list[_Slice] = []
+        begun: list[_Slice] = []
         try:
             for unit in _units(data, self.length_size):
                 if unit and unit[0] & 31 in (1, 5):
                     this = self._slice(unit, self.sequence)
-                    if not found or (found[-1].field, found[-1].frame_num) != (this.field, this.frame_num):
-                        found.append(this)
+                    if not begun or (begun[-1].field, begun[-1].frame_num) != (this.field, this.frame_num):
+                        begun.append(this)
         except ValueError:
             pass
-        return found
+        return begun
 
     def _slice(self, unit: bytes, sequence: _Sequence) -> _Slice:
         bits = _Bits(unit[1:40])

@@ -135,20 +135,20 @@ def find_inputs(inputs: Sequence[str]) -> list[tuple[str, str | None]]:
     Folders are searched to their depths for videos and images, hidden ones apart; they and globs give sorted names.
     A missing file stays in the list, its error comes on reading; a folder or glob without any gives one entry, itself.
     """
-    found: list[tuple[str, str | None]] = []
+    listed: list[tuple[str, str | None]] = []
     for name in inputs:
         if is_address(name) or is_member(name) or os.path.isfile(name):
-            found.append((name, None))
+            listed.append((name, None))
         elif os.path.isdir(name):
             files = _media_below(name)
-            found += [(file, None) for file in files] or [(name, f"{name} is a folder without videos or images.")]
+            listed += [(file, None) for file in files] or [(name, f"{name} is a folder without videos or images.")]
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             files = [file for match in matches for file in (_media_below(match) if os.path.isdir(match) else [match])]
-            found += [(file, None) for file in dict.fromkeys(files)] or [(name, f"{name} matches no file.")]
+            listed += [(file, None) for file in dict.fromkeys(files)] or [(name, f"{name} matches no file.")]
         else:
-            found.append((name, None))
-    return found
+            listed.append((name, None))
+    return listed
 
 
 def _media_below(folder: str) -> list[str]:

@@ -268,6 +268,7 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
     end = float((ascending[-1] + Fraction(last)) * time_base)
     positions = np.array(packets.positions, dtype=np.int64)[order]
     ids = np.array(ascending, dtype=np.int64) if unchanged else positions
+    names = dict(zip(packets.positions, packets.pts if unchanged else packets.positions, strict=True))
     return FrameIndex(
         pts=np.array(ascending, dtype=np.int64),
         keys=np.flatnonzero(np.array(packets.keyframes)[order]),
@@ -280,22 +281,15 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         ids=ids,
         stored=ranks,
         by_position=not unchanged,
-        broken=_names_of_broken(packets, unchanged) if packets.broken else frozenset(),
+        broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
         error=_cut_off(media, container, stream, packets, end) or packets.error,
         warning=warning,
         pixel_aspect=_pixel_aspect(stream),
     )
 
 
-def _names_of_broken(packets: _Stream, by_stamp: bool) -> frozenset[int]:
-    names = dict(zip(packets.positions, packets.pts if by_stamp else packets.positions, strict=True))
-    return frozenset(int(names[position] or 0) for position in packets.broken if position in names)
-
-
 def _pixel_aspect(stream: Any) -> Fraction:
-    aspect = stream.sample_aspect_ratio  # FFmpeg's guess, in which the container goes before the codec
-    if not aspect or aspect == 1:
-        return SQUARE
+    aspect = stream.sample_aspect_ratio or SQUARE  # FFmpeg's guess, in which the container goes before the codec
     return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else SQUARE
 
 

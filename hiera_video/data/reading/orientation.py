@@ -71,6 +71,7 @@ def with_matrix(frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, tuple[
         yield number, (frame, orientation.of(frame))
 
 
+@cache  # a file has one matrix, or a few
 def angle(matrix: Matrix) -> float:
     """Degrees in [0, 360) by which the picture is turned clockwise; 0 for a matrix without extent."""
     wide, high = np.hypot(matrix[0], matrix[3]), np.hypot(matrix[1], matrix[4])

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading import bitstream, damage, timeline
-from hiera_video.data.reading.cut_off import ends_early
+from hiera_video.data.reading.cut_off import ends_early, packets_with_holes
 from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
@@ -25,9 +26,7 @@ MAX_PIXEL_ASPECT = Fraction(16)
 #: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
 STREAMS_OF_BYTES = ("mpegts", "mpeg")
 #: Codecs that may store pictures in another order than they show them.
-REORDERING = frozenset(
-    {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
-)
+REORDERING = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
 #: An MPEG-4 packet as small as this shows nothing: it completes a packet of two pictures, or repeats one.
 _EMPTY_MPEG4_BYTES = 10
 
@@ -94,6 +93,7 @@ class _Stream:
     """The packets of a stream that may show something, in the order in which they are stored."""
 
     positions: list[int] = field(default_factory=list)
+    offsets: list[int | None] = field(default_factory=list)  # bytes from the file's beginning
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
@@ -140,7 +140,7 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
-        packets = _read_packets(container, stream)
+        packets = _read_packets(media, container, stream)
         if packets.error is None and (text := damage.worst(messages, stream.codec_context.name)):
             packets.error = f"the file is damaged ({text})."
         if not packets.pts:
@@ -171,12 +171,13 @@ def is_part(packet: Any, container: str) -> bool:
     return bool(packet.is_corrupt) and not container.startswith(STREAMS_OF_BYTES)
 
 
-def _read_packets(container: Any, stream: Any) -> _Stream:
+def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
     import av
 
     name, codec = container.format.name, stream.codec_context.name
     headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
     count = bitstream.picture_counter(codec, headers)
+    can_start = partial(bitstream.is_intra, codec) if headers is None else headers.can_start
     result, holes = _Stream(), set()
     position = num_bytes = 0
     before, usual = None, 0
@@ -208,10 +209,11 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                 before = packet
                 if not packet.is_discard:  # an edit list may hide packets
                     result.positions.append(position)
+                    result.offsets.append(packet.pos)
                     result.pts.append(packet.pts)
                     result.dts.append(dts)
                     result.durations.append(packet.duration or 0)
-                    result.keyframes.append(packet.is_keyframe and (headers is None or headers.can_start(packet)))
+                    result.keyframes.append(packet.is_keyframe and can_start(packet))
                     result.pictures.append(1 if count is None else count(packet))
                     result.smallest = min(result.smallest, packet.size)
                 position += 1
@@ -219,30 +221,30 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
             result.error = f"the file cannot be read to its end ({reason(failure)})."
         if result.error is None and (text := damage.worst(messages, codec)):
             result.error = f"the file is damaged ({text})."
-    _place_holes(result, holes)
+    if codec in bitstream.UNSURE_KEYS and all(result.keyframes):
+        result.keyframes[1:] = [False] * len(result.keyframes[1:])
+    keys = {position for position, is_key in zip(result.positions, result.keyframes, strict=True) if is_key}
+    result.broken -= keys  # what is lost before a keyframe does not spoil it
+    if name == "mpegts":
+        marked = [i for i, position in enumerate(result.positions) if position in holes]
+        spoiled = packets_with_holes(media.place, marked, result.offsets, result.keyframes)
+        result.broken |= {result.positions[i] for i in spoiled}
+    else:
+        result.broken |= {position + 1 for position in holes if position + 1 not in keys}
     return result
-
-
-def _place_holes(stream: _Stream, holes: set[int]) -> None:
-    """Note where transport packets are lost: FFmpeg marks the packet before the one with the hole.
-
-    Where another recording begins right behind, their counters differ and nothing is lost.
-    """
-    for position in holes:
-        following = [i + 1 for i, other in enumerate(stream.positions) if other == position]
-        if following and following[0] < len(stream.positions) and not any(stream.keyframes[following[0] :][:2]):
-            stream.broken.add(stream.positions[following[0]])
 
 
 def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
     time_base = stream.time_base
-    avi = container.format.name == "avi"
-    pts = [None] * len(packets.pts) if avi else packets.pts  # FFmpeg makes them up there
+    pts, dts = packets.pts, packets.dts
+    if container.format.name == "avi":
+        pts = [None] * len(pts)  # FFmpeg makes them up there
+    elif _are_decode_times(media, stream, packets):
+        pts, dts = [None] * len(pts), pts
     usual = float(1 / (rate * time_base))
-    shown, decoded, begins = timeline.join_clocks(
-        pts, packets.dts, usual, float(1 / time_base), bool(container.format.flags & 0x0200)
-    )
+    leaps = bool(container.format.flags & 0x0200)
+    shown, decoded, begins = timeline.join_clocks(pts, dts, usual, float(1 / time_base), leaps)
     stamped = any(stamp is not None for stamp in shown)
     order = _display_order(media, stream, packets, shown, decoded, begins)
     warning = None
@@ -281,6 +283,15 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         warning=warning,
         pixel_aspect=_pixel_aspect(stream),
     )
+
+
+def _are_decode_times(media: Media, stream: Any, packets: _Stream) -> bool:
+    """Whether stamps ascend as pictures are stored, though these are shown in another order."""
+    ascend = None not in packets.pts and packets.pts == sorted(packets.pts, key=lambda stamp: stamp or 0)
+    if not ascend or stream.codec_context.name not in REORDERING or not stream.codec_context.has_b_frames:
+        return False
+    order = _order_by_decoding(media, stream, packets, limit=2 * timeline.MAX_REORDERING)
+    return order != sorted(order)
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
@@ -327,22 +338,14 @@ def _display_order(
 
 
 def _order_by_types(packets: _Stream, pictures: list[int]) -> list[int] | None:
-    """The display order of MPEG-4 without time stamps: what B pictures refer to waits until the next such picture."""
+    """The display order of MPEG-4 without time stamps."""
     if packets.kept is None:
-        kinds = None
-    else:
-        kinds = [bitstream.mpeg4_kind(packets.kept[packets.positions[i]]) for i in pictures]
-    if kinds is None or None in kinds:
         return None
-    order: list[int] = []
-    waiting: list[int] = []
-    for i, kind in zip(pictures, kinds, strict=True):
-        if kind == "B":
-            order.append(i)
-        else:
-            order, waiting = order + waiting, [i]
+    kinds = [bitstream.mpeg4_kind(packets.kept[packets.positions[i]]) for i in pictures]
+    if None in kinds:
+        return None
     packets.delay = int("B" in kinds)
-    return order + waiting
+    return timeline.sorted_by_types(pictures, kinds)
 
 
 def _order_by_decoding(media: Media, stream: Any, packets: _Stream, limit: int | None = None) -> list[int]:

@@ -127,7 +127,7 @@ class PyAVDecoder:
             if len(near) == len(wanted) and 2 * np.abs(shown - wanted).max() <= step:
                 times = self._index.times
                 self.time_error = max(self.time_error, float(np.abs(times[shown] - times[wanted]).max()))
-                return shown, [self._image(frame, short_side) for _, frame in near]
+                return shown, [self._image(*frame, short_side) for frame in near]
         if self._fast:
             self._fast = False  # frames too near each other, or too few pictures left to choose from
             self._reopen()
@@ -144,7 +144,7 @@ class PyAVDecoder:
 
     def _exact(self, number: int, short_side: int | None) -> tuple[int, Image]:
         shown = self._find(number)
-        return shown[0], self._image(shown[1], short_side)
+        return shown[0], self._image(*shown, short_side)
 
     def _find(self, number: int) -> tuple[int, Any]:
         """The frame ``number``, or the whole one that stands in for it."""
@@ -298,7 +298,7 @@ class PyAVDecoder:
                     continue
                 number = self._numbers.get(packet.pts, -1)
                 is_key = number in self._keys
-                if packet.pts in self._index.broken and not is_key and not waiting:
+                if packet.pts in self._index.broken and (is_key or not waiting):
                     self._lose(self._culprit(number, before), "a part of the file is lost before them")
                 if waiting and is_key:
                     waiting, first = False, max(number, 0)
@@ -375,9 +375,22 @@ class PyAVDecoder:
         if skipping != self._skipping:
             context.skip_frame = self._skipping = skipping
 
-    def _image(self, shown: tuple[Any, Matrix | None], short_side: int | None) -> Image:
+    def _image(self, number: int, shown: tuple[Any, Matrix | None], short_side: int | None) -> Image:
         frame, matrix = shown
         self.turned = is_quarter(matrix)
         # A stream may change its size or its orientation on the way; all frames come in the size of the first.
+        if self._size is None and number and (frame.height, frame.width) != self._index.stored_size:
+            self._size = self._first_size()
         self._size = self._size or upright_size(frame, matrix)
         return rgb(frame, matrix, shrunk(self._size, short_side), self._convert)
+
+    def _first_size(self) -> tuple[int, int]:
+        """(width, height) of the first frame, upright."""
+        place = self._media.place
+        position = 0 if isinstance(place, str) else place.tell()
+        first = PyAVDecoder(self._media, self._index, self._media.open(), None, 1, fast=False)
+        _, (image,) = first.read(np.zeros(1, dtype=np.int64), None)
+        first.close()
+        if not isinstance(place, str):
+            place.seek(position)
+        return image.shape[1], image.shape[0]

@@ -114,6 +114,18 @@ def without(at: int) -> Callable[[Packets], Packets]:
     return lambda packets: packets[:at] + packets[at + 1 :]
 
 
+def stamped_with_decode_times(packets: Packets) -> Packets:
+    """As a writer does that knows nothing of pictures stored before those that they are shown behind."""
+    for number, packet in enumerate(packets):
+        packet.pts = packet.dts = number
+    return packets
+
+
+def without_table_of_keyframes(data: bytes) -> bytes:
+    """An mp4 that calls every picture a keyframe."""
+    return data.replace(b"stss", b"free")
+
+
 def spoiled(at: int) -> Callable[[Packets], Packets]:
     """The second half of packet ``at`` is overwritten."""
 
@@ -261,6 +273,11 @@ def streams() -> list[Stream]:
                 "forward stamp", codec, suffix, options, format_options=free, change=restamped(30, 44), times=regular
             ),
         ]
+    for codec, suffix in (("libx264", "mkv"), ("libx264", "ts"), ("libx265", "mp4"), ("mpeg4", "mov")):
+        b = {} if codec == "libx265" else B2
+        made.append(Stream("decode times", codec, suffix, b, change=stamped_with_decode_times))
+    for codec, suffix in (("libx264", "mp4"), ("libx265", "mp4"), ("mpeg4", "mp4"), ("mpeg2video", "mov")):
+        made.append(Stream("no key table", codec, suffix, _options(codec), patch=without_table_of_keyframes))
     for at, tick in ((14, 8), (23, 29)):
         stream = Stream(f"stamp {at} as {tick}", "libx264", "mkv", B2, change=restamped(at, tick))
         made.append(replace(stream, format_options=free, times=[n / RATE for n in range(50)]))

@@ -33,6 +33,7 @@ def run(script: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     script.main()
 
 
+@pytest.mark.slow  # it loads timm and transformers
 def test_every_peer_of_an_image_model_has_our_weights_and_gradients(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -523,6 +523,7 @@ def test_a_second_run_of_the_same_part_is_refused(clips: Path, tmp_path: Path) -
 # --- ray --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # Ray takes a minute to start and end
 def test_on_ray_it_is_the_same_though_a_worker_is_killed(
     clips: Path, whole: dict[tuple[str, int], NDArray[np.float32]], tmp_path: Path
 ) -> None:

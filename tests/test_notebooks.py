@@ -23,7 +23,11 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-@pytest.mark.parametrize("name", PRINTED)
+#: Training takes half a minute; the training guide's commands do the same in the fast tests.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "own_videos" else name for name in PRINTED]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_cell_runs_and_gives_what_is_stored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stored = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from assets import numbers_in
-from streams import Stream, check, streams
+from streams import Stream, check, sequential, streams
 
 from hiera_video import open_video
 from hiera_video.data.reading import damage, timeline
@@ -161,3 +161,43 @@ def test_messages_of_ffmpeg_are_counted_and_not_printed(tmp_path: Path, capfd: p
                 assert "cannot be decoded by" in str(error)
     assert capfd.readouterr() == ("", "")
     assert av.logging.get_level() is not None
+
+
+def test_a_transport_packet_lost_anywhere_in_a_keyframe_is_said_and_nothing_smeared_is_shown(
+    tmp_path: Path,
+) -> None:
+    path = Stream("plain", "libx265", "ts", {"crf": "1"}, ticks=range(30)).write(tmp_path)
+    whole = np.stack(sequential(path)[1])
+    data = path.read_bytes()
+    starts = [at for at in range(0, len(data), 188) if data[at + 1] & 31 == 1 and data[at + 2] == 0]
+    begins = [i for i, at in enumerate(starts) if data[at + 1] & 0x40]
+    with av.open(str(path)) as container:
+        keys = [n for n, packet in enumerate(container.demux(video=0)) if packet.size and packet.is_keyframe][:2]
+    for key in keys:
+        inside = starts[begins[key] + 1 : begins[key + 1] - 1]
+        assert len(inside) >= 2
+        for at in inside[:: max(1, len(inside) // 2)]:
+            with open_video(data[:at] + data[at + 188 :]) as video:
+                pixels, error = video.frames(range(len(video))).pixels, video.error
+            assert error is not None, (key, at)
+            nearest = [np.abs(whole.astype(int) - shown).mean((1, 2, 3)).min() for shown in pixels]
+            assert max(nearest) < 3, (key, at)
+
+
+def test_a_colour_matrix_that_swscale_refuses_is_read_as_none(tmp_path: Path) -> None:
+    stream = Stream("colour matrix", "libx264", "mp4", {"x264-params": "colormatrix=YCgCo"}, ticks=range(8))
+    with open_video(stream.write(tmp_path)) as video:
+        assert numbers_in(video.frames(range(8)).pixels) == list(range(8))
+
+
+def test_frames_have_the_size_of_the_first_from_wherever_reading_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream("plain", "libx264", "ts", ticks=range(20))
+    first = stream.write(tmp_path).read_bytes()
+    monkeypatch.setattr("streams.WIDTH", 128)
+    monkeypatch.setattr("streams.HEIGHT", 96)
+    joined = first + stream.write(tmp_path).read_bytes()
+    with open_video(joined) as video:
+        assert [video.frames([i]).pixels.shape[1:3] for i in (30, 3, 31)] == [(48, 64)] * 3
+        assert (len(video), video.width, video.error) == (40, 64, None)

@@ -14,6 +14,8 @@ from typing import Any
 _HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 #: Bytes of a NAL unit that hold all that is read of it.
 _HEADER_BYTES = 400
+#: Codecs of which FFmpeg may call every packet a keyframe.
+UNSURE_KEYS = frozenset({"h261", "h263", "h263p", "svq1", "svq3"})
 
 
 class _Bits:
@@ -298,3 +300,25 @@ def is_reference(codec: str, packet: Any) -> bool:
     if codec == "h264":
         return all(unit[0] >> 5 & 3 for unit in units if unit and unit[0] & 31 in (1, 5))
     return all(unit[0] >> 1 & 63 not in (0, 2, 4, 6, 8) for unit in units if unit)
+
+
+def is_intra(codec: str, packet: Any) -> bool:
+    """Whether a packet that its container calls a keyframe is one; True where it cannot be told.
+
+    An mp4 without a table of keyframes calls all packets so, and AVI indices name the wrong ones.
+    """
+    data = bytes(packet)
+    if codec == "mpeg4":
+        position = data.find(b"\0\0\1\xb6")
+        # One of so few bytes repeats the picture before, whatever its type says.
+        return position < 0 or (len(data) > position + 8 and data[position + 4] >> 6 == 0)
+    if codec in ("mpeg1video", "mpeg2video"):
+        position = data.find(b"\0\0\1\0")
+        return position < 0 or len(data) < position + 6 or data[position + 5] >> 3 & 7 == 1
+    if codec != "hevc":
+        return True
+    kinds = [
+        unit[0] >> 1 & 63 for unit in _units(data, 0 if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1" else 4) if unit
+    ]
+    pictures = [kind for kind in kinds if kind < 32]
+    return not pictures or 16 <= pictures[0] <= 23

@@ -1,4 +1,4 @@
-"""Whether a file ends before its own structure does: a broken download or copy.
+"""Whether parts of a file are missing: its end, after a broken download or copy, or packets of a transport stream.
 
 The number of frames or seconds in a header proves nothing: edit lists hide samples, and recorders guess. A box that is
 larger than the rest of the file does.
@@ -7,7 +7,11 @@ larger than the rest of the file does.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
+
+#: Bytes of a picture that are read at most to learn where it has a hole.
+_MAX_PICTURE_BYTES = 16 * 2**20
 
 
 def ends_early(place: str | BinaryIO, container: str) -> bool:
@@ -75,3 +79,46 @@ def _avi(file: BinaryIO, size: int) -> bool:
 
 
 _CHECKS = {"mov": _mp4, "matroska": _matroska, "avi": _avi}
+
+
+def packets_with_holes(
+    place: str | BinaryIO, marked: Iterable[int], offsets: Sequence[int | None], keyframes: Sequence[bool]
+) -> Iterator[int]:
+    """Which pictures of a transport stream have lost a part.
+
+    FFmpeg marks the picture before the one with the hole, of the first picture none. Where the next one is a keyframe
+    it may begin another recording, whose counters are others, and then nothing is lost.
+
+    Args:
+        place: a path, or an open binary file, which keeps its position.
+        marked: places of pictures that FFmpeg has marked, in the order in which they are stored.
+        offsets: bytes from the file's beginning to each picture.
+        keyframes: which of them are keyframes.
+    """
+    for i in (0, *(i + 1 for i in marked)):
+        is_sure = i > 0 and not any(keyframes[i + 1 : i + 2])
+        begin, end = (offsets[j] if j < len(offsets) else None for j in (i, i + 1))
+        if i < len(offsets) and (is_sure or (begin is not None and end is not None and _has_hole(place, begin, end))):
+            yield i
+
+
+def _has_hole(place: str | BinaryIO, begin: int, end: int) -> bool:
+    """Whether the counters of a picture's transport packets leave out one."""
+    if isinstance(place, str):
+        with open(place, "rb") as file:
+            return _has_hole(file, begin, end)
+    position = place.tell()
+    place.seek(begin)
+    data = place.read(min(max(0, end - begin), _MAX_PICTURE_BYTES) + 192 * 2)
+    place.seek(position)
+    data = data[max(0, data.find(b"G", 0, 8)) :]
+    step = next((size for size in (188, 192, 204) if data[size : size + 1] == b"G"), 188)
+    own = data[1] & 31, data[2]
+    before = None
+    for start in range(0, min(end - begin, len(data) - 3), step):
+        if (data[start + 1] & 31, data[start + 2]) == own and data[start + 3] & 16:  # it carries a part of the picture
+            counter = data[start + 3] & 15
+            if before is not None and (counter - before) % 16 > 1:
+                return True
+            before = counter
+    return False

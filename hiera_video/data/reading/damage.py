@@ -73,3 +73,25 @@ def silence_other_ffmpegs() -> None:
             if "/av.libs/" not in path:
                 with suppress(OSError, AttributeError):
                     ctypes.CDLL(path).av_log_set_level(-8)
+
+
+def culprit(number: int, before: int, stored: NDArray[np.int64], codec: str) -> int:
+    """The frame that a packet spoils: its own, else that of the field before, else the next one.
+
+    Args:
+        number: the frame that the packet begins, -1 where it begins none.
+        before: the frame that the packets before it began, -1 at the start.
+        stored: int64 [N], frame numbers in the order in which the file stores them.
+        codec: FFmpeg's name of it.
+    """
+    if number >= 0 or (before >= 0 and codec in ("h264", "mpeg2video")):
+        return number if number >= 0 else before
+    place = int(np.flatnonzero(stored == before)[0]) + 1 if before >= 0 else 0
+    return int(stored[min(place, len(stored) - 1)])
+
+
+def reason(error: BaseException) -> str:
+    """The part of a decoder's message that a person can use: no stack, no source lines, no numbers of errors."""
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", lines[0] if lines else type(error).__name__)
+    return re.sub(r"^\[Errno -?\d+\] |: '.*'(; last error log: .*)?$", "", text).strip()

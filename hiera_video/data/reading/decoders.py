@@ -38,6 +38,10 @@ def upright_size(frame: Any, matrix: Matrix | None) -> tuple[int, int]:
     return (frame.height, frame.width) if is_quarter(matrix) else (frame.width, frame.height)
 
 
+#: Colour matrices that swscale has refused since FFmpeg 8, and what it took them for before: BT.2020, or none stated.
+NOT_CONVERTED = {8: 2, 10: 9, 11: 2, 12: 2, 13: 2, 14: 2, 15: 2}
+
+
 def rgb(frame: Any, matrix: Matrix | None, size: tuple[int, int], convert: Any) -> Image:
     """An ``av.VideoFrame`` as it is shown: upright, and what is transparent on white, as that of stills.
 
@@ -51,6 +55,8 @@ def rgb(frame: Any, matrix: Matrix | None, size: tuple[int, int], convert: Any) 
         uint8 [H, W, 3], a view of the converted frame's own memory: rows may be padded, nothing is copied.
     """
     width, height = size[::-1] if is_quarter(matrix) else size
+    if frame.colorspace in NOT_CONVERTED:
+        frame.colorspace = NOT_CONVERTED[frame.colorspace]
     form, channels = ("rgba", 4) if has_alpha(frame.format.name) else ("rgb24", 3)
     plane: Any = convert(frame, width=width, height=height, format=form).planes[0]
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)

@@ -5,16 +5,16 @@ Every decoder counts frames by this one index, so all agree on which frame a tim
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading import bitstream, damage, timeline
-from hiera_video.data.reading.cut_off import ends_early
+from hiera_video.data.reading.cut_off import ends_early, packets_with_holes
 from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
@@ -26,9 +26,7 @@ SQUARE = Fraction(1)
 #: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
 STREAMS_OF_BYTES = ("mpegts", "mpeg")
 #: Codecs that may store pictures in another order than they show them.
-REORDERING = frozenset(
-    {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
-)
+REORDERING = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
 #: An MPEG-4 packet as small as this shows nothing: it completes a packet of two pictures, or repeats one.
 _EMPTY_MPEG4_BYTES = 10
 
@@ -95,6 +93,7 @@ class _Stream:
     """The packets of a stream that may show something, in the order in which they are stored."""
 
     positions: list[int] = field(default_factory=list)
+    offsets: list[int | None] = field(default_factory=list)  # bytes from the file's beginning
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
@@ -127,8 +126,9 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
         with damage.caught() as messages:
             container = media.open()
     except (av.FFmpegError, OSError, ValueError) as error:
+        why = damage.reason(error)
         raise UnreadableVideo(
-            f"{media.name} is not a video that FFmpeg can open ({reason(error)}): check the file, or convert it to mp4."
+            f"{media.name} is not a video that FFmpeg can open ({why}): check the file, or convert it to mp4."
         ) from error
     try:
         stream = container.streams.best("video")
@@ -141,7 +141,7 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
-        packets = _read_packets(container, stream)
+        packets = _read_packets(media, container, stream)
         if packets.error is None and (text := damage.worst(messages, stream.codec_context.name)):
             packets.error = f"the file is damaged ({text})."
         if not packets.pts:
@@ -172,15 +172,16 @@ def is_part(packet: Any, container: str) -> bool:
     return bool(packet.is_corrupt) and not container.startswith(STREAMS_OF_BYTES)
 
 
-def _read_packets(container: Any, stream: Any) -> _Stream:
+def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
     import av
 
     name, codec = container.format.name, stream.codec_context.name
     headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
     count = bitstream.picture_counter(codec, headers)
+    can_start = partial(bitstream.is_intra, codec) if headers is None else headers.can_start
     result, holes = _Stream(), set()
     kept: list[Any] | None = []
-    rows: list[tuple[int, int | None, int | None, int, bool, int, int]] = []
+    rows: list[tuple[Any, ...]] = []
     position = num_bytes = usual = 0
     before: Any = None
     last: int | None = None  # dts of the packet before
@@ -211,43 +212,44 @@ def _read_packets(container: Any, stream: Any) -> _Stream:
                             result.broken.add(position)
                     before, last = packet, dts
                 if not packet.is_discard:  # an edit list may hide packets
-                    is_key = packet.is_keyframe and (headers is None or headers.can_start(packet))
+                    is_key = packet.is_keyframe and can_start(packet)
                     begun = 1 if count is None else count(packet)
-                    rows.append((position, packet.pts, dts, packet.duration or 0, is_key, begun, size))
+                    rows.append((position, packet.pos, packet.pts, dts, packet.duration or 0, is_key, begun, size))
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
-            result.error = f"the file cannot be read to its end ({reason(failure)})."
+            result.error = f"the file cannot be read to its end ({damage.reason(failure)})."
         if result.error is None and (text := damage.worst(messages, codec)):
             result.error = f"the file is damaged ({text})."
     result.kept = kept
     if rows:
-        columns = map(list, zip(*rows, strict=True))
-        result.positions, result.pts, result.dts, result.durations, result.keyframes, result.pictures, sizes = columns
-        result.smallest = min(sizes)
-    _place_holes(result, holes)
+        names = ("positions", "offsets", "pts", "dts", "durations", "keyframes", "pictures")
+        for column, values in zip(names, zip(*rows, strict=True), strict=False):
+            setattr(result, column, list(values))
+        result.smallest = min(row[-1] for row in rows)
+    if codec in bitstream.UNSURE_KEYS and all(result.keyframes):
+        result.keyframes[1:] = [False] * len(result.keyframes[1:])
+    keys = {position for position, is_key in zip(result.positions, result.keyframes, strict=True) if is_key}
+    result.broken -= keys  # what is lost before a keyframe does not spoil it
+    if name == "mpegts":
+        marked = [i for i, position in enumerate(result.positions) if position in holes]
+        spoiled = packets_with_holes(media.place, marked, result.offsets, result.keyframes)
+        result.broken |= {result.positions[i] for i in spoiled}
+    else:
+        result.broken |= {position + 1 for position in holes if position + 1 not in keys}
     return result
-
-
-def _place_holes(stream: _Stream, holes: set[int]) -> None:
-    """Note where transport packets are lost: FFmpeg marks the packet before the one with the hole.
-
-    Where another recording begins right behind, their counters differ and nothing is lost.
-    """
-    for position in holes:
-        following = [i + 1 for i, other in enumerate(stream.positions) if other == position]
-        if following and following[0] < len(stream.positions) and not any(stream.keyframes[following[0] :][:2]):
-            stream.broken.add(stream.positions[following[0]])
 
 
 def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
     time_base = stream.time_base
-    avi = container.format.name == "avi"
-    pts = [None] * len(packets.pts) if avi else packets.pts  # FFmpeg makes them up there
+    pts, dts = packets.pts, packets.dts
+    if container.format.name == "avi":
+        pts = [None] * len(pts)  # FFmpeg makes them up there
+    elif _are_decode_times(media, stream, packets):
+        pts, dts = [None] * len(pts), pts
     usual = rate.denominator * time_base.denominator / (rate.numerator * time_base.numerator)
-    shown, decoded, begins = timeline.join_clocks(
-        pts, packets.dts, usual, float(1 / time_base), bool(container.format.flags & 0x0200)
-    )
+    leaps = bool(container.format.flags & 0x0200)
+    shown, decoded, begins = timeline.join_clocks(pts, dts, usual, float(1 / time_base), leaps)
     stamped = any(stamp is not None for stamp in shown)
     order = _display_order(media, stream, packets, shown, decoded, begins)
     warning = None
@@ -286,6 +288,16 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         warning=warning,
         pixel_aspect=_pixel_aspect(stream),
     )
+
+
+def _are_decode_times(media: Media, stream: Any, packets: _Stream) -> bool:
+    """Whether stamps ascend as pictures are stored, though these are shown in another order."""
+    ascend = None not in packets.pts and packets.pts == sorted(packets.pts, key=lambda stamp: stamp or 0)
+    if not ascend or stream.codec_context.name not in REORDERING or not stream.codec_context.has_b_frames:
+        return False
+    limit = 2 * timeline.MAX_REORDERING
+    order = _order_by_decoding(media, stream, packets, limit=limit, lost_too=False)
+    return order != sorted(order)
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
@@ -332,28 +344,22 @@ def _display_order(
 
 
 def _order_by_types(packets: _Stream, pictures: list[int]) -> list[int] | None:
-    """The display order of MPEG-4 without time stamps: what B pictures refer to waits until the next such picture."""
+    """The display order of MPEG-4 without time stamps."""
     if packets.kept is None:
-        kinds = None
-    else:
-        kinds = [bitstream.mpeg4_kind(packets.kept[packets.positions[i]]) for i in pictures]
-    if kinds is None or None in kinds:
         return None
-    order: list[int] = []
-    waiting: list[int] = []
-    for i, kind in zip(pictures, kinds, strict=True):
-        if kind == "B":
-            order.append(i)
-        else:
-            order, waiting = order + waiting, [i]
+    kinds = [bitstream.mpeg4_kind(packets.kept[packets.positions[i]]) for i in pictures]
+    if None in kinds:
+        return None
     packets.delay = int("B" in kinds)
-    return order + waiting
+    return timeline.sorted_by_types(pictures, kinds)
 
 
-def _order_by_decoding(media: Media, stream: Any, packets: _Stream, limit: int | None = None) -> list[int]:
+def _order_by_decoding(
+    media: Media, stream: Any, packets: _Stream, limit: int | None = None, lost_too: bool = True
+) -> list[int]:
     """The packets that show a picture, in display order, found by decoding them from the first on.
 
-    A packet that does not decode keeps its place: its picture is lost, not absent.
+    A packet that does not decode keeps its place (``lost_too``): its picture is lost, not absent.
     """
     import av
 
@@ -382,7 +388,7 @@ def _order_by_decoding(media: Media, stream: Any, packets: _Stream, limit: int |
                 order += [places[frame.pts] for frame in frames if frame.pts in places]
                 if frames and first_out is None:
                     first_out = position
-                if not frames and here is not None and packets.pictures[here] and damage.worst(messages):
+                if lost_too and not frames and here is not None and packets.pictures[here] and damage.worst(messages):
                     order.append(here)
                 if at_end:
                     break
@@ -391,10 +397,3 @@ def _order_by_decoding(media: Media, stream: Any, packets: _Stream, limit: int |
             pass
     packets.delay = (first_out or 0) if limit is None else packets.delay
     return list(dict.fromkeys(order))
-
-
-def reason(error: BaseException) -> str:
-    """The part of a decoder's message that a person can use: no stack, no source lines, no numbers of errors."""
-    lines = str(error).strip().splitlines()
-    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", lines[0] if lines else type(error).__name__)
-    return re.sub(r"^\[Errno -?\d+\] |: '.*'(; last error log: .*)?$", "", text).strip()

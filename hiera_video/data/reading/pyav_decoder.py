@@ -10,7 +10,7 @@ import numpy as np
 
 from hiera_video.data.reading import bitstream, damage
 from hiera_video.data.reading.decoders import Image, Numbers, converter, rgb, upright_size
-from hiera_video.data.reading.frame_index import FrameIndex, Media, is_part, leave_out_others, reason
+from hiera_video.data.reading.frame_index import FrameIndex, Media, is_part, leave_out_others
 from hiera_video.data.reading.orientation import Matrix, is_quarter, with_matrix
 from hiera_video.data.reading.pictures import shrunk
 from hiera_video.errors import UnreadableVideo
@@ -56,8 +56,7 @@ class PyAVDecoder:
         self._wanted: frozenset[int] = frozenset()
         self._last = -1
         self._skipping = ""
-        # (frame number, (av.VideoFrame, its display matrix)) from where decoding stands
-        self._frames: Iterator[tuple[int, Any]]
+        self._frames: Iterator[tuple[int, Any]]  # (number, (av.VideoFrame, its matrix)) from where decoding stands
         self._shown: tuple[int, Any] | None = None
         self._ahead: tuple[int, Any] | None = None
         self._started_at = 0
@@ -72,12 +71,8 @@ class PyAVDecoder:
         # Opening again is the one way back to the beginning that every format knows; these know another.
         self._container: Any = container
         self._packets = packets  # of the stream, in the order of decoding; None: read them from the container
-        self._rewinds = (
-            index.container.startswith(("mov", "matroska"))
-            and len(index.keys) > 0
-            and index.keys[0] == 0
-            and not index.by_position
-        )
+        starts = len(index.keys) > 0 and index.keys[0] == 0
+        self._rewinds = starts and index.container.startswith(("mov", "matroska")) and not index.by_position
         self._configure()
         self._start(0)
 
@@ -127,7 +122,7 @@ class PyAVDecoder:
             if len(near) == len(wanted) and 2 * np.abs(shown - wanted).max() <= step:
                 times = self._index.times
                 self.time_error = max(self.time_error, float(np.abs(times[shown] - times[wanted]).max()))
-                return shown, [self._image(frame, short_side) for _, frame in near]
+                return shown, [self._image(*frame, short_side) for frame in near]
         if self._fast:
             self._fast = False  # frames too near each other, or too few pictures left to choose from
             self._reopen()
@@ -144,7 +139,7 @@ class PyAVDecoder:
 
     def _exact(self, number: int, short_side: int | None) -> tuple[int, Image]:
         shown = self._find(number)
-        return shown[0], self._image(shown[1], short_side)
+        return shown[0], self._image(*shown, short_side)
 
     def _find(self, number: int) -> tuple[int, Any]:
         """The frame ``number``, or the whole one that stands in for it."""
@@ -299,8 +294,11 @@ class PyAVDecoder:
                 if packet is not None and packet.size:
                     number = numbers.get(packet.pts, -1)
                     is_key = number in keys
-                    if packet.pts in broken and not is_key and not waiting:
-                        self._lose(self._culprit(number, before), "a part of the file is lost before them")
+                    if packet.pts in broken and (is_key or not waiting):
+                        self._lose(
+                            damage.culprit(number, before, self._index.stored, self._index.codec),
+                            "a part of the file is lost before them",
+                        )
                     if waiting and is_key:
                         waiting, first = False, max(number, 0)
                     if waiting or number in lost or (number < 0 and before in lost):
@@ -317,15 +315,7 @@ class PyAVDecoder:
                         yield shown, frame
                 before = number if number >= 0 else before
         except (av.FFmpegError, IndexError) as error:  # the file, not a packet: a disk or a network that failed
-            self._reason = reason(error)
-
-    def _culprit(self, number: int, before: int) -> int:
-        """The frame that a packet spoils: its own, else that of the field before, else the next one."""
-        if number >= 0 or (before >= 0 and self._index.codec in ("h264", "mpeg2video")):
-            return max(number, before) if number < 0 else number
-        stored = self._index.stored
-        place = int(np.flatnonzero(stored == before)[0]) + 1 if before >= 0 else 0
-        return int(stored[min(place, len(stored) - 1)])
+            self._reason = damage.reason(error)
 
     def _frames_of(self, context: Any, packet: Any, before: int, first: int) -> list[Any]:
         """Decode one packet, stored after frame ``before``; damaged frames from ``first`` on are noted as lost."""
@@ -346,7 +336,8 @@ class PyAVDecoder:
     def _listen(self, context: Any, packet: Any, before: int, first: int) -> list[Any]:
         number = -1
         if packet is not None and packet.size:
-            number = self._culprit(self._numbers.get(packet.pts, -1), before)
+            number = self._numbers.get(packet.pts, -1)
+            number = damage.culprit(number, before, self._index.stored, self._index.codec)
             if not bitstream.is_reference(self._index.codec, packet):
                 self._single.add(number)
         failure: str | None = None
@@ -355,7 +346,7 @@ class PyAVDecoder:
             try:
                 frames = context.decode(packet)
             except self._decoding_error as error:
-                failure = reason(error)
+                failure = damage.reason(error)
         failure = damage.worst(messages) or failure
         if failure is not None and number >= first:
             self._lose(number, failure)
@@ -387,9 +378,22 @@ class PyAVDecoder:
         if skipping != self._skipping:
             context.skip_frame = self._skipping = skipping
 
-    def _image(self, shown: tuple[Any, Matrix | None], short_side: int | None) -> Image:
+    def _image(self, number: int, shown: tuple[Any, Matrix | None], short_side: int | None) -> Image:
         frame, matrix = shown
         self.turned = is_quarter(matrix)
         # A stream may change its size or its orientation on the way; all frames come in the size of the first.
+        if self._size is None and number and (frame.height, frame.width) != self._index.stored_size:
+            self._size = self._first_size()
         self._size = self._size or upright_size(frame, matrix)
         return rgb(frame, matrix, shrunk(self._size, short_side), self._convert)
+
+    def _first_size(self) -> tuple[int, int]:
+        """(width, height) of the first frame, upright."""
+        place = self._media.place
+        position = 0 if isinstance(place, str) else place.tell()
+        first = PyAVDecoder(self._media, self._index, self._media.open(), None, 1, fast=False)
+        _, (image,) = first.read(np.zeros(1, dtype=np.int64), None)
+        first.close()
+        if not isinstance(place, str):
+            place.seek(position)
+        return image.shape[1], image.shape[0]

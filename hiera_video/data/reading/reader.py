@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hiera_video.data.reading.damage import reason
 from hiera_video.data.reading.decoders import (
     DecordDecoder,
     Image,
     TorchcodecDecoder,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
-from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index, reason
+from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index
 from hiera_video.data.reading.pictures import AnimationDecoder, PictureDecoder, begins, is_animated
 from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.errors import RequestError, UnreadableVideo

@@ -95,6 +95,18 @@ def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins:
     return order
 
 
+def sorted_by_types(positions: Sequence[int], kinds: Sequence[str | None]) -> list[int]:
+    """Positions in display order, of pictures whose kinds are known: what "B" refers to waits for the next other."""
+    order: list[int] = []
+    waiting: list[int] = []
+    for i, kind in zip(positions, kinds, strict=True):
+        if kind == "B":
+            order.append(i)
+        else:
+            order, waiting = order + waiting, [i]
+    return order + waiting
+
+
 def _some_are_out_of_step(steps: NDArray[np.int64]) -> bool:
     """Whether stamps are even but for a few, and one of these comes too early: it may stand in a wrong place."""
     if len(steps) >= _MAX_JUDGED:

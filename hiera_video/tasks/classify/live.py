@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiera_video.data.reading.damage import reason
 from hiera_video.data.reading.decoders import converter, rgb, upright_size
-from hiera_video.data.reading.frame_index import reason
 from hiera_video.data.reading.orientation import Matrix, Orientation, is_quarter
 from hiera_video.data.sampling import test_clips
 from hiera_video.data.transforms import plan_crops

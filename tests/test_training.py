@@ -273,7 +273,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_files(
         return {**figures, "loss": figures["loss"] * (float("nan") if draw == (5, 1) else 1)}
 
     monkeypatch.setattr(ClassStep, "__call__", broken)
-    changes = finetuning(colours / "train", tiny_model, run__output=str(tmp_path), data__num_workers="0")
+    options = {"run__output": str(tmp_path), "run__save_every": "4st", "data__num_workers": "0"}
+    changes = finetuning(colours / "train", tiny_model, **options)
     with pytest.raises(TrainingStopped, match=r"^step 6: the loss is nan; the step was not made.*train/\w+/\d+\.mp4"):
         run_finetune(changes)
     state = json.loads((tmp_path / "checkpoints" / "step_00000004" / "state.json").read_text())

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 #: Bytes of a picture that are read at most to learn where it has a hole.
 _MAX_PICTURE_BYTES = 16 * 2**20
+
+
+#: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
+#: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
+STREAMS_OF_BYTES = ("mpegts", "mpeg")
+
+
+def is_part(packet: Any, container: str) -> bool:
+    """Whether only the first part of a packet is there, at the end of a file that is cut off."""
+    return bool(packet.is_corrupt) and not container.startswith(STREAMS_OF_BYTES)
 
 
 def ends_early(place: str | BinaryIO, container: str) -> bool:

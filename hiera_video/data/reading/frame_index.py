@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading import bitstream, damage, timeline
-from hiera_video.data.reading.cut_off import ends_early, packets_with_holes
+from hiera_video.data.reading.cut_off import ends_early, is_part, packets_with_holes
 from hiera_video.errors import UnreadableVideo
 
 #: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
@@ -22,9 +22,6 @@ MAX_KEPT_BYTES = 16 * 2**20
 #: Pixels that are more than so long come from broken headers, and would make pictures of any size.
 MAX_PIXEL_ASPECT = Fraction(16)
 SQUARE = Fraction(1)
-#: Containers whose packets are cut out of a stream of bytes: one that is marked as corrupt is there, with a hole in it
-#: or in its neighbour. Elsewhere the mark means the half of a packet at the end of a file that is cut off.
-STREAMS_OF_BYTES = ("mpegts", "mpeg")
 #: Codecs that may store pictures in another order than they show them.
 REORDERING = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
 #: An MPEG-4 packet as small as this shows nothing: it completes a packet of two pictures, or repeats one.
@@ -167,11 +164,6 @@ def leave_out_others(container: Any, stream: Any) -> None:
                 other.discard = av.stream.Discard.all
 
 
-def is_part(packet: Any, container: str) -> bool:
-    """Whether only the first part of a packet is there, at the end of a file that is cut off."""
-    return bool(packet.is_corrupt) and not container.startswith(STREAMS_OF_BYTES)
-
-
 def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
     import av
 
@@ -226,6 +218,12 @@ def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
         for column, values in zip(names, zip(*rows, strict=True), strict=False):
             setattr(result, column, list(values))
         result.smallest = min(row[-1] for row in rows)
+    _judge(media, name, codec, result, holes)
+    return result
+
+
+def _judge(media: Media, name: str, codec: str, result: _Stream, holes: set[int]) -> None:
+    """Tell false keyframes, and which packets the ``holes`` of the container spoil."""
     if codec in bitstream.UNSURE_KEYS and all(result.keyframes):
         result.keyframes[1:] = [False] * len(result.keyframes[1:])
     keys = {position for position, is_key in zip(result.positions, result.keyframes, strict=True) if is_key}
@@ -236,7 +234,6 @@ def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
         result.broken |= {result.positions[i] for i in spoiled}
     else:
         result.broken |= {position + 1 for position in holes if position + 1 not in keys}
-    return result
 
 
 def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:

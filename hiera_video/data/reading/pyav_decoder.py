@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.reading import bitstream, damage
+from hiera_video.data.reading.cut_off import is_part
 from hiera_video.data.reading.decoders import Image, Numbers, converter, rgb, upright_size
-from hiera_video.data.reading.frame_index import FrameIndex, Media, is_part, leave_out_others
+from hiera_video.data.reading.frame_index import FrameIndex, Media, leave_out_others
 from hiera_video.data.reading.orientation import Matrix, is_quarter, with_matrix
 from hiera_video.data.reading.pictures import shrunk
 from hiera_video.errors import UnreadableVideo

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from assets import H264
 
+pytestmark = pytest.mark.slow  # the script itself is run, which loads every contestant
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmarks" / "loader.py"
 CONTESTANTS = ["ours", "pytorchvideo-pyav", "decode-per-view", "floor"]
 

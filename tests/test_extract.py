@@ -477,6 +477,7 @@ def test_a_bad_file_loses_no_good_one(clips: Path, tmp_path: Path) -> None:
     assert "bad.mp4" not in {Path(row["input"]).name for row in read_failures(tmp_path / "out")}
 
 
+@pytest.mark.slow  # half a minute; test_reader and test_classify read the samples too
 @pytest.mark.skipif("HIERA_VIDEO_SAMPLES" not in os.environ, reason="real clips: HIERA_VIDEO_SAMPLES=FOLDER")
 def test_every_sample_is_answered_or_told(tmp_path: Path) -> None:
     samples = Path(os.environ["HIERA_VIDEO_SAMPLES"])
@@ -487,6 +488,7 @@ def test_every_sample_is_answered_or_told(tmp_path: Path) -> None:
     assert Path(failure["input"]).name == "corrupted.mp4" and failure["windows"] > 0
 
 
+@pytest.mark.slow  # several starts
 def test_a_full_disk_ends_the_run_in_one_sentence_and_with_room_it_goes_on(
     clips: Path, whole: dict[tuple[str, int], NDArray[np.float32]], tmp_path: Path
 ) -> None:

@@ -94,7 +94,7 @@ def of_session(session: int) -> list[int]:
     ("way", "method"),
     [
         *((way, "fork") for way in PROGRAMS if way != "a program that waits"),
-        ("left by break", "spawn"),
+        pytest.param("left by break", "spawn", marks=pytest.mark.slow),
         pytest.param("the epoch is over", "spawn", marks=pytest.mark.slow),  # this start method imports all of it again
     ],
 )

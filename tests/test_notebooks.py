@@ -23,8 +23,8 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-#: Training takes half a minute; the training guide's commands do the same in the fast tests.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "own_videos" else name for name in PRINTED]
+#: One in the fast tests: the guides' commands do what the other two do.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name != "classify" else name for name in PRINTED]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,9 @@ from hiera_video.training.metrics import read_metrics
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
+pytestmark = pytest.mark.slow  # torchrun starts two processes four times, each of which imports torch
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_mae: Path) -> dict[int, Path]:
     """Where tests/two_processes.py has written, by number of processes."""

@@ -106,6 +106,7 @@ def test_the_whole_chain(
     assert {score["label"] for score in answer["predictions"]} == {"red", "green", "blue"}
 
 
+@pytest.mark.slow  # five starts; test_training stops and goes on in this process
 def test_a_killed_run_ends_as_if_it_had_not_been(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL once, in a run with two workers and a bad file among the videos."""
     kill_and_compare("finetune", colours, tiny_model, tmp_path, steps=32, kills=1)
@@ -138,6 +139,7 @@ def kill_and_compare(
     assert "bad.mp4" in (tmp_path / "killed" / "bad_videos.txt").read_text()
 
 
+@pytest.mark.slow  # two starts
 def test_sigterm_saves_and_leaves(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
     changes = finetuning(colours / "train", tiny_model, run__duration="2000st", run__save_every="2000st")
     argv = [sys.executable, "-m", "hiera_video.cli", "finetune", "--config", str(config(tmp_path, changes))]
@@ -178,6 +180,7 @@ def test_ones_own_videos_start_from_a_checkpoint_on_a_hub(
 SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
 
 
+@pytest.mark.slow  # it trains
 @pytest.mark.skipif(SAMPLES is None, reason="HIERA_VIDEO_SAMPLES names no folder of real clips")
 def test_clips_cut_from_two_real_videos_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert SAMPLES is not None

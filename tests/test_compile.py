@@ -71,6 +71,7 @@ def assert_same(model: nn.Module, compiled: Any, batch: int, *, dynamic: bool = 
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
 
 
+@pytest.mark.slow  # half a minute of tracing
 @pytest.mark.parametrize("kind", ["mae_video", pytest.param("video", marks=pytest.mark.slow)])
 def test_training_is_one_graph_for_every_batch_size(kind: str) -> None:
     model = build(kind).train()

@@ -320,6 +320,7 @@ def test_lists_are_read_by_line_and_an_input_named_twice_is_there_once(clips: Pa
     assert failure["error"] == f"{tmp_path}/list.txt, line 4: 'hello world' is no path of a video or image."
 
 
+@pytest.mark.slow  # a process and four jobs
 def test_of_an_mae_whose_head_is_drawn_at_load_the_same_command_goes_on(
     clips: Path, tiny_mae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +379,7 @@ def interrupted(inputs: Path, output: Path, moments: list[float]) -> int:
     return kills
 
 
+@pytest.mark.slow  # six starts
 def test_killed_and_started_again_every_window_is_there_once_with_the_same_values(
     clips: Path, whole: dict[tuple[str, int], NDArray[np.float32]], tmp_path: Path
 ) -> None:

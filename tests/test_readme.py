@@ -117,7 +117,11 @@ def test_what_is_not_run_is_there(begins: str, why: str) -> None:
     assert why and any(command.startswith(begins) for command in commands(*PAGES))
 
 
-@pytest.mark.parametrize("page", PAGES)
+#: The README in the fast tests, the guides in the slow ones.
+FAST_AND_SLOW = [page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", FAST_AND_SLOW)
 def test_the_commands_of_a_page_run_one_after_another(page: str, with_classes: Path) -> None:
     for command in commands(page):
         if command.startswith(tuple(begins for begins, _ in NOT_RUN)):
@@ -154,6 +158,7 @@ def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) 
     assert len(done.stdout.splitlines()) == 6
 
 
-def test_each_python_block_runs(with_classes: Path) -> None:
-    for block in blocks("python"):
+@pytest.mark.parametrize("page", FAST_AND_SLOW)
+def test_each_python_block_runs(page: str, with_classes: Path) -> None:
+    for block in blocks("python", (page,)):
         exec(compile(block, "a page", "exec"), {})

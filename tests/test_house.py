@@ -141,6 +141,13 @@ def test_the_package_does_not_grow_unnoticed() -> None:
 
 def test_public_names_are_sorted_exist_and_are_listed() -> None:
     assert hiera_video.__all__ == sorted(hiera_video.__all__)
+    seen = {  # by type checkers and editors
+        alias.name: node.module
+        for node in ast.walk(ast.parse(Path(hiera_video.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hiera_video.")
+        for alias in node.names
+    }
+    assert seen == hiera_video._HOMES
     assert set(hiera_video.__all__) <= set(dir(hiera_video))
     assert all(getattr(hiera_video, name).__doc__ for name in hiera_video.__all__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -289,8 +290,10 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
 
 def _are_decode_times(media: Media, stream: Any, packets: _Stream) -> bool:
     """Whether stamps ascend as pictures are stored, though these are shown in another order."""
-    ascend = None not in packets.pts and packets.pts == sorted(packets.pts, key=lambda stamp: stamp or 0)
-    if not ascend or stream.codec_context.name not in REORDERING or not stream.codec_context.has_b_frames:
+    context = stream.codec_context
+    if context.name not in REORDERING or not context.has_b_frames:
+        return False
+    if any(before is None or after is None or after < before for before, after in pairwise(packets.pts)):
         return False
     limit = 2 * timeline.MAX_REORDERING
     order = _order_by_decoding(media, stream, packets, limit=limit, lost_too=False)

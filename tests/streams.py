@@ -74,6 +74,8 @@ class Stream:
         encoder.width, encoder.height, encoder.pix_fmt = WIDTH, HEIGHT, PIXELS.get(self.codec, "yuv420p")
         encoder.bit_rate = 0 if self.codec in ("libx264", "libx265", "libsvtav1", "ffv1") else 2_000_000
         encoder.time_base, encoder.framerate, encoder.options = Fraction(1, RATE), Fraction(RATE), options
+        if self.codec == "libvpx":
+            encoder.thread_count = 1  # its threads wait by turning round: half a minute where a core has other work
         form = self.container or {"ts": "mpegts", "mkv": "matroska", "m2v": "mpeg2video"}.get(self.suffix, self.suffix)
         with av.open(source, "w", format=form, options=self.format_options) as target:
             if target.format.flags & 0x40:  # headers stand before the packets

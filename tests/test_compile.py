@@ -80,6 +80,7 @@ def test_training_is_one_graph_for_every_batch_size(kind: str) -> None:
         assert_same(model, compiled, batch, dynamic=True)
 
 
+@pytest.mark.slow  # a quarter of a minute of tracing
 def test_blocks_may_be_computed_again_in_a_compiled_backward() -> None:
     model = build("video").train()
     model.set_grad_checkpointing()
@@ -98,6 +99,7 @@ def test_inference_and_drop_path_are_one_graph() -> None:
         assert torch.allclose(compiled(clip), model(clip), atol=1e-6)
 
 
+@pytest.mark.slow  # as long
 def test_a_mask_drawn_inside_and_a_numpy_one_are_in_the_graph() -> None:
     model = build("mae_video")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -110,6 +112,7 @@ def test_a_mask_drawn_inside_and_a_numpy_one_are_in_the_graph() -> None:
     assert out.loss.item() == pytest.approx(model(clip, keep).loss.item(), rel=1e-5)
 
 
+@pytest.mark.slow  # as long
 def test_a_compiled_mae_refuses_another_number_of_units() -> None:
     model = build("mae_video")
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -107,6 +107,7 @@ def test_large_weights_lie_in_a_file_of_their_own(files: dict[str, Path]) -> Non
     assert names == ["image.onnx", "image.onnx.data", "video.onnx", "video.pt2"]
 
 
+@pytest.mark.slow  # an export of its own
 def test_what_differs_from_the_model_is_not_written(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,7 +235,7 @@ print([len(decoded.windows) for decoded in read_ahead([(str(path), 0)] * 2, Walk
 """
 
 
-@pytest.mark.parametrize("size", [pytest.param("64m", marks=pytest.mark.slow), "2m"])
+@pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow) for size in ("64m", "2m")])
 def test_a_small_dev_shm_is_enough(size: str, tmp_path: Path) -> None:
     mounted = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "sh", "-c", mounted], capture_output=True).returncode:

@@ -101,7 +101,7 @@ def uninterrupted(mixed: VideoList) -> list[dict[str, Any]]:
     return take(seeded_loader(mixed, 0), 9)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop", [3, 6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 4))])
 def test_a_restored_position_gives_the_next_batch_bit_for_bit(
     mixed: VideoList, uninterrupted: list[dict[str, Any]], stop: int
 ) -> None:
@@ -115,6 +115,7 @@ def test_a_restored_position_gives_the_next_batch_bit_for_bit(
     assert_same(take(second, 9 - stop), whole[stop:])
 
 
+@pytest.mark.slow  # six starts of workers; the splits of a step are in the fast tests
 def test_a_position_survives_another_number_of_processes(good: VideoList) -> None:
     def loader(batch_size: int, rank: int, num_processes: int) -> ClipLoader:
         dataset = ClipDataset(good, SPEC, augment=PRETRAIN, isolate=False)
@@ -151,7 +152,9 @@ def steps_of(
     return steps, loader.state_dict()
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split", [*SPLITS[:2], SPLITS[3], *(pytest.param(split, marks=pytest.mark.slow) for split in (SPLITS[2], SPLITS[4]))]
+)
 def test_a_step_is_the_same_part_of_the_epoch_however_it_is_split(good: VideoList, split: tuple[int, int, int]) -> None:
     orders = [keyed_rng(0, epoch).permutation(NUM_VIDEOS).tolist() for epoch in (0, 1)]
     expected = [{(epoch, i) for i in orders[epoch][first : first + 4]} for epoch in (0, 1) for first in (0, 4)]
@@ -164,7 +167,9 @@ def four_steps(good: VideoList) -> list[dict[tuple[int, int], Tensor]]:
     return steps_of(good, SPLITS[0], 4)[0]
 
 
-@pytest.mark.parametrize("split", SPLITS[1:])
+@pytest.mark.parametrize(
+    "split", [SPLITS[3], *(pytest.param(split, marks=pytest.mark.slow) for split in (*SPLITS[1:3], SPLITS[4]))]
+)
 def test_a_position_between_steps_goes_on_with_any_other_split(
     good: VideoList, four_steps: list[dict[tuple[int, int], Tensor]], split: tuple[int, int, int]
 ) -> None:

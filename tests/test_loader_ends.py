@@ -93,7 +93,12 @@ def of_session(session: int) -> list[int]:
 @pytest.mark.parametrize(
     ("way", "method"),
     [
-        *((way, "fork") for way in PROGRAMS if way != "a program that waits"),
+        *((way, "fork") for way in ("the epoch is over", "an exception")),
+        *(
+            pytest.param(way, "fork", marks=pytest.mark.slow)  # five seconds each
+            for way in PROGRAMS
+            if way not in ("a program that waits", "the epoch is over", "an exception")
+        ),
         pytest.param("left by break", "spawn", marks=pytest.mark.slow),
         pytest.param("the epoch is over", "spawn", marks=pytest.mark.slow),  # this start method imports all of it again
     ],
@@ -113,6 +118,7 @@ def test_ctrl_c_ends_a_program_and_its_workers(folder: Path) -> None:
     assert process.returncode == -signal.SIGINT and err.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.slow  # a program of its own
 def test_sigterm_to_the_workers_alone_ends_nothing(folder: Path) -> None:
     """Slurm signals every process of a job: the main one finishes its step, for which it needs batches."""
     text = "next(iter(loader)); said('waits'); sys.stdin.read(1); list(loader)"

@@ -78,6 +78,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_file_in_classify(ill: Path, t
     assert answers[0].predictions == answers[3].predictions
 
 
+@pytest.mark.slow  # a hang's time limit; classify has it in the fast tests
 def test_a_decoder_that_crashes_or_hangs_costs_its_file_in_a_timeline(
     ill: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_file_in_a_timeline(
     assert sorted(os.listdir(tmp_path / "out")) == ["a.mp4.csv", "a.mp4.png", "z.mp4.csv", "z.mp4.png"]
 
 
+@pytest.mark.slow  # the same
 def test_a_decoder_that_crashes_or_hangs_costs_its_file_in_evaluate(
     ill: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +137,7 @@ if __name__ == "__main__":
     [
         ("break", 0),
         pytest.param("raise SystemExit(3)", 3, marks=pytest.mark.slow),
-        ("raise ValueError", 1),
+        pytest.param("raise ValueError", 1, marks=pytest.mark.slow),
         ("__import__('time').sleep(600)", 130),
     ],
 )

@@ -210,6 +210,7 @@ def test_what_has_changed_is_looked_at_again_and_nothing_else(
     assert "fine_a" in words(again / "left_out.csv")
 
 
+@pytest.mark.slow  # three starts; test_check resumes behind a half line
 def test_killed_and_started_again_it_writes_the_same_bytes(kinetics: Path, made: Path, tmp_path: Path) -> None:
     """Opening is slowed down, so that the kill comes in the middle; the half line is made here."""
     again, report = tmp_path / "again", tmp_path / "again" / "check.jsonl"

@@ -144,6 +144,7 @@ def test_the_first_command_prints_what_the_readme_shows(in_a_copy: Path, capsys:
     assert float(score.rstrip("%")) == pytest.approx(float(shown_score.rstrip("%")), abs=1)  # processors round apart
 
 
+@pytest.mark.slow  # 200 MB of weights are made and fetched
 def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) -> None:
     """The command, with one view for 15; a hub on loopback serves random weights under the published name."""
     (command,) = [command for command in commands(*PAGES) if "classify videos/ --model hiera_base" in command]

@@ -278,6 +278,7 @@ def loader_of(videos: VideoList, rank: int, num_workers: int = 2) -> ClipLoader:
     return ClipLoader(dataset, 1, num_workers=num_workers, rank=rank, num_processes=2)
 
 
+@pytest.mark.slow  # four processes; test_loader splits steps
 def test_two_nodes_of_two_workers_share_an_address_and_go_on_where_they_stopped(copied: Path) -> None:
     with serving(copied) as server:
         videos = list_videos(f"{server.url}/index.csv")

@@ -307,6 +307,7 @@ def test_too_many_bad_videos_stop_the_run_with_the_list(colours: Path, tiny_mode
     assert "bad" in (tmp_path / "run" / "bad_videos.txt").read_text()
 
 
+@pytest.mark.slow  # a training on a small disk
 def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(
     colours: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +347,7 @@ def test_frozen_stages_stay_as_they_were(colours: Path, tiny_model: Path, tmp_pa
     assert changed and all(name.startswith(("blocks.3", "norm", "head")) for name in changed)
 
 
+@pytest.mark.slow  # two trainings; test_compile computes blocks again
 def test_activation_checkpointing_changes_nothing(colours: Path, tiny_model: Path, tmp_path: Path) -> None:
     for name in ("false", "true"):
         run_finetune(
@@ -362,6 +364,7 @@ def test_activation_checkpointing_changes_nothing(colours: Path, tiny_model: Pat
     assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-6) for name in one)
 
 
+@pytest.mark.slow  # 40 steps; the loss itself is test_own_videos'
 def test_several_labels_a_video_train_with_binary_cross_entropy(
     colours: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -552,6 +555,7 @@ def test_a_model_that_is_read_once_is_the_one_that_is_read_again(tiny_model: Pat
     assert (model.spec, model.views) == (twice.spec, twice.views)
 
 
+@pytest.mark.slow  # it needs the finished run of 40 steps
 def test_a_head_of_the_very_same_classes_goes_on_and_another_is_new(
     finished: tuple[Path, dict[str, str]], colours: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_ones_own_videos_need_no_recipe(
     assert len(answer) == 4 and {line.split()[1] for line in answer[1:]} == {"red", "green", "blue"}
 
 
+@pytest.mark.slow  # a training; test_weights fetches from a hub
 def test_ones_own_videos_start_from_a_checkpoint_on_a_hub(
     colours: Path, tiny_model: Path, tmp_path: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]
 ) -> None:

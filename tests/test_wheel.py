@@ -37,6 +37,7 @@ def test_it_holds_the_package_its_recipes_cards_and_weights_alone(wheel: Path) -
     assert size < 10_000_000
 
 
+@pytest.mark.slow  # an environment of its own
 def test_it_answers_and_finds_its_recipes_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -34,6 +34,8 @@ from hiera_video.tasks.records import Results
 HOP_S = 0.5
 #: Seconds without data after which a stream counts as gone.
 TIMEOUT_S = 10.0
+#: Seconds that a closed stream's next packet is waited for.
+LAST_PACKET_S = 2.0
 #: Between two frames more seconds than this, or fewer than none, are a clock that was set: arrivals count then.
 CLOCK_JUMP_S = 10.0
 #: How often the reader asks itself whether it keeps up, in seconds; it does if it waits this share of the time.
@@ -134,11 +136,16 @@ class Feed:
         self._failure: Exception | None = None
         self._seconds, self._last_arrival = 0.0, -1.0
         self._last_time: float | None = None
-        threading.Thread(target=self._run, name="hiera_video live", daemon=True).start()
+        self._reader = threading.Thread(target=self._run, name="hiera_video live", daemon=True)
+        self._reader.start()
 
     def close(self) -> None:
-        """Have the reader stop at its next packet. It is not waited for: there may be none for long."""
+        """Have the reader stop at its next packet, and wait for that, though not long: there may be none for long.
+
+        A thread that still decodes while the interpreter ends crashes the process.
+        """
         self._closed = True
+        self._reader.join(LAST_PACKET_S)
 
     def window(self, after: float) -> Window | None:
         """The newest window, as soon as it is whole and ends ``after`` seconds or later; None when the stream is over.

@@ -195,23 +195,25 @@ def test_top1_and_top5_by_hand() -> None:
     videos = VideoList.make(list("uvwxyz"), [0, 1, 4, 6, -1, 1], list("abcdefg"))
     scores = Scores(np.array([0, 1, 2, 3, 4]), table, {5: "z cannot be read"})
     found = metrics(scores, videos)
-    assert found == {"top1": 0.5, "top5": 0.75, "videos": 4, "listed": 6}
+    macro = {"macro": 0.5, "macro_f1": (2 * 1 / (1 + 3) + 1 + 0 + 0) / 4}  # a is named three times, and right once
+    assert found == {"top1": 0.5, "top5": 0.75, **macro, "videos": 4, "listed": 6}
     total, *classes = class_scores(scores, videos)
-    assert total == ClassScore("all", 6, 4, {"top1": 0.5, "top5": 0.75}, "1 of 6 videos could not be read")
-    assert [(one.name, one.listed, one.videos, *one.values.values()) for one in classes] == [
+    assert total == ClassScore("all", 6, 4, {"top1": 0.5, "top5": 0.75, **macro}, "1 of 6 videos could not be read")
+    assert [(one.name, one.listed, one.videos, one.values["top1"], one.values["top5"]) for one in classes] == [
         ("a", 1, 1, 1, 1),
         ("b", 2, 1, 1, 1),
         ("e", 1, 1, 0, 1),
         ("g", 1, 1, 0, 0),
         ("(no label)", 1, 0, None, None),
     ]
-    assert classes[2].rows() == [{"class": "e", "listed": 1, "videos": 1, "top1": 0.0, "top5": 1.0, "error": None}]
+    every = {"top1": 0.0, "top5": 1.0, "macro": None, "macro_f1": None}
+    assert classes[2].rows() == [{"class": "e", "listed": 1, "videos": 1, **every, "error": None}]
 
 
 def test_fewer_than_five_classes_and_nothing_to_count() -> None:
     videos = VideoList.make(["u", "v"], [1, 0], ["a", "b"])
     scores = Scores(np.array([0]), np.array([[0.8, 0.2]], dtype=np.float32), {1: "v: no"})
-    assert metrics(scores, videos) == {"top1": 0, "top5": 1, "videos": 1, "listed": 2}
+    assert metrics(scores, videos) == {"top1": 0, "top5": 1, "macro": 0, "macro_f1": 0, "videos": 1, "listed": 2}
     none = Scores(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.float32), {0: "u: no", 1: "v: no"})
     assert np.isnan(metrics(none, videos)["top1"]) and metrics(none, videos)["videos"] == 0
     total, *classes = class_scores(none, videos)
@@ -322,7 +324,7 @@ def test_an_evaluation_counts_what_can_be_read_and_writes_it(
     assert (result["top1"], result["videos"], result["listed"], result["views"]) == (0.5, 6, 7, "2x1")
     assert [one["path"] for one in result["bad"]] == [str(folder / "3.mp4")]
     lines = list(csv.DictReader((output / "classes.csv").open()))
-    assert list(lines[0]) == ["class", "listed", "videos", "top1", "top5", "error"]
+    assert list(lines[0]) == ["class", "listed", "videos", "top1", "top5", "macro", "macro_f1", "error"]
     assert sum(int(line["videos"]) for line in lines) == 6
     with Image.open(output / "confusion.png") as picture:
         assert picture.width > 100

@@ -248,12 +248,13 @@ def test_a_stream_that_falls_silent_is_one_sentence_and_exit_1(
 def test_an_interrupt_is_the_usual_end(tiny_model: Path, station: Callable[..., Station]) -> None:
     words = ["classify", station(60).address, "--model", str(tiny_model), "--format", "jsonl", "--hop", "0.1"]
     command = [sys.executable, "-m", "hiera_video.cli", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as child:
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}  # it once died of a signal: then stderr tells where
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         assert json.loads(child.stdout.readline())["predictions"]
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=20)
-    assert child.returncode == 0 and "Traceback" not in err
+    assert child.returncode == 0 and "Traceback" not in err, err
     assert all(json.loads(line) for line in out.splitlines())
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video.errors import RequestError, SizeError
-from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.architecture import Architecture
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.published import ARCHITECTURES as ARCHITECTURE_TABLE
 from hiera_video.models.published import CHECKPOINTS, MAE_ARCHITECTURES, ClassifierName, MAEName

@@ -41,13 +41,25 @@ def test_the_number_of_videos_decides(
     frozen: int,
     tmp_path: Path,
 ) -> None:
-    recipe = own_recipe({"data.train": listed(tmp_path, count, MANY)})
+    recipe = own_recipe({"data.train": listed(tmp_path, count, MANY), "run.duration": passes, "model.head": "linear"})
     assert (recipe.run.duration, recipe.data.repeats) == (passes, repeats)
     assert (recipe.optim.lr, recipe.optim.lr_videos) == (lr, 256 // repeats)
     assert (recipe.model.drop_path_rate, recipe.model.head_dropout) == (drop_path, dropout)
     assert (recipe.loss.mixup, recipe.loss.cutmix) == mixing
     assert (recipe.model.freeze_stages, recipe.model.fit_head) == (frozen, frozen > 0)
     plan_run(recipe.optim, recipe.run, num_videos=count, repeats=repeats, num_processes=1)
+
+
+def test_a_small_model_and_few_videos_are_a_fitted_head_and_steps_are_whole_frames(tmp_path: Path) -> None:
+    recipe = own_recipe({"data.train": str(write_colours(tmp_path, 3, seed=0))})
+    assert (recipe.model.head, recipe.model.fit_head, recipe.run.duration) == ("stages", True, "0pass")
+    assert recipe.data.frame_stride == int(recipe.data.frame_stride or 0) >= 1
+    assert recipe.data.target_fps == pytest.approx(30, abs=0.1)
+
+
+def test_classes_of_uneven_size_weigh_alike(tmp_path: Path) -> None:
+    (tmp_path / "uneven.csv").write_text("path,label\n" + "a.mp4,a\n" * 8 + "b.mp4,b\n" * 2)
+    assert own_recipe({"data.train": str(tmp_path / "uneven.csv")}).loss.class_weights == "balanced"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -81,7 +93,8 @@ def test_classes_with_a_direction_are_not_mirrored(classes: list[str], flip: flo
 
 def test_videos_shorter_than_a_clip_get_half_the_stride_and_what_is_given_stays(tmp_path: Path) -> None:
     folder = str(write_colours(tmp_path, 3, seed=0))  # of 1.3 s; the model's clip is 2.1 s
-    assert own_recipe({"data.train": folder}).data.frame_stride == 2
+    linear = {"data.train": folder, "model.head": "linear"}
+    assert own_recipe(linear).data.frame_stride == 2
     assert own_recipe({"data.train": folder, "data.frame_stride": "3"}).data.frame_stride == 3
     changed = own_recipe({"data.train": folder, "optim.lr": "0.1", "run.duration": "3pass"})
     assert (changed.optim.lr, changed.run.duration) == (0.1, "3pass")

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.architecture import Architecture
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.published import ARCHITECTURES
 
 with warnings.catch_warnings():

@@ -291,10 +291,44 @@ def test_a_bad_file_of_labels_is_refused(tmp_path: Path, text: bytes, said: str)
         read_labels(tmp_path / "labels.csv")
 
 
-def test_without_scikit_learn_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(RequestError, match=r'pip install "hiera-video\[features\]"'):
-        probe(str(write_extraction(tmp_path / "features", clusters("ab", 4))))
+def by_person(folder: Path) -> Path:
+    """Three people who show two things each; what tells the things apart is another channel for each person."""
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for number, person in enumerate("abc"):
+        for thing in (0, 1):
+            for take in range(4):
+                row = rng.normal(size=3) * 0.1
+                row[number] += 4 * thing - 2
+                inputs[f"{thing}/{person}{take}.mp4"] = row
+    return write_extraction(folder / "found", inputs)
+
+
+def test_one_group_is_judged_by_what_the_others_teach(tmp_path: Path) -> None:
+    folder = by_person(tmp_path)
+    groups = tmp_path / "groups.csv"
+    rows = [f"{thing}/{person}{take}.mp4,{person}" for person in "abc" for thing in (0, 1) for take in range(4)]
+    groups.write_text("\n".join(["input,group", *rows]))
+    with_group = {score.method: score for score in probe(str(folder), k=3, groups=groups)}
+    without = {score.method: score for score in probe(str(folder), k=3, folds=4)}
+    assert with_group["knn"].top1 < without["knn"].top1 - 0.2
+    assert with_group["knn"].folds == 3 and with_group["linear"].inputs == 24
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("input,person\n", "the columns input,group"),
+        ("input,group\n0/a0.mp4,a\n", "has no group: name one for each input"),
+        (None, "groups are .* but must be a CSV file: No such file"),
+    ],
+)
+def test_wrong_groups_are_one_sentence(text: str | None, sentence: str, tmp_path: Path) -> None:
+    folder, groups = by_person(tmp_path), tmp_path / "groups.csv"
+    if text is not None:
+        groups.write_text(text)
+    with pytest.raises(RequestError, match=sentence):
+        probe(str(folder), k=3, groups=groups)
 
 
 def test_neighbours_are_found_by_angle_and_a_tie_goes_to_the_nearer() -> None:

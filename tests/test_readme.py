@@ -70,8 +70,10 @@ def stand_in(command: str) -> tuple[list[str], Path | None]:
     argv = argv[argv.index("hiera_video.cli") + 1 :] if launched else argv[1:]
     if launched or ELSEWHERE in command:
         argv += ["--print-config"] if "--print-config" not in argv else []
-    elif argv[0] in ("finetune", "pretrain"):
+    elif argv[0] == "pretrain" or (argv[0] == "finetune" and "--model.head" in argv):
         argv += QUICK
+    elif argv[0] == "finetune":  # a fitted head, which is quick
+        argv += [*QUICK[2:], "--data.size", "32"]
     elif argv[0] == "evaluate":
         argv += QUICK[2:]
     return argv, Path(file) if file else None

@@ -14,6 +14,7 @@ from hiera_video import files
 from hiera_video.errors import RequestError
 from hiera_video.models.zoo import list_models
 from hiera_video.spec import FINETUNE, PRETRAIN
+from hiera_video.training.durations import steps_of
 from hiera_video.training.recipe import (
     Data,
     Evaluation,
@@ -25,7 +26,6 @@ from hiera_video.training.recipe import (
     PretrainModel,
     Run,
     check,
-    steps_of,
 )
 from hiera_video.training.recipe_file import KINDS, difference, load_recipe, to_yaml
 
@@ -181,7 +181,7 @@ def test_a_mistake_in_a_file_is_one_sentence_that_names_file_field_value_and_rem
         ),
         ({"run.save_every": "10 epochs"}, "run.save_every is '10 epochs', but a duration needs a unit"),
         ({"run.duration": "5%"}, "run.duration is '5%', but must say how long the run is: 10pass, 5000st"),
-        ({"run.duration": "0ep"}, "run.duration is '0ep', but must say how long the run is"),
+        ({"run.duration": "0ep"}, "run.duration is '0ep', but only model.fit_head leaves a model then"),
         ({"data.views": "5x2"}, "data.views is '5x2', but must be clips x crops, such as 5x3 (1 or 3 crops)"),
         ({"model.views": "5"}, "model.views is '5', but must be clips x crops"),
         ({"data.train": "null"}, "there is nothing to learn from: name a card, folder or file as data.train"),

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from hiera_video.errors import OutputError, RequestError, SizeError, UnknownModel, WeightsError
 from hiera_video.models import zoo
-from hiera_video.models.architecture import MAEArchitecture, mae_form
+from hiera_video.models.architecture import Architecture, MAEArchitecture, mae_form
 from hiera_video.models.checkpoints import io as weights
 from hiera_video.models.checkpoints.formats import IMAGE_FORM, convert
-from hiera_video.models.hiera import Architecture, Hiera
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.published import Checkpoint
 from hiera_video.models.zoo import create_model, from_pretrained, list_models, mae_from_pretrained

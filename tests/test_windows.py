@@ -164,7 +164,10 @@ def test_threads_and_their_children_end_when_nobody_wants_their_windows(long: Pa
 
 @pytest.mark.parametrize(
     "how_it_ends",
-    [*(pytest.param(way, marks=pytest.mark.slow) for way in ("", "raise SystemExit(0)")), "signal.raise_signal(signal.SIGINT)"],
+    [
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("", "raise SystemExit(0)")),
+        "signal.raise_signal(signal.SIGINT)",
+    ],
 )
 def test_a_program_that_ends_in_the_middle_ends_at_once(how_it_ends: str, long: Path) -> None:
     code = f"""

@@ -28,6 +28,9 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
         qkv_bias: Whether queries, keys and values have a bias.
         head_dropout: Dropout before the head.
         head_init_scale: What a new head's weights are multiplied by.
+        head: What the logits are made of: linear, attentive or stages, as in :class:`hiera_video.Architecture`.
+        head_stages: The stages whose statistics a head of stages sees.
+        head_strides: At which speeds it sees a clip.
         position_resize: How ``interpolate_pos_encoding`` does it: "plain", as transformers, or "window".
         clip: What a clip is, :class:`hiera_video.ClipSpec` as a dict.
         views: Test views, clips x crops.
@@ -64,6 +67,9 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
     qkv_bias: bool = True
     head_dropout: float = 0.0
     head_init_scale: float = 0.001
+    head: str = "linear"
+    head_stages: list[int] | tuple[int, ...] = (1, 2)
+    head_strides: list[int] | tuple[int, ...] = (1,)
     position_resize: str = "plain"
     clip: dict[str, Any] | None = None
     views: str | None = None

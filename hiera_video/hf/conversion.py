@@ -122,7 +122,7 @@ def _transformers_own(model: HieraPreTrainedModel) -> transformers.PreTrainedMod
         HieraModel: transformers.HieraModel,
     }
     kind = kinds.get(type(model))
-    ours_alone = replace(config.encoder(), qkv_bias=True) != config.encoder() or config.sep_pos_embed
+    ours_alone = replace(config.encoder(), qkv_bias=True, head="linear") != config.encoder() or config.sep_pos_embed
     if kind is None or len(config.input_size) != 2 or ours_alone:
         raise RequestError(
             f"transformers' hiera layout holds images alone: HieraModel, HieraForImageClassification and "

@@ -27,9 +27,10 @@ from hiera_video.hf.outputs import (
 )
 from hiera_video.hf.pretrained import PLACES, read_foreign
 from hiera_video.models.checkpoints.formats import State
-from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
+from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import reroll
 
 
@@ -139,7 +140,7 @@ class HieraPreTrainedModel(PreTrainedModel):
             )
         clip = pixel_values.transpose(1, 2) if len(trained) == 3 else pixel_values
         size = tuple(clip.shape[2:])
-        if size != trained and not interpolate:
+        if size != trained and not interpolate and self.config.head != "stages":  # that trunk takes any size
             given, expected = ("x".join(map(str, axes)) for axes in (size, trained))
             raise SizeError(f"pixel_values are {given}, the model's {expected}; pass interpolate_pos_encoding=True")
         return clip
@@ -207,8 +208,10 @@ class HieraModel(HieraPreTrainedModel):
         keep, ids_restore = self.masking(clip, noise) if self.is_mae else (None, None)
         with watched(self.trunk, enabled=attentions or hidden) as walk:
             *_, last = self.trunk.stages(clip, self.trunk.keep_ids(clip, keep))
-        trunk = self.trunk
-        pooled = trunk.forward_head(last.tokens, pre_logits=True) if isinstance(trunk, Hiera) else None
+        trunk, pooled = self.trunk, None
+        if isinstance(trunk, Hiera):
+            stages = trunk.arch.head == "stages"
+            pooled = trunk.statistics(clip) if stages else trunk.forward_head(last.tokens, pre_logits=True)
         output = HieraModelOutput(
             last_hidden_state=as_sequence(last.tokens),
             pooler_output=pooled,
@@ -281,7 +284,8 @@ class _Classifier(HieraPreTrainedModel):
             )
         self.num_labels = config.num_labels or 0
         self.hiera = HieraModel(config)
-        features = self.hiera.num_features
+        trunk = self.hiera.trunk
+        features = trunk.head_features if isinstance(trunk, Hiera) else trunk.num_features
         self.classifier = nn.Linear(features, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
@@ -306,8 +310,8 @@ class _Classifier(HieraPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
-        dropout: Any = self.hiera.trunk.head  # without classes a head is its dropout alone
-        logits = self.classifier(dropout(pooled.pooler_output))
+        head: Any = self.hiera.trunk.head  # without classes a head is its dropout, and an attentive one's query
+        logits = self.classifier(head.dropout(pooled.pooler_output))
         output = self._output(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,

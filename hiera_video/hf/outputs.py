@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from hiera_video.models.hiera import HieraTrunk
+from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import Size, reroll, reroll_units, units
 
 

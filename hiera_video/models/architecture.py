@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from hiera_video.errors import RequestError
+from hiera_video.models.heads import HEADS
 from hiera_video.models.layers import ACTIVATIONS
 from hiera_video.models.unroll import Size, token_grid, unit_size, units
 
@@ -67,6 +68,13 @@ class Architecture:
     """Added to the variance in every norm."""
     qkv_bias: bool = True
     """Whether queries, keys and values have a bias."""
+    head: str = "linear"
+    """What the logits are made of: linear (the normalised mean of the last stage's tokens), attentive (what a learned
+    query gathers from them), or stages (statistics of the tokens of head_stages)."""
+    head_stages: Size = (1, 2)
+    """The stages, counted from 1, whose statistics a head of stages sees."""
+    head_strides: Size = (1,)
+    """At which speeds a head of stages sees a clip: every frame, every second one, ..."""
 
     def __post_init__(self) -> None:
         dims, changes = len(self.input_size), len(self.stages) - 1
@@ -87,6 +95,14 @@ class Architecture:
             raise RequestError("sep_pos_embed needs an input_size of (frames, height, width)")
         if self.hidden_act not in ACTIVATIONS:
             raise RequestError(f"hidden_act {self.hidden_act!r} must be one of {', '.join(ACTIVATIONS)}")
+        if self.head not in HEADS:
+            raise RequestError(f"head {self.head!r} must be one of {', '.join(HEADS)}")
+        if not self.head_stages or not set(self.head_stages) <= set(range(1, len(self.stages) + 1)):
+            raise RequestError(f"head_stages {self.head_stages} must be stages from 1 to {len(self.stages)}")
+        if not self.head_strides or min(self.head_strides) < 1:
+            raise RequestError(f"head_strides {self.head_strides} must be numbers of frames, at least 1")
+        if self.head == "stages" and dims == 1:
+            raise RequestError("a head of stages sees images and videos, not sequences")
         for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
             if heads < 1 or dim % heads:
                 raise RequestError(f"stage {stage} has {dim} channels, which {heads} attention heads do not divide")
@@ -110,6 +126,12 @@ class Architecture:
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each stage: those of the stage before times ``head_mul``, rounded down."""
         return tuple(accumulate(self.stages[1:], lambda heads, _: int(heads * self.head_mul), initial=self.num_heads))
+
+    @property
+    def num_statistics(self) -> int:
+        """Channels that :meth:`hiera_video.Hiera.statistics` gives: 6 for each channel of a stage, of images 3."""
+        channels = sum(self.dims[stage - 1] for stage in self.head_stages)
+        return 6 * channels * len(self.head_strides) if len(self.input_size) == 3 else 3 * channels
 
     def token_grid(self, size: Size) -> Size:
         """The token grid of stage 1, as :func:`hiera_video.models.unroll.token_grid` has it.

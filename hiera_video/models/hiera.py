@@ -1,331 +1,27 @@
-"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989) for video, images and sequences: trunk and classifier."""
+"""Hiera (Ryali et al., ICML 2023, arXiv 2306.00989): the classifier of video, images and sequences."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import RequestError
-from hiera_video.models.architecture import Architecture as Architecture
-from hiera_video.models.layers import Block, Head, PatchEmbed, init_weights, resize_positions
-from hiera_video.models.masks import Mask, count_of, moved, unit_ids
-from hiera_video.models.unroll import (
-    Size,
-    StageTokens,
-    gather_units,
-    public_order,
-    reroll,
-    token_grid,
-    units,
-    unroll,
-    window_order,
-)
+from hiera_video.models.architecture import Architecture
+from hiera_video.models.heads import AttentiveHead, Head, token_statistics
+from hiera_video.models.layers import init_weights
+from hiera_video.models.masks import Mask
+from hiera_video.models.trunk import HieraTrunk
+from hiera_video.models.unroll import Size
 from hiera_video.spec import ClipSpec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
-class HieraTrunk(nn.Module):
-    """Patch embedding, position embeddings and blocks, without norm, head or decoder.
-
-    The classifier and the MAE inherit from it, rather than hold it, only because state-dict keys must stay flat.
-    The position embeddings are read in the forward of the whole model: call that, not a method, where accelerate
-    offloads the weights.
-
-    Args:
-        arch: The architecture.
-        spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
-    """
-
-    def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
-        super().__init__()
-        self.arch = arch
-        self.spec = spec or ClipSpec(num_frames=arch.input_size[0] if len(arch.input_size) == 3 else 1)
-        self.position_resize = "window"
-        self.grad_checkpointing = False
-        self.frozen_blocks = 0
-        self.patch_embed = PatchEmbed(
-            arch.in_chans, arch.embed_dim, arch.patch_kernel, arch.patch_stride, arch.patch_padding
-        )
-        self.strides = arch.strides
-        self.trained_grid = grid = arch.token_grid(arch.input_size)
-        if arch.sep_pos_embed:
-            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(grid[1:]), arch.embed_dim))
-            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, grid[0], arch.embed_dim))
-        else:
-            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(grid), arch.embed_dim))
-        self.blocks: Any = nn.ModuleList(self._build_blocks())  # Any: torch does not say of which modules
-
-    def _build_blocks(self) -> Iterator[Block]:
-        arch = self.arch
-        rates = torch.linspace(0, arch.drop_path_rate, sum(arch.stages), device="cpu").tolist()
-        dim, index = arch.embed_dim, 0
-        for stage, blocks in enumerate(arch.stages):
-            for block in range(blocks):
-                first = stage > 0 and block == 0
-                yield Block(
-                    dim,
-                    arch.dims[stage],
-                    arch.heads[stage],
-                    q_stride=arch.q_stride if first and stage <= arch.q_pool else None,
-                    # As published, a stage's first block still attends by the rule of the stage before.
-                    local=arch.mask_unit_attn[stage - first],
-                    drop_path_rate=rates[index],
-                    **arch.block_options,
-                )
-                dim, index = arch.dims[stage], index + 1
-
-    def _init_trunk(self, bias: float) -> None:
-        self.apply(lambda module: init_weights(module, bias))
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("pos_embed"):
-                nn.init.trunc_normal_(parameter, std=0.02)
-
-    @property
-    def num_features(self) -> int:
-        """Channels of the last stage."""
-        return self.arch.dims[-1]
-
-    @property
-    def feature_info(self) -> list[dict[str, object]]:
-        """What timm says of each stage.
-
-        Returns:
-            For each stage ``num_chs`` (channels), ``reduction`` (pixels, or frames, of a token along each axis) and
-            ``module`` (the name of its last block).
-        """
-        info: list[dict[str, object]] = []
-        reduction, last = self.arch.patch_stride, -1
-        for stage, blocks in enumerate(self.arch.stages):
-            if 0 < stage <= self.arch.q_pool:
-                reduction = tuple(r * s for r, s in zip(reduction, self.arch.q_stride, strict=True))
-            last += blocks
-            info.append({"num_chs": self.arch.dims[stage], "reduction": reduction, "module": f"blocks.{last}"})
-        return info
-
-    def freeze_stages(self, count: int) -> None:
-        """Stops the training of the embeddings and of the first stages' blocks.
-
-        Frozen blocks stay in evaluation mode whatever :meth:`train` says, so that drop path is off there.
-
-        Args:
-            count: How many stages; 0 trains everything again.
-
-        Raises:
-            RequestError: The model does not have so many stages.
-        """
-        if not 0 <= count <= len(self.arch.stages):
-            raise RequestError(f"freeze_stages {count} must be from 0 to {len(self.arch.stages)}, the number of stages")
-        self.frozen_blocks = sum(self.arch.stages[:count])
-        stem = [p for name, p in self.named_parameters() if name.startswith(("pos_embed", "patch_embed."))]
-        for parameter in stem:
-            parameter.requires_grad_(count == 0)
-        for index, block in enumerate(self.blocks):
-            block.requires_grad_(index >= self.frozen_blocks)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As in torch; frozen blocks stay in evaluation mode."""
-        super().train(mode)
-        for block in self.blocks[: self.frozen_blocks]:
-            block.eval()
-        return self
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """With ``enable`` each block is computed again in the backward pass, and its activations are not kept."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of what weight decay leaves alone beside biases and norms, as in the reference package."""
-        return {"pos_embed", "pos_embed_spatial", "pos_embed_temporal"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """timm's groups for layer-wise learning-rate decay: embeddings, each block, then the rest (norm, head)."""
-        return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
-
-    def position_embedding(self, grid: Size) -> Tensor:
-        """The position embedding, resized by ``self.position_resize`` ("window" or "plain") where it must be.
-
-        Args:
-            grid: The token grid of the clip.
-
-        Returns:
-            Row-major ``[1, N, C]``.
-
-        Raises:
-            RequestError: ``self.position_resize`` is something else.
-        """
-        if self.position_resize not in ("window", "plain"):
-            raise RequestError(f"position_resize {self.position_resize!r} must be window or plain")
-        trained = self.trained_grid
-        window = self.arch.mask_unit_size if self.position_resize == "window" else (1,) * len(grid)
-        if not self.arch.sep_pos_embed:
-            return resize_positions(self.pos_embed, trained, grid, window)
-        space = resize_positions(self.pos_embed_spatial, trained[1:], grid[1:], window[1:])
-        time = resize_positions(self.pos_embed_temporal, trained[:1], grid[:1], (1,))
-        return (time[:, :, None] + space[:, None]).flatten(1, 2)
-
-    def unit_grid(self, size: Size | None = None) -> Size:
-        """The grid of mask units.
-
-        Args:
-            size: The input's size in pixels (frames). Default: the size trained on.
-
-        Returns:
-            Mask units along each axis.
-
-        Raises:
-            SizeError: Mask units do not divide ``size``.
-        """
-        grid = token_grid(size or self.arch.input_size, self.arch.patch_stride, self.arch.mask_unit_size)
-        return units(grid, self.strides)
-
-    def num_mask_units(self, size: Size | None = None) -> int:
-        """How many mask units :meth:`unit_grid` has, given the same ``size``: the length of a row of ``keep``."""
-        return math.prod(self.unit_grid(size))
-
-    def keep_ids(self, clip: Tensor, keep: Mask | None) -> Tensor | None:
-        """Turns a mask into indices, by which everything inside :meth:`stages` gathers.
-
-        A mask on the device costs one synchronisation, since its counts are read; a mask on the host costs none.
-
-        Args:
-            clip: The clips that the mask belongs to, ``[B, C, *size]``.
-            keep: Boolean ``[B, num_mask_units]``, True for visible units; or None.
-
-        Returns:
-            The visible units, int64 ``[B, K]``, ascending, on the clip's device; None where ``keep`` is None.
-
-        Raises:
-            RequestError: ``keep`` does not fit ``clip``, or its rows show unequal numbers of units.
-        """
-        if keep is None:
-            return None
-        mask = torch.as_tensor(keep)
-        count = count_of(mask, (clip.shape[0], self.num_mask_units(tuple(clip.shape[2:]))), "keep")
-        return moved(unit_ids(mask, count), clip.device)
-
-    def stages(
-        self, clip: Tensor, ids: Tensor | None = None, *, attentions: list[Tensor] | None = None
-    ) -> Iterator[StageTokens]:
-        """Walks through the stages (paper, Figure 2): the one walk that all forwards here consume.
-
-        Args:
-            clip: Normalised float ``[B, C, *size]``.
-            ids: The visible mask units, int64 ``[B, K]`` (:meth:`keep_ids`): nothing is computed for all others.
-            attentions: A list that gets each block's attention, ``[B, windows, heads, queries, keys]``, unrolled.
-
-        Yields:
-            What each stage leaves.
-
-        Raises:
-            SizeError: Mask units do not divide the clip's size.
-        """
-        arch, strides = self.arch, self.strides
-        grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
-        positions = self.position_embedding(grid)
-        if ids is None:
-            tokens = unroll(self.patch_embed(clip) + positions, grid, strides)
-        else:
-            visible = self.patch_embed.visible_units(clip, ids, units(grid, strides))
-            tokens = unroll(visible.flatten(0, 1), arch.mask_unit_size, strides).view_as(visible)
-            tokens = tokens + gather_units(unroll(positions, grid, strides).expand(len(clip), -1, -1, -1), ids)
-        index = 0
-        for stage, blocks in enumerate(arch.stages):
-            for block in self.blocks[index : index + blocks]:
-                if attentions is not None:
-                    attentions.append(block.attn.weights(block.norm1(tokens)))
-                tokens = self._run(block, tokens)
-            index += blocks
-            if 0 < stage <= arch.q_pool:
-                grid, strides = units(grid, strides[:1]), strides[1:]
-            yield StageTokens(tokens, grid, strides)
-
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """``block(tokens)``, to be computed again in the backward pass where gradient checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
-
-    def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
-        """The tokens of the last stage, not normalised.
-
-        Args:
-            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
-            keep: Boolean ``[B, num_mask_units]``, True for visible units. Default: all are visible.
-
-        Returns:
-            ``[B, N, C]`` in row-major (t, y, x) order. With ``keep`` only tokens of visible mask units, unit by unit
-            in ascending order, each row-major inside.
-
-        Raises:
-            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
-        """
-        *_, last = self.stages(clip, self.keep_ids(clip, keep))
-        return public_order(last, by_unit=keep is not None)
-
-    def forward_intermediates(
-        self, clip: Tensor, *, stages: list[int] | None = None, keep: Mask | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The tokens of the last stage, and feature maps.
-
-        Args:
-            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
-            stages: Which stages to give maps of, counted from 1. Default: all.
-            keep: As in :meth:`forward_features`.
-
-        Returns:
-            The tokens as :meth:`forward_features` gives them, and for each of ``stages`` a map ``[B, T', H', W', C]``
-            (images ``[B, H', W', C]``), whose hidden places are zero.
-
-        Raises:
-            SizeError, RequestError: As in :meth:`forward_features`; or the model has no such stage.
-        """
-        total = len(self.arch.stages)
-        chosen = range(1, total + 1) if stages is None else stages
-        if bad := [stage for stage in chosen if not 1 <= stage <= total]:
-            raise RequestError(f"stage {bad[0]} does not exist; this model has stages 1 to {total}")
-        ids = self.keep_ids(clip, keep)
-        outputs = list(self.stages(clip, ids))
-        maps = [reroll(*outputs[stage - 1], ids) for stage in chosen]
-        return public_order(outputs[-1], by_unit=keep is not None), maps
-
-    @torch.no_grad()
-    def forward_attentions(self, clip: Tensor, keep: Mask | None = None) -> list[Tensor]:
-        """The attention of every block, computed beside the fused path, which is left as it is.
-
-        Args:
-            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
-            keep: As in :meth:`forward_features`.
-
-        Returns:
-            For each block ``[B, windows, heads, queries, keys]`` after the softmax, without gradients. Windows are
-            row-major mask units, or one for global attention; so are queries and keys inside a window (in global
-            attention with ``keep``: unit by unit).
-
-        Raises:
-            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
-        """
-        weights: list[Tensor] = []
-        outputs = list(self.stages(clip, self.keep_ids(clip, keep), attentions=weights))
-        ordered: list[Tensor] = []
-        for blocks, before, after in zip(self.arch.stages, (outputs[0], *outputs[:-1]), outputs, strict=True):
-            for keys in (before, *(after,) * (blocks - 1)):
-                local = self.blocks[len(ordered)].attn.local
-                rows, columns = (window_order(stage, local=local, by_unit=keep is not None) for stage in (after, keys))
-                ordered.append(weights[len(ordered)][..., rows, :][..., columns])
-        return ordered
 
 
 class Hiera(HieraTrunk):
-    """The classifier: logits from the normalised mean of the last stage's tokens (paper, section 3).
+    """The classifier: logits from what ``arch.head`` names, as published from the normalised mean of the last stage's
+    tokens (paper, section 3).
 
     Args:
         arch: The architecture.
@@ -337,7 +33,7 @@ class Hiera(HieraTrunk):
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)
         self.norm = nn.LayerNorm(self.num_features, eps=arch.layer_norm_eps)
-        self.head = Head(self.num_features, arch.num_classes, arch.head_dropout)
+        self.head = self._new_head()
         self._init_trunk(bias=0.02)
         self._scale_head()
         # These travel with the weights: class names, test views (the papers' where nothing else is said), licence.
@@ -349,24 +45,98 @@ class Hiera(HieraTrunk):
         #: Whether weights were loaded that had no head for these classes, so that it starts untrained.
         self.new_head = False
 
+    def _new_head(self) -> Head:
+        arch = self.arch
+        if arch.head == "attentive":
+            return AttentiveHead(self.num_features, arch.heads[-1], arch.num_classes, arch.head_dropout)
+        return Head(self.head_features, arch.num_classes, arch.head_dropout)
+
     def _scale_head(self) -> None:
         with torch.no_grad():
-            for parameter in self.head.parameters():
+            for parameter in self.head.projection.parameters():
                 parameter.mul_(self.arch.head_init_scale)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    @property
+    def head_features(self) -> int:
+        """Channels of the embedding that the head's linear layer sees."""
+        return self.arch.num_statistics if self.arch.head == "stages" else self.num_features
+
+    @property
+    def clip_size(self) -> Size:
+        """The size of what :meth:`forward` takes by default: ``arch.input_size``; where the head sees stages, whose
+        trunk takes the clip in parts, that of ``spec``.
+        """
+        size = self.arch.input_size
+        if self.arch.head != "stages":
+            return size
+        return (self.spec.num_frames, *self.spec.size) if len(size) == 3 else self.spec.size
+
+    def reset_classifier(self, num_classes: int, **head: Any) -> None:
         """Makes a new head, started as in training; what was said of the old one's classes is dropped.
 
         Args:
-            num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding
-                ``[B, C]``, as in timm.
+            num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding, as in
+                timm: ``[B, C]``, where the head sees stages ``[B, arch.num_statistics]``.
+            head: ``head``, ``head_stages``, ``head_strides`` of :class:`hiera_video.Architecture`, for another kind.
+
+        Raises:
+            RequestError: A value of ``head`` cannot be.
         """
-        self.arch = replace(self.arch, num_classes=num_classes)
-        head = Head(self.num_features, num_classes, self.arch.head_dropout).train(self.training)
-        head.apply(lambda module: init_weights(module, bias=0.02))
-        self.head = head.to(self.norm.weight.device, self.norm.weight.dtype)
+        self.arch = replace(self.arch, num_classes=num_classes, **head)
+        new = self._new_head().train(self.training)
+        new.apply(lambda module: init_weights(module, bias=0.02))
+        self.head = new.to(self.norm.weight.device, self.norm.weight.dtype)
         self._scale_head()
         self.labels, self.multi_label = None, False
+
+    def statistics(self, clip: Tensor) -> Tensor:
+        """Statistics of the tokens of ``arch.head_stages``, at the speeds ``arch.head_strides`` of the same clip.
+
+        At each speed the clip is taken apart into clips as long as the trunk's own, and their statistics averaged.
+
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+
+        Returns:
+            float32 ``[B, arch.num_statistics]``: by speed and stage mean, standard deviation and maximum over all
+            places and times, then those of the differences from one time to the next.
+
+        Raises:
+            SizeError: The clip's size does not fit the model.
+        """
+        arch, looks = self.arch, []
+        if clip.ndim == 4:
+            return self._stage_statistics(clip)
+        for stride in arch.head_strides:
+            part = clip[:, :, ::stride]
+            length = min(arch.input_size[0], part.shape[2])
+            count = part.shape[2] // length
+            parts = part[:, :, : count * length].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1)
+            looks.append(self._stage_statistics(parts).unflatten(0, (-1, count)).mean(dim=1))
+        return torch.cat(looks, dim=-1)
+
+    def _stage_statistics(self, clip: Tensor) -> Tensor:
+        wanted = self.arch.head_stages
+        walk = zip(range(1, max(wanted) + 1), self.stages(clip), strict=False)  # the stages behind are not computed
+        seen = {stage: token_statistics(tokens) for stage, tokens in walk if stage in wanted}
+        return torch.cat([seen[stage] for stage in wanted], dim=-1)
+
+    def embedding(self, clip: Tensor) -> Tensor:
+        """What the head's linear layer sees of clips.
+
+        Args:
+            clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+
+        Returns:
+            ``[B, head_features]``.
+
+        Raises:
+            SizeError: The clip's size does not fit the model.
+        """
+        if self.arch.head == "stages":
+            return self.statistics(clip)
+        *_, last = self.stages(clip)
+        return self.forward_head(last.tokens, pre_logits=True)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Answers from the last stage's tokens.
@@ -376,10 +146,19 @@ class Hiera(HieraTrunk):
             pre_logits: Whether to stop before the head.
 
         Returns:
-            Logits ``[B, num_classes]``; with ``pre_logits`` the embedding ``[B, C]`` that the head sees: the
-            normalised mean of the tokens.
+            Logits ``[B, num_classes]``; with ``pre_logits`` the embedding ``[B, C]`` that the linear layer sees: the
+            normalised mean of the tokens, or what the query of an attentive head gathers from them.
+
+        Raises:
+            RequestError: The head sees earlier stages, not these tokens.
         """
-        embedding = self.norm(tokens.flatten(1, -2).mean(dim=1))
+        if self.arch.head == "stages":
+            raise RequestError("this model's head sees statistics of stages, not the last tokens: call the whole model")
+        tokens = tokens.flatten(1, -2)
+        if isinstance(self.head, AttentiveHead):
+            embedding = self.head.pool(self.norm(tokens))
+        else:
+            embedding = self.norm(tokens.mean(dim=1))
         return embedding if pre_logits else self.head(embedding)
 
     def forward(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
@@ -393,7 +172,12 @@ class Hiera(HieraTrunk):
             Logits ``[B, num_classes]``, in training and in evaluation alike.
 
         Raises:
-            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip.
+            SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip, or the
+                head sees statistics of stages, which are those of whole clips.
         """
+        if self.arch.head == "stages":
+            if keep is not None:
+                raise RequestError("a head on the statistics of stages sees whole clips: leave keep out")
+            return self.head(self.statistics(clip))
         *_, last = self.stages(clip, self.keep_ids(clip, keep))
         return self.forward_head(last.tokens)

@@ -242,18 +242,6 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
-class Head(nn.Module):
-    """Dropout and a linear layer; logits come out, in training and in evaluation alike (no classes: the embedding)."""
-
-    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.projection(self.dropout(embedding))
-
-
 def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tensor:
     """Resizes a table of position embeddings: the last two axes together (bicubic), a single axis linearly.
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
-from hiera_video.models.hiera import HieraTrunk
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
 from hiera_video.models.masks import random_keep as random_keep
+from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import Size, reroll, reroll_units, unroll
 from hiera_video.spec import ClipSpec
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from hiera_video.cells import cells
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import check_output
+from hiera_video.models.checkpoints.build import fitted
 from hiera_video.models.checkpoints.io import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size
@@ -106,8 +107,10 @@ def export(
             f"{model} is a masked autoencoder, or the encoder of one, and has no logits to export: "
             f"fine-tune it first (hiera-video finetune --model {model} --train VIDEOS)"
         )
-    input_size = _input_size(classifier.arch.input_size, size, num_frames)
-    if input_size != classifier.arch.input_size:
+    input_size = _input_size(classifier.clip_size, size, num_frames)
+    if classifier.arch.head == "stages":  # its trunk takes any size
+        classifier.spec = fitted(classifier.spec, input_size)
+    elif input_size != classifier.arch.input_size:
         classifier = from_pretrained(model, input_size=input_size)
     return Results(1, iter([export_model(classifier, output, format)]))
 
@@ -131,7 +134,7 @@ def export_model(model: Hiera, output: Path, format: Format = "onnx") -> Exporte
     """
     _check_request(output, format)
     model = model.cpu().float().eval().requires_grad_(False)
-    size = (model.arch.in_chans, *model.arch.input_size)
+    size = (model.arch.in_chans, *model.clip_size)
     log.info("exporting and checking: this takes from seconds to minutes")
     program = torch.export.export(
         model, (torch.zeros(2, *size),), dynamic_shapes={"clip": {0: torch.export.Dim("batch", min=1)}}, strict=False
@@ -210,7 +213,7 @@ def _difference(model: Hiera, run: Runner) -> float:
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch in BATCHES:
-        shape = (batch, model.arch.in_chans, *model.arch.input_size)
+        shape = (batch, model.arch.in_chans, *model.clip_size)
         clips = model.spec.normalize(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
         expected = model(clips)
         differences.append((run(clips) - expected).abs().max() / expected.abs().max())

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import save_pretrained
-from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
+from hiera_video.models.trunk import HieraTrunk
 from hiera_video.training.devices import pick_device, pick_precision
 from hiera_video.training.recipe import Run
 

@@ -134,7 +134,7 @@ def restore(
 
 
 def is_finished(output: Path) -> bool:
-    """Whether a run has made all its steps.
+    """Whether a run has made all its steps, or has said that it is done without any.
 
     Args:
         output: The run's folder.
@@ -143,6 +143,8 @@ def is_finished(output: Path) -> bool:
         False also where no checkpoint can be read.
     """
     try:
+        if (output / "metrics.jsonl").is_file() and '"kind": "done"' in (output / "metrics.jsonl").read_text("utf-8"):
+            return True
         state = json.loads((_whole(output)[-1] / "state.json").read_text(encoding="utf-8"))
         return bool(state["step"] == state["steps"])
     except (OSError, ValueError, LookupError):

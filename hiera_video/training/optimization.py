@@ -14,8 +14,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
 from hiera_video.errors import RequestError
-from hiera_video.models.hiera import HieraTrunk
-from hiera_video.training.recipe import Optim, Run, steps_of
+from hiera_video.models.trunk import HieraTrunk
+from hiera_video.training.durations import duration_of, steps_of
+from hiera_video.training.recipe import Optim, Run
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,33 @@ def plan_run(optim: Optim, run: Run, *, num_videos: int, repeats: int, num_proce
 
     Raises :class:`RequestError` where the processes' batches do not make up a step.
     """
-    at_once = run.batch_size * num_processes
-    if run.videos_per_step % at_once:
+    at_once, trains = run.batch_size * num_processes, duration_of(run.duration)[0] > 0
+    if trains and run.videos_per_step % at_once:
         raise RequestError(
             f"run.videos_per_step is {run.videos_per_step}, which {num_processes} processes of run.batch_size "
             f"{run.batch_size} cannot make up: it must be a multiple of {at_once}"
         )
     steps_per_pass = num_videos // run.videos_per_step
-    if not steps_per_pass:
+    if trains and not steps_per_pass:
         raise RequestError(
             f"{num_videos} videos do not fill one step of run.videos_per_step {run.videos_per_step}: lower it"
         )
 
     def steps(field: str, duration: str, total: int | None = None) -> int:
-        return steps_of(duration, steps_per_pass=steps_per_pass, repeats=repeats, total=total, field=field)
+        return steps_of(duration, steps_per_pass=max(1, steps_per_pass), repeats=repeats, total=total, field=field)
 
     total = steps("run.duration", run.duration)
     warmup = steps("optim.warmup", optim.warmup, total)
-    if optim.warmup.endswith("%"):
-        warmup = min(warmup, total - 1)
-    if not warmup < total:
+    if optim.warmup.endswith("%") or not total:
+        warmup = min(warmup, max(0, total - 1))
+    if total and not warmup < total:
         raise RequestError(f"optim.warmup {optim.warmup} is {warmup} steps, and the whole run {total}: shorten it")
     scale = run.videos_per_step / optim.lr_videos
     every = ("save_every", "evaluate_every", "picture_every", "log_every")
     return Plan(
         steps=total,
         warmup=warmup,
-        steps_per_pass=steps_per_pass,
+        steps_per_pass=max(1, steps_per_pass),
         videos_per_step=run.videos_per_step,
         num_processes=num_processes,
         accumulate=run.videos_per_step // at_once,
@@ -89,6 +90,8 @@ def plan_run(optim: Optim, run: Run, *, num_videos: int, repeats: int, num_proce
 
 def describe_plan(plan: Plan, optim: Optim, *, num_videos: int, repeats: int) -> str:
     """Two lines for the log: how long the run is in every unit, and what the learning rate came to."""
+    if not plan.steps:
+        return f"no training: the head alone is fitted, to {num_videos} videos"
     passes = plan.passes(plan.steps)
     together = f"{plan.clips_per_step} clips: {plan.accumulate} batches in each of {plan.num_processes} processes"
     return (

@@ -1,4 +1,4 @@
-"""What a recipe is: the fields of ``configs/NAME.yaml``, what is legal, and what a duration means in steps.
+"""What a recipe is: the fields of ``configs/NAME.yaml``, and what is legal.
 
 Below each field stands what it means: the help of the jobs and ``docs/reference/recipes.md`` are made of it.
 """
@@ -6,7 +6,6 @@ Below each field stands what it means: the help of the jobs and ``docs/reference
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
@@ -14,24 +13,16 @@ from hiera_video import fields
 from hiera_video.errors import RequestError
 from hiera_video.fields import Count, CountOrZero, NotNegative, Positive, Rule, Share
 from hiera_video.spec import FINETUNE, PRETRAIN, Augment, Views
+from hiera_video.training.durations import Duration, duration_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ep|pass|st|%)")
-UNITS = "ep (effective epochs, each repeat counts), pass (over the list), st (steps) or % (of the run), such as 10pass"
-Duration: TypeAlias = Annotated[
-    str,
-    Rule(
-        "a duration, such as 10pass",
-        lambda text: DURATION.fullmatch(text) is not None,
-        refusal=f"a duration needs a unit: {UNITS}",
-    ),
-]
 FromZero: TypeAlias = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
 ToOne: TypeAlias = Annotated[float, Rule("above 0 and at most 1", lambda value: 0 < value <= 1)]
 Ratio: TypeAlias = Annotated[float, Rule("above 0 and below 1", lambda value: 0 < value < 1)]
 AboveOne: TypeAlias = Annotated[float, Rule("above 1", lambda value: value > 1)]
 Betas: TypeAlias = Annotated[tuple[float, float], Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
+Strides: TypeAlias = Annotated[tuple[int, ...], Rule("at least 1", lambda value: value >= 1)]
 Weights: TypeAlias = Annotated[tuple[float, float], Rule("at least 0", lambda value: value >= 0)]
 
 
@@ -136,8 +127,13 @@ class FinetuneModel:
     """Factor on the initial weights of a new head."""
     freeze_stages: CountOrZero = 0
     """How many stages, counted from the input and with the patch embedding, do not learn."""
+    head: Literal["linear", "attentive", "stages"] | None = None
+    """What the logits are made of: linear (the last stage's mean), attentive (what a learned query gathers there),
+    stages (statistics of the first stages; fitted, not trained); null: as the starting model."""
+    head_strides: Strides = (1,)
+    """At which speeds a head of stages sees a clip: every frame, every second one, ..."""
     fit_head: bool = False
-    """Whether the run begins with a linear head, fitted to features that are computed once."""
+    """Whether the run begins with a linear head in closed form, fitted to features that are computed once."""
     narrow_init: bool = False
     """Whether new weights are drawn for a narrow model: Xavier-uniform, patch filters of standard deviation 0.1."""
     views: Views | None = None
@@ -202,7 +198,7 @@ class Run:
     output: str | None = None
     """The folder of checkpoints, curves and the finished model; null: nothing is kept."""
     duration: Duration
-    """How long the run is: 150ep (each repeat counts), 75pass (over the list) or 5000st (steps)."""
+    """How long: 150ep (each repeat counts), 75pass (over the list), 5000st (steps); 0pass: model.fit_head alone."""
     videos_per_step: Count
     """Videos in a step of the optimizer, in all processes together."""
     batch_size: Count
@@ -346,49 +342,20 @@ def check(recipe: Recipe) -> None:
             raise RequestError("there is nothing to evaluate on: name a card, folder or file as data.source (--val)")
         return
     length, unit = duration_of(recipe.run.duration)
-    if unit == "%" or length == 0:
+    if unit == "%":
         raise RequestError(f"run.duration is {recipe.run.duration!r}, but must say how long the run is: 10pass, 5000st")
+    _check_head(recipe, length > 0)
     if recipe.data.train is None and recipe.data.generate is None:
         raise RequestError("there is nothing to learn from: name a card, folder or file as data.train (--train)")
     if recipe.data.train is not None and recipe.data.generate is not None:
         raise RequestError("data.train and data.generate are both given: learn from videos, or from generated clips")
 
 
-def duration_of(duration: str) -> tuple[float, str]:
-    """A duration's number and unit.
-
-    >>> duration_of("10pass")
-    (10.0, 'pass')
-    """
-    match = DURATION.fullmatch(duration)
-    assert match is not None, f"{duration} was not checked"
-    return float(match[1]), match[2]
-
-
-def steps_of(
-    duration: str, *, steps_per_pass: int, repeats: int, total: int | None = None, field: str = "duration"
-) -> int:
-    """A duration in steps of the optimizer.
-
-    Args:
-        duration: A number and its unit, such as "10pass".
-        steps_per_pass: Steps of one walk over the list.
-        repeats: Effective epochs of one walk over the list.
-        total: Steps of the whole run, which "%" is a share of.
-        field: The name of the duration in messages.
-
-    Returns:
-        The steps: at least 1, unless the duration is 0.
-
-    Raises:
-        RequestError: The duration has no unit, or is a share where ``total`` is not given.
-
-    >>> steps_of("150ep", steps_per_pass=940, repeats=2), steps_of("5%", steps_per_pass=940, repeats=2, total=70500)
-    (70500, 3525)
-    """
-    fields.convert(Duration, duration, field)
-    length, unit = duration_of(duration)
-    if unit == "%" and total is None:
-        raise RequestError(f"{field} is {duration!r}, but a share needs a whole: say it in ep, pass or st")
-    steps = {"ep": steps_per_pass / repeats, "pass": steps_per_pass, "st": 1, "%": (total or 0) / 100}
-    return max(1, round(length * steps[unit])) if length else 0
+def _check_head(recipe: Pretraining | Finetuning, trains: bool) -> None:
+    fits, head = (recipe.model.fit_head, recipe.model.head) if isinstance(recipe, Finetuning) else (False, None)
+    if not trains and not fits:
+        raise RequestError(f"run.duration is {recipe.run.duration!r}, but only model.fit_head leaves a model then")
+    if head == "stages" and (trains or not fits):
+        raise RequestError("model.head stages is fitted, not trained: set model.fit_head and run.duration 0pass")
+    if head == "attentive" and fits:
+        raise RequestError("model.head attentive has no closed form: leave model.fit_head out")

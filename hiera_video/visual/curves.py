@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 TRAIN, PALE, VALIDATION, SECOND, GREY = "#1f77b4", "#aec7e8", "#d9480f", "#f4a261", "#8a8a8a"
 #: Fields of a validation that are shares of right answers, by what people call them.
-ACCURACIES = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "macro": "mean of the classes", "map": "mAP"}
 #: More points than this are drawn as the band that they fill.
 MOST_POINTS = 2000
 
@@ -148,7 +148,7 @@ def _draw_accuracies(panel: Any, val: Mapping[str, Curve]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     _title(panel, "validation")
-    for (field, name), colour in zip(ACCURACIES.items(), (VALIDATION, SECOND, VALIDATION), strict=True):
+    for (field, name), colour in zip(ACCURACIES.items(), (VALIDATION, SECOND, TRAIN, VALIDATION), strict=True):
         if field not in val:
             continue
         steps, values = val[field]

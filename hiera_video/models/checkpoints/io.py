@@ -27,10 +27,11 @@ from hiera_video.errors import OutputError, WeightsError
 from hiera_video.files import replacing
 from hiera_video.models.architecture import Architecture, MAEArchitecture
 from hiera_video.models.checkpoints.formats import FORMAT_VERSION, State
-from hiera_video.models.hiera import Hiera, HieraTrunk
+from hiera_video.models.hiera import Hiera
 from hiera_video.models.layers import resize_positions
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.published import ARCHITECTURES
+from hiera_video.models.trunk import HieraTrunk
 
 #: Keys under which training scripts keep the weights in a ``.pth``; the authors' is the first.
 WRAPPERS = ("model_state", "model", "state_dict", "model_state_dict")

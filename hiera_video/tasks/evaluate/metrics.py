@@ -70,10 +70,11 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
         videos: The list, its classes numbered as the columns of the scores.
 
     Returns:
-        ``{"top1", "top5", "videos", "listed"}``, or ``{"map", ...}`` where a video may have several labels: shares from
-        0 to 1, nan where nothing counts. ``videos`` were readable and labelled, ``listed`` is all of them. ``top5`` of
-        fewer than five classes looks at all. ``map``: the mean of the average precision of each class that a readable
-        video has.
+        ``{"top1", "top5", "macro", "macro_f1", "videos", "listed"}``, or ``{"map", ...}`` where a video may have
+        several labels: shares from 0 to 1, nan where nothing counts. ``videos`` were readable and labelled, ``listed``
+        is all of them. ``top5`` of fewer than five classes looks at all. ``macro``: the mean of the share that is right
+        over the classes that a readable video has, and ``macro_f1`` that of F1. ``map``: the mean of the average
+        precision of each of these classes.
     """
     values, labels = counted(scores, videos)
     if labels.ndim == 2:
@@ -82,7 +83,19 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
     else:
         right = {name: is_right(values, labels, k) for name, k in TOP.items()}
         figures = {name: float(hits.mean()) if len(hits) else float("nan") for name, hits in right.items()}
+        figures |= _macro(values, labels)
     return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
+
+
+def _macro(values: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Means over the classes that have videos, which count alike: of the share that is right, and of F1."""
+    if not len(labels):
+        return {"macro": float("nan"), "macro_f1": float("nan")}
+    named, classes = values.argmax(axis=1), np.unique(labels)
+    hits = np.array([((named == one) & (labels == one)).sum() for one in classes])
+    truths = np.array([(labels == one).sum() for one in classes])
+    taken = np.array([(named == one).sum() for one in classes])
+    return {"macro": float((hits / truths).mean()), "macro_f1": float((2 * hits / (truths + taken)).mean())}
 
 
 def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:
@@ -123,8 +136,8 @@ def _average_precision(values: NDArray[np.float32], labels: NDArray[np.float32])
 class ClassScore:
     """The figures of a class, of "all", or of videos with "(no label)", which are scored and not counted.
 
-    ``videos`` of the ``listed`` ones were readable and counted. ``values``: ``top1`` and ``top5``, or ``map`` (of a
-    class: its average precision); None where nothing counts.
+    ``videos`` of the ``listed`` ones were readable and counted. ``values``: ``top1``, ``top5`` and, of
+    "all", ``macro`` and ``macro_f1``; or ``map`` (of a class: its average precision); None where nothing counts.
     """
 
     name: str
@@ -164,7 +177,9 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
         right = {name: labels[is_right(values, labels, k)] for name, k in TOP.items()}
         each = {name: np.bincount(hits, minlength=num_classes) / np.maximum(counts, 1) for name, hits in right.items()}
     for number in np.flatnonzero(listed).tolist():
-        figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
+        figures = dict.fromkeys(known) | {
+            name: float(value[number]) if counts[number] else None for name, value in each.items()
+        }
         found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))
     if num_unlabelled := int((videos.labels < 0).sum()):
         found.append(ClassScore("(no label)", num_unlabelled, 0, dict.fromkeys(known)))

@@ -264,7 +264,11 @@ class FeatureExtractor:
         clip = model.spec.normalize(model.spec.model_input(clips))
         with autocast(self.device, self.precision):
             tokens, maps = model.forward_intermediates(clip, stages=stages)
-            values = {"embedding": model.forward_head(tokens, pre_logits=True)} if "embedding" in names else {}
+            values = {}
+            if "embedding" in names and model.arch.head == "stages":
+                values["embedding"] = model.statistics(clip)
+            elif "embedding" in names:
+                values["embedding"] = model.forward_head(tokens, pre_logits=True)
         for stage, stage_map in zip(stages, maps, strict=True):
             values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
         return {name: values[name].float() for name in names}

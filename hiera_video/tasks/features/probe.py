@@ -55,7 +55,13 @@ class ProbeScore(FlatRecord):
 
 
 def probe(
-    folder: str, *, labels: str = "folder", k: int = 5, test: Path | None = None, folds: int = 5
+    folder: str,
+    *,
+    labels: str = "folder",
+    k: int = 5,
+    test: Path | None = None,
+    folds: int = 5,
+    groups: Path | None = None,
 ) -> Results[ProbeScore]:
     """Measure how well extracted embeddings tell labels apart: neighbours, a linear probe, and chance.
 
@@ -69,7 +75,8 @@ def probe(
         labels: folder (the name of the folder that an input lies in), or a CSV file with columns input,label.
         k: How many neighbours vote.
         test: Another output folder, made with the same model and settings, whose inputs are judged.
-        folds: Of the cross-validation; at most as many as the smallest class has inputs. Unused with test.
+        folds: Of the cross-validation; at most as many as the smallest class has inputs. Unused with test or groups.
+        groups: A CSV file with columns input,group: one group is judged at a time, by what all others teach.
 
     Returns:
         Three scores: knn, linear and chance.
@@ -80,16 +87,17 @@ def probe(
     for name, value, least in (("k", k, 1), ("folds", folds, 2)):
         if value < least:
             raise RequestError(f"{name} is {value}, but is at least {least}")
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError as error:
-        raise RequestError('probe needs scikit-learn: pip install "hiera-video[features]"') from error
+    if test is not None and groups is not None:
+        raise RequestError("test and groups both say what is judged: leave one of them out")
     given = labels if labels == "folder" else read_labels(Path(labels))
     if test is not None:
         refuse_other_settings(Path(folder), Path(test))
     known = labelled(Path(folder), given)
     judged = labelled(Path(test), given) if test is not None else None
-    task = cross_validation(known, folds) if judged is None else held_out(known, judged)
+    if judged is not None:
+        task = held_out(known, judged)
+    else:
+        task = cross_validation(known, folds, None if groups is None else read_labels(groups, "group"))
     fewest = min(len(rows) for rows, _ in task.splits)
     if k > fewest:
         raise RequestError(f"k is {k}, but only {fewest} inputs can be neighbours: choose a smaller k")
@@ -167,11 +175,12 @@ def labels_of(names: list[str], given: str | dict[str, str]) -> list[str]:
     return [given[name] if name in given else unique.get(os.path.basename(name), "") for name in names]
 
 
-def read_labels(file: Path) -> dict[str, str]:
-    """Labels from a CSV file.
+def read_labels(file: Path, column: str = "label") -> dict[str, str]:
+    """Labels, or groups, from a CSV file.
 
     Args:
-        file: With the columns input and label.
+        file: With the columns input and ``column``.
+        column: The name of the second one.
 
     Returns:
         Label by input.
@@ -184,17 +193,18 @@ def read_labels(file: Path) -> dict[str, str]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or []
-            if not {"input", "label"} <= set(columns):
-                raise wrong(file, 1, ",".join(columns), "the columns input,label")
+            if not {"input", column} <= set(columns):
+                raise wrong(file, 1, ",".join(columns), f"the columns input,{column}")
             for row in reader:
-                name, label = row["input"], (row["label"] or "").strip()
+                name, label = row["input"], (row[column] or "").strip()
                 if labels.setdefault(name, label) != label:
                     raise wrong(file, reader.line_num, label, f"{labels[name]!r}, which {name} is in a line above")
     except OSError as error:
         reason = error.strerror or error
-        raise RequestError(f"labels are {str(file)!r}, but must be folder, or a CSV file: {reason}") from error
+        what = "must be folder, or a CSV file" if column == "label" else "must be a CSV file"
+        raise RequestError(f"{column}s are {str(file)!r}, but {what}: {reason}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{file} is no CSV file in UTF-8 ({error}): name another file of labels") from error
+        raise RequestError(f"{file} is no CSV file in UTF-8 ({error}): name another file of {column}s") from error
     return labels
 
 
@@ -233,20 +243,21 @@ class _Task:
     num_left_out: int
 
 
-def cross_validation(known: Labelled, folds: int) -> _Task:
-    """Folds in which every class has its share. Classes of one input are left out.
+def cross_validation(known: Labelled, folds: int, group_of: dict[str, str] | None = None) -> _Task:
+    """Folds in which every class has its share, or one group each. Classes of one input are left out.
 
     Args:
         known: Inputs with their labels.
         folds: How many; fewer where the smallest class has fewer inputs.
+        group_of: The group of each input, by its name or that of its file; None: folds are drawn by class.
 
     Returns:
         What is learned from and what is judged.
 
     Raises:
-        RequestError: Where there are fewer than two classes.
+        RequestError: Where there are fewer than two classes, or fewer than two groups, or an input without a group.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
 
     sizes = Counter(known.labels)
     keep = [number for number, label in enumerate(known.labels) if sizes[label] > 1]
@@ -258,9 +269,18 @@ def cross_validation(known: Labelled, folds: int) -> _Task:
         classes_there = ", ".join(sorted(sizes)[:5])
         raise RequestError(f"{known.folder} has too few classes ({classes_there}): two with two inputs each are needed")
     smallest = int(np.bincount(classes).min())
-    if smallest < folds:
-        log.warning("%d folds instead of %d: the smallest class has %d inputs", smallest, folds, smallest)
-    splits = list(StratifiedKFold(min(folds, smallest)).split(np.zeros(len(keep)), classes))
+    if group_of is not None:
+        inputs = [known.inputs[number] for number in keep]
+        groups = labels_of(inputs, group_of)
+        if "" in groups:
+            raise RequestError(f"{inputs[groups.index('')]} has no group: name one for each input")
+        if len(set(groups)) < 2:
+            raise RequestError(f"all inputs are of the group {groups[0]!r}: two are needed, to leave one out")
+        splits = list(LeaveOneGroupOut().split(np.zeros(len(keep)), classes, groups))
+    else:
+        if smallest < folds:
+            log.warning("%d folds instead of %d: the smallest class has %d inputs", smallest, folds, smallest)
+        splits = list(StratifiedKFold(min(folds, smallest)).split(np.zeros(len(keep)), classes))
     left_out = num_alone + known.num_unlabelled
     return _Task(known.embeddings[keep], classes.astype(np.int64), splits, len(names), None, left_out)
 

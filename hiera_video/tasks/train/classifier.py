@@ -25,7 +25,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.classify.classifier import Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import metrics, put_together
+from hiera_video.tasks.evaluate.metrics import Scores, metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import input_size_of, spec_of
 from hiera_video.training.accelerator import export, whole
@@ -67,11 +67,15 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
     else:
         model = from_pretrained(start.start, **config) if read is None else rebuilt(read, **config)
         size = input_size_of(data, model.arch.input_size)
-        if size != model.arch.input_size:
+        if size != model.arch.input_size and (start.head or model.arch.head) != "stages":
             model = rebuilt(model, input_size=size)
         if model.labels != classes:
             model.reset_classifier(len(classes))
+    if start.head not in (None, model.arch.head):
+        model.reset_classifier(len(classes), head=start.head, head_strides=start.head_strides)
     model.spec, model.labels = spec_of(model.spec, data), list(classes)
+    if model.arch.head == "stages" and data.size is not None:  # its trunk takes any size
+        model.spec = model.spec.replace(size=(data.size, data.size), resize=data.resize or data.size)
     if start.views is not None:
         model.views = start.views
     if len(model.arch.input_size) == 2 and not data.images:
@@ -217,6 +221,7 @@ def train_classifier(
     num_videos: int,
     val: VideoList | None,
     classifier_of: Callable[[Any], Hiera],
+    report: Callable[[Scores], object] | None = None,
 ) -> Iterator[Metrics]:
     """Trains, and keeps the best model by the validation list, or the last one without such a list.
 
@@ -231,6 +236,7 @@ def train_classifier(
         num_videos: Length of the training list.
         val: The validation list.
         classifier_of: Gives the classifier in a module like ``trained``.
+        report: Called with the scores of the validation videos whenever the model is the best so far.
 
     Yields:
         Figures of the run.
@@ -239,10 +245,7 @@ def train_classifier(
         TrainingStopped: As :meth:`Training.run`.
     """
 
-    def judge(module: nn.Module) -> dict[str, float]:
-        assert val is not None
-        return validate(classifier_of(module), videos=val, recipe=recipe, accelerator=accelerator)
-
+    judge, best = (None, None) if val is None else _judge(recipe, accelerator, val, classifier_of, report)
     training = Training(
         model=trained,
         step=step,
@@ -252,15 +255,58 @@ def train_classifier(
         plan=plan,
         accelerator=accelerator,
         num_videos=num_videos,
-        evaluate=None if val is None else judge,
-        best=None if val is None else "map" if val.labels.ndim == 2 else "top1",
+        evaluate=judge,
+        best=best,
         export=lambda module: export(classifier_of(module), run=recipe.run, accelerator=accelerator),
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 
 
-def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> dict[str, float]:
-    """The figures of a model on the validation list; the processes share the list.
+def _judge(
+    recipe: Finetuning,
+    accelerator: Accelerator,
+    val: VideoList,
+    classifier_of: Callable[[Any], Hiera],
+    report: Callable[[Scores], object] | None,
+) -> tuple[Callable[[nn.Module], dict[str, float]], str]:
+    """What judges a module, and the figure that tells the best one."""
+    best, record = best_figure(val), float("-inf")
+
+    def judge(module: nn.Module) -> dict[str, float]:
+        nonlocal record
+        scores = validation_scores(classifier_of(module), videos=val, recipe=recipe, accelerator=accelerator)
+        figures = metrics(scores, val)
+        if report is not None and figures[best] > record:
+            record = figures[best]
+            report(scores)
+        return figures
+
+    return judge, best
+
+
+#: Classes that differ in their numbers of videos by more than this are judged alike, each by its own share.
+UNEVEN = 3.0
+
+
+def best_figure(videos: VideoList) -> str:
+    """The figure by which the best model is chosen.
+
+    Args:
+        videos: What the model is judged on.
+
+    Returns:
+        "map" of several labels a video; else "top1", or "macro", the mean of the classes' shares, where classes differ
+        by more than 3 to 1.
+    """
+    if videos.labels.ndim == 2:
+        return "map"
+    counts = np.bincount(videos.labels[videos.labels >= 0])
+    counts = counts[counts > 0]
+    return "macro" if counts.max() > UNEVEN * counts.min() else "top1"
+
+
+def validation_scores(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> Scores:
+    """The scores that a model gives the validation videos; the processes share the list.
 
     Args:
         model: On the accelerator's device, sharded or not.
@@ -269,7 +315,7 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
         accelerator: The run's processes.
 
     Returns:
-        The figures of :func:`hiera_video.tasks.evaluate.metrics.metrics`, the same in each process.
+        The scores, the same in each process.
     """
     data, run = recipe.data, recipe.run
     model = whole(model, run)
@@ -287,4 +333,4 @@ def validate(model: Hiera, *, videos: VideoList, recipe: Finetuning, accelerator
     dtype = pick_precision(run.precision, accelerator.device)
     scorer = Scorer(model, model.spec, accelerator.device, dtype, multi_label=videos.labels.ndim == 2)
     scored = score_views(scorer, loaded, batch_size=max(1, run.batch_size * data.repeats))
-    return metrics(put_together(gather_object(list(scored)), len(videos.classes)), videos)
+    return put_together(gather_object(list(scored)), len(videos.classes))

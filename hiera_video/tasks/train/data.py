@@ -128,6 +128,8 @@ def labelled(lists: Lists, data: Data) -> Lists:
             f"{data.train} has no videos of the class {empty[0]!r}"
             f"{f' and {len(empty) - 1} more' if len(empty) > 1 else ''}: add some, or take the class away"
         )
+    if len(train.classes) < 2:
+        raise RequestError(f"{data.train} has the class {train.classes[0]!r} alone: two are needed to tell apart")
     if val is None:
         return lists
     for name in val.classes:

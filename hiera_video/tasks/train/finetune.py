@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from hiera_video.models.hiera import Hiera
+from hiera_video.tasks.evaluate.metrics import Scores
 from hiera_video.tasks.train.camera_motion import train_on_generated
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
-from hiera_video.tasks.train.data import ReadBefore, check_files, clip_loader, labelled, lists_of
-from hiera_video.tasks.train.linear_head import fit_head
+from hiera_video.tasks.train.data import Lists, ReadBefore, check_files, clip_loader, labelled, lists_of
+from hiera_video.tasks.train.fitted_head import fit_head
+from hiera_video.tasks.train.head_alone import head_alone
+from hiera_video.tasks.train.report import write_report
 from hiera_video.training.accelerator import prepare, start_accelerator
 from hiera_video.training.checkpointing import latest
 from hiera_video.training.metrics import Metrics
@@ -50,11 +56,16 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
         del read  # its weights
         model.multi_label = train.labels.ndim == 2
         model.freeze_stages(recipe.model.freeze_stages)
-        if recipe.model.fit_head and latest(Path(str(recipe.run.output))) is None:
+        output = Path(str(recipe.run.output))
+        if not plan.steps:
+            yield from head_alone(recipe, model, Lists(train, lists.val), accelerator)
+            return
+        if recipe.model.fit_head and latest(output) is None:
             fit_head(model, train, recipe, accelerator)
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None
         step = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)
+
         yield from train_classifier(
             recipe,
             plan,
@@ -66,4 +77,14 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
             num_videos=len(train),
             val=lists.val,
             classifier_of=lambda module: module,
+            report=lambda scores: _report(recipe, model, Lists(train, lists.val), scores, accelerator),
         )
+
+
+def _report(recipe: Finetuning, model: Hiera, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:
+    assert lists.train is not None and lists.val is not None
+    how = f"Judged on the {len(lists.val)} videos of {recipe.data.val or recipe.data.train}."
+    trained = f"Trained for {recipe.run.duration} from {recipe.model.start}; the best of all validations is kept."
+    if accelerator.is_main_process:
+        output = Path(str(recipe.run.output))
+        write_report(output, model=model, train=lists.train, judged=lists.val, scores=scores, how=how, trained=trained)

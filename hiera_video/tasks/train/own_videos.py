@@ -1,4 +1,4 @@
-"""A recipe for one's own videos, from how many there are. Every choice here is ours."""
+"""A recipe for one's own videos, from how many there are. Every choice here is ours: docs/results/own_videos.md."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
-from hiera_video.spec import FINETUNE
-from hiera_video.tasks.train.data import ReadBefore, lists_of
+from hiera_video.spec import FINETUNE, Augment
+from hiera_video.tasks.train.classifier import best_figure
+from hiera_video.tasks.train.data import Lists, ReadBefore, lists_of
+from hiera_video.tasks.train.report import class_lines
 from hiera_video.training.recipe import Data, FinetuneModel, Finetuning, Loss, Optim, Run
 from hiera_video.training.recipe_file import load_recipe
 
@@ -42,12 +44,18 @@ class Defaults:
 
 
 TABLE = (
-    Defaults(200, 10, 1, 1e-3, 0.0, 0.0, (0.0, 0.0)),  # after a linear head on features: the last stage alone
+    Defaults(200, 10, 1, 1e-3, 0.0, 0.0, (0.0, 0.0)),  # after a fitted head: the last stage alone
     Defaults(2_000, 30, 2, 5e-4, 0.1, 0.5, (0.2, 0.0)),
     Defaults(20_000, 40, 2, 5e-4, 0.2, 0.5, (0.8, 1.0)),
     Defaults(100_000, 25, 2, 4e-4, 0.2, 0.3, (0.8, 1.0)),
     Defaults(float("inf"), 75, 2, 8e-4, 0.2, 0.3, (0.8, 1.0)),  # Hiera Tab 11b, B
 )
+
+#: Where the built-in model or an MAE of its width is the start, and there are fewer videos than this, a head on the
+#: statistics of stages is fitted, and nothing trained. It sees so many frames, seconds apart, of this height and width.
+FITTED_BELOW, FRAMES, STEP_S, SIDE = 2_000, 32, 0.04, 96
+#: Channels of the first stage of a model that counts as small.
+NARROW = 64
 
 
 def own_recipe(changes: Mapping[str, str]) -> Finetuning:
@@ -84,24 +92,56 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     videos = lists.train
     assert videos is not None
     model = None if start in list_models() else from_pretrained(start)
-    stride = data.frame_stride or _shorter_stride(videos, model)
-    base = _by_size(blank, videos, replace(data, frame_stride=stride), model)
+    looked = _look(videos)
+    if model is not None and len(videos) < FITTED_BELOW and _takes_stages(model, changes):
+        base = _fitted_head(blank, videos, data, looked.fps)
+    else:
+        shorter = model is not None and looked.seconds < model.spec.span  # most of HMDB51's videos are
+        stride = model.spec.frame_stride / 2 if model is not None and shorter else None
+        base = _by_size(blank, videos, replace(data, frame_stride=data.frame_stride or stride), model)
+        if changes.get("model.head") == "attentive":  # it has no closed form
+            base = replace(base, model=replace(base.model, fit_head=False))
+    if (videos.labels >= 0).all() and best_figure(videos) == "macro":
+        base = replace(base, loss=replace(base.loss, class_weights="balanced"))
     recipe = load_recipe(Finetuning, base=base, changes=changes)
-    duration = recipe.run.duration
-    if recipe.model.fit_head:
-        duration += ", of the last stage alone, after a linear head on features"
-    notes = [
-        f"{len(videos)} videos of {len(videos.classes)} classes. Model: {start} ({why}). Duration {duration}, flip "
-        f"{recipe.augment.flip:g}"
-    ]
-    if stride != data.frame_stride and model is not None:
-        notes.append(
-            f"most videos are shorter than the model's clip of {model.spec.span:.2f} s: frame_stride {stride:g}"
-        )
-    if lists.val is None:
-        notes.append("there is no --val: the last weights are kept, and nothing tells how good they are")
+    notes = [f"{len(videos)} videos of {len(videos.classes)} classes. Model: {start} ({why})"]
+    notes += _notes(recipe, lists, data)
     vars(recipe)["_read"] = ReadBefore(lists, model, notes)  # no field: it is of this object, not of its values
     return recipe
+
+
+def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
+    """The plan in words."""
+    videos, model = lists.train, recipe.model
+    assert videos is not None
+    fitted = model.head == "stages"
+    if fitted:
+        plan = "a head on what the first stages see is fitted in closed form, and nothing is trained after it"
+    elif model.fit_head:
+        plan = f"a head is fitted in closed form, then the last stage trains for {recipe.run.duration}"
+    else:
+        plan = f"all of the model trains for {recipe.run.duration}"
+    notes = [f"{plan}; mirrored clips: {'yes' if recipe.augment.flip else 'no, a class has a direction'}"]
+    notes += class_lines(videos) if (videos.labels >= 0).all() else []
+    if recipe.data.frame_stride != given.frame_stride and not fitted:
+        notes.append(f"most videos are shorter than the model's clip: frame_stride {recipe.data.frame_stride:g}")
+    if lists.val is None:
+        without = "the head is judged by cross-validation"
+        blind = "the last weights are kept, and nothing tells how good they are"
+        notes.append(f"there is no --val: {without if fitted else blind}")
+    return notes
+
+
+def _takes_stages(model: Hiera, changes: Mapping[str, str]) -> bool:
+    """Whether a head on the statistics of stages is the start's best: it is small, and nothing asked for is against."""
+    asked = changes.get("model.head"), changes.get("run.duration")
+    small = model.arch.embed_dim < NARROW and len(model.arch.input_size) == 3
+    return small and asked[0] in (None, "stages") and asked[1] in (None, "0pass")
+
+
+def _mirrors(videos: VideoList) -> bool:
+    """Whether no class has a direction that a mirror turns round."""
+    return not any(DIRECTIONS.search(name.lower().replace("_", " ")) for name in videos.classes)
 
 
 def _by_size(blank: Finetuning, videos: VideoList, data: Data, model: Hiera | None) -> Finetuning:
@@ -114,8 +154,7 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data, model: Hiera | No
     videos_per_step = at_once * max(1, min(clips // row.repeats, len(videos)) // at_once)
     mixes = len(videos.classes) >= 10 and batch_size * row.repeats >= 8
     mixup, cutmix = row.mixing if mixes else (0.0, 0.0)
-    directed = any(DIRECTIONS.search(name.lower().replace("_", " ")) for name in videos.classes)
-    augment = replace(FINETUNE, flip=0.0) if directed else FINETUNE
+    augment = FINETUNE if _mirrors(videos) else replace(FINETUNE, flip=0.0)
     if few:
         augment = replace(augment, crop_area=(0.5, 1.0), num_ops=0, erasing=0.0)
     return replace(
@@ -148,15 +187,41 @@ def _by_size(blank: Finetuning, videos: VideoList, data: Data, model: Hiera | No
     )
 
 
-def _shorter_stride(videos: VideoList, model: Hiera | None) -> float | None:
-    """Half the model's stride where most videos are shorter than its clip (HMDB51's are); None: the model's own."""
-    spans = []
+def _fitted_head(blank: Finetuning, videos: VideoList, data: Data, fps: float) -> Finetuning:
+    # Differences in time are a part of what the head sees: steps of a whole number of frames are all alike.
+    clip = replace(
+        data,
+        num_frames=data.num_frames or FRAMES,
+        frame_stride=data.frame_stride or max(1, round(fps * STEP_S)),
+        target_fps=data.target_fps or round(fps, 3),
+        size=data.size or SIDE,
+        views="3x1",
+    )
+    return replace(
+        blank,
+        data=clip,
+        augment=Augment(crop_area=(1.0, 1.0), flip=0.5 if _mirrors(videos) else 0.0, num_ops=0, erasing=0.0),
+        model=replace(blank.model, head="stages", head_strides=(1, 2), fit_head=True, views="3x1"),
+        run=replace(blank.run, duration="0pass"),
+    )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Of most videos: ``seconds`` long, ``fps`` frames a second. nan and 30 where none can be opened."""
+
+    seconds: float
+    fps: float
+
+
+def _look(videos: VideoList) -> _Looked:
+    """Opens 20 videos, spread over the list."""
+    seconds, rates = [], []
     for index in np.unique(np.linspace(0, len(videos) - 1, 20).astype(int)).tolist():
         try:
             with open_video(videos.path(index)) as video:
-                spans.append(min(video.duration, float(videos.ends[index])) - float(videos.starts[index]))
+                seconds.append(min(video.duration, float(videos.ends[index])) - float(videos.starts[index]))
+                rates.append(video.fps)
         except UnreadableVideo:
             continue
-    if not spans or model is None or median(spans) >= model.spec.span:
-        return None
-    return model.spec.frame_stride / 2
+    return _Looked(median(seconds), median(rates)) if seconds else _Looked(float("nan"), 30.0)

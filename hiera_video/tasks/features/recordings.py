@@ -1,0 +1,33 @@
+"""Which videos are one recording: the same file, or pictures and motion so alike that they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Correlation of standardised features from which two videos count as one recording.
+ALIKE = 0.9
+
+
+def recordings(paths: Sequence[str], features: NDArray[np.float32], alike: float = ALIKE) -> NDArray[np.int64]:
+    """Puts together what must not be torn apart between learning and judging.
+
+    Args:
+        paths: Of N videos, or of the files that they are segments of.
+        features: float32 [N, C], one row a video: an embedding, or statistics.
+        alike: The correlation of two rows, each channel standardised over all videos, from which they count as one.
+
+    Returns:
+        int64 [N], the number of each video's recording, from 0 on.
+    """
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+    rows = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
+    _, files = np.unique(np.asarray(paths), return_inverse=True)
+    near = (rows @ rows.T >= alike) | (files[:, np.newaxis] == files)
+    found: NDArray[np.int64] = connected_components(coo_array(near), directed=False)[1].astype(np.int64)
+    return found

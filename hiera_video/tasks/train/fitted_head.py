@@ -1,0 +1,227 @@
+"""A head in closed form: features of the training videos once, judged by cross-validation, then fitted to all of them.
+
+features_of: videos -> what the head sees of each clip; fit_head: that -> a linear layer, and the scores that videos get
+from heads which were fitted without them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.sampling import sampler_of
+from hiera_video.data.views import test_views
+from hiera_video.errors import UnreadableVideo
+from hiera_video.models.hiera import Hiera
+from hiera_video.tasks.classify.classifier import Scored, scores_of
+from hiera_video.tasks.evaluate.metrics import Scores, put_together
+from hiera_video.tasks.features.recordings import recordings
+from hiera_video.training.recipe import Finetuning
+
+log = logging.getLogger("hiera_video")
+
+#: Clips of a video that features are computed of, one crop each, and the most parts of the cross-validation. Ours.
+NUM_CLIPS, FOLDS = 3, 5
+#: Steps and learning rate of a head of several labels a video, which has no closed form.
+STEPS, LR = 500, 1e-2
+#: What scores are divided by is looked for among these.
+TEMPERATURES = np.geomspace(0.25, 64, 33)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the head sees of clips: ``values`` float32 [N, C] of the videos ``index`` int64 [N], ascending; ``mirrored``
+    bool [N]; ``errors``: one sentence by index of each video that could not be read, or only in part.
+    """
+
+    values: Tensor
+    index: NDArray[np.int64]
+    mirrored: NDArray[np.bool_]
+    errors: dict[int, str]
+
+
+@torch.no_grad()
+def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> Features:
+    """What the model's head sees of clips spread over each video and, where the recipe mirrors clips, of their mirrors.
+
+    Args:
+        model: On the accelerator's device, in evaluation mode.
+        videos: The training list. The processes share it.
+        recipe: Gives the reading of files, and ``augment.flip``.
+        accelerator: The run's processes.
+
+    Returns:
+        The features; in each process all.
+
+    Raises:
+        UnreadableVideo: No video can be read.
+    """
+    data, spec = recipe.data, model.spec
+    indices = list(range(accelerator.process_index, len(videos), accelerator.num_processes))
+    answers = test_views(
+        videos,
+        spec,
+        NUM_CLIPS,
+        1,
+        sample=sampler_of(data.sampling, spec),
+        fps=data.fps,
+        num_workers=data.num_workers,
+        device=accelerator.device,
+        time_limit=data.time_limit,
+        indices=indices,
+    )
+    mine: list[tuple[int, bool, Tensor]] = []
+    bad: list[tuple[int, str]] = []
+    silent = None if accelerator.is_main_process else True
+    for answer in tqdm(answers, total=len(indices), unit="video", desc="features for the head", disable=silent):
+        if answer["error"] is not None:
+            bad.append((answer["index"], answer["error"]))
+        if answer["clips"] is None:
+            continue
+        clips = spec.model_input(spec.normalize(answer["clips"]))
+        for mirrored in (False, True) if recipe.augment.flip else (False,):
+            with accelerator.autocast():
+                seen = model.embedding(clips.flip(-1) if mirrored else clips)
+            mine += [(answer["index"], mirrored, row) for row in seen.float().cpu()]
+    every: list[tuple[int, bool, Tensor]] = gather_object(mine)
+    if not every:
+        raise UnreadableVideo(f"none of {len(videos)} videos can be read, the first of them {videos.path(0)}")
+    every.sort(key=lambda row: row[:2])
+    numbers, mirrors = np.array([row[0] for row in every]), np.array([row[1] for row in every])
+    return Features(torch.stack([row[2] for row in every]), numbers, mirrors, dict(gather_object(bad)))
+
+
+def fit_head(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> Scores:
+    """Fits the linear layer of a model's head, in place, to features that are computed once.
+
+    It is a linear discriminant analysis with shrinkage (Ledoit and Wolf 2004), in which every class counts alike; where
+    videos have several labels, a logistic regression for each class. What is one recording (:func:`recordings`) is
+    learned from or judged, never both. The same head comes out in every process.
+
+    Args:
+        model: Moved to the accelerator's device, in evaluation mode.
+        videos: The training list.
+        recipe: As in :func:`features_of`.
+        accelerator: The run's processes.
+
+    Returns:
+        For each readable video the scores by a head that was fitted without its recording; no scores where a class is
+        of one recording alone, so that there is nothing to judge by.
+
+    Raises:
+        UnreadableVideo: No video can be read.
+    """
+    model.to(accelerator.device).eval()
+    features = features_of(model, videos, recipe, accelerator)
+    weight, bias, scores = _fitted(features, videos)
+    head = model.head.projection
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return scores
+
+
+def _fitted(features: Features, videos: VideoList) -> tuple[Tensor, Tensor, Scores]:
+    several = videos.labels.ndim == 2
+    present, clip_of = np.unique(features.index, return_inverse=True)
+    labels = videos.labels[present]
+    plain = features.values[torch.from_numpy(~features.mirrored)]
+    of_plain = clip_of[~features.mirrored]
+    means = torch.zeros(len(present), plain.shape[1]).index_add_(0, torch.from_numpy(of_plain), plain)
+    means /= torch.from_numpy(np.bincount(of_plain)).unsqueeze(1)
+    groups = recordings([videos.path(index) for index in present.tolist()], means.numpy())
+    logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
+    for learned, judged in _splits(labels, groups):
+        rows = np.isin(clip_of, learned)
+        weight, bias = _solve(features.values[torch.from_numpy(rows)], labels[clip_of[rows]], len(videos.classes))
+        rows = np.isin(of_plain, judged)
+        logits[rows] = F.linear(plain[torch.from_numpy(rows)], weight, bias).numpy()
+    weight, bias = _solve(features.values, labels[clip_of], len(videos.classes))
+    judged = ~np.isnan(logits[:, 0])
+    temperature = 1.0
+    if judged.any() and not several:
+        temperature = _temperature(torch.from_numpy(logits[judged]), torch.from_numpy(labels[of_plain[judged]]))
+    values = scores_of(torch.from_numpy(logits / temperature), multi_label=several).numpy()
+    scored = [
+        Scored(int(index), values[of_plain == row].mean(axis=0), features.errors.get(int(index)))
+        for row, index in enumerate(present)
+        if judged[of_plain == row].all()
+    ]
+    return weight / temperature, bias / temperature, put_together(scored, len(videos.classes))
+
+
+#: Rows to learn from, rows to judge.
+Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _splits(labels: NDArray[np.generic], groups: NDArray[np.int64]) -> list[Split]:
+    """Videos to learn from and to judge, several times; none where a class lies in one recording alone."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    if labels.ndim == 2:
+        parts = min(FOLDS, len(np.unique(groups)))
+        return list(GroupKFold(parts).split(labels, groups=groups)) if parts > 1 else []
+    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if fewest < 2:
+        return []
+    return list(StratifiedGroupKFold(min(FOLDS, fewest)).split(labels, labels, groups))
+
+
+def _solve(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight [K, C] and bias [K] of a linear layer on features float32 [N, C] that are not standardised."""
+    mean, deviation = values.mean(dim=0), values.std(dim=0, correction=0) + 1e-6
+    values = (values - mean) / deviation
+    weight, bias = _logistic(values, labels) if labels.ndim == 2 else _discriminants(values, labels, num_classes)
+    weight = weight / deviation
+    return weight, bias - weight @ mean
+
+
+def _discriminants(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Linear discriminants of equal priors, their covariance shrunk to a multiple of the identity."""
+    from sklearn.covariance import ledoit_wolf
+
+    label = torch.from_numpy(labels.astype(np.int64))
+    counts = torch.bincount(label, minlength=num_classes)
+    means = torch.zeros(num_classes, values.shape[1]).index_add_(0, label, values) / counts.clamp(min=1).unsqueeze(1)
+    covariance, _ = ledoit_wolf((values - means[label]).numpy(), assume_centered=True)
+    covariance = torch.from_numpy(covariance).double() + 1e-6 * torch.eye(values.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(covariance, means.double().T).T
+    bias = -0.5 * (means.double() * weight).sum(dim=1)
+    bias[counts == 0] = -1e4  # none of its videos can be read
+    return weight.float(), bias.float()
+
+
+def _logistic(values: Tensor, labels: NDArray[np.generic]) -> tuple[Tensor, Tensor]:
+    """A logistic regression for each class, its negatives and positives of equal weight."""
+    label = torch.from_numpy(labels.astype(np.float32))
+    positives = label.sum(dim=0)
+    balance = (len(label) - positives) / positives.clamp(min=1)
+    head = nn.Linear(values.shape[1], label.shape[1])
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=1.0)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            loss = F.binary_cross_entropy_with_logits(head(values), label, pos_weight=balance)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return head.weight.detach(), head.bias.detach()
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, K] are divided by, so that their softmax says how often they are right (labels int64 [N])."""
+    losses = [F.cross_entropy(logits / float(value), labels).item() for value in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])

@@ -1,0 +1,72 @@
+"""A run of which the fitted head is all: nothing is trained after it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hiera_video.files import replacing
+from hiera_video.models.hiera import Hiera
+from hiera_video.tasks.evaluate.metrics import metrics
+from hiera_video.tasks.train.classifier import best_figure, validation_scores
+from hiera_video.tasks.train.data import Lists
+from hiera_video.tasks.train.fitted_head import fit_head
+from hiera_video.tasks.train.report import write_report
+from hiera_video.training.accelerator import export
+from hiera_video.training.metrics import Metrics, read_metrics
+from hiera_video.training.recipe import Finetuning
+
+log = logging.getLogger("hiera_video")
+
+
+def head_alone(recipe: Finetuning, model: Hiera, lists: Lists, accelerator: Accelerator) -> Iterator[Metrics]:
+    """Fits the head to all training videos, judges it, and writes the model and its report.
+
+    Without validation videos it is judged by cross-validation: each video by a head that was fitted without its
+    recording. A run that is done already is not repeated.
+
+    Args:
+        recipe: Of the run, with its ``run.output``.
+        model: The starting classifier.
+        lists: What to learn from, and to validate on.
+        accelerator: The run's processes.
+
+    Yields:
+        The figures, of kind "val" at step 0, and a record of kind "done".
+
+    Raises:
+        UnreadableVideo: No video can be read.
+        OutputError: The folder cannot be written.
+    """
+    train, output = lists.train, Path(str(recipe.run.output))
+    assert train is not None
+    before = [record for record in read_metrics(output / "metrics.jsonl") if record["kind"] in ("val", "done")]
+    if before and before[-1]["kind"] == "done" and (output / "model.safetensors").is_file():
+        for record in before:
+            yield Metrics(record.pop("kind"), record.pop("step"), record.pop("passes"), record)
+        return
+    scores = fit_head(model, train, recipe, accelerator)
+    if lists.val is not None:
+        judged, how = lists.val, f"Judged on the {len(lists.val)} videos of {recipe.data.val or recipe.data.train}."
+        scores = validation_scores(model, videos=judged, recipe=recipe, accelerator=accelerator)
+    else:
+        judged, how = train, "Judged by cross-validation: each video by a head that was fitted without its recording."
+    export(model, run=recipe.run, accelerator=accelerator)
+    figures, best = metrics(scores, judged), best_figure(judged)
+    records = [Metrics("val", 0, 0.0, figures), Metrics("done", 0, 0.0, {f"best_{best}": figures[best]})]
+    if accelerator.is_main_process:
+        if len(scores.index):
+            log.info("%s", how)
+        else:
+            log.warning("nothing tells how good the head is: a class lies in one recording alone, or nothing was read")
+        for error in list(scores.errors.values())[:10]:
+            log.warning("%s", error)
+        trained = f"The head alone was fitted, to the {len(train)} videos of {recipe.data.train}."
+        write_report(output, model=model, train=train, judged=judged, scores=scores, how=how, trained=trained)
+        with replacing(output / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
+    yield from records

@@ -103,7 +103,7 @@ JOBS = {
     "pretrain": Job(
         function="hiera_video.tasks.train.pretrain:pretrain",
         text="pre-train a masked autoencoder on videos without labels",
-        example="hiera-video pretrain --config mae_k400_base --data.root /data/k400",
+        example="hiera-video pretrain --train videos --output runs/mae",
         short={"train": "data.train", "val": "data.val", "model": "model.start", "output": "run.output"},
     ),
     "finetune": Job(
@@ -199,8 +199,6 @@ def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], 
 
 
 def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
-    from hiera_video import files
-    from hiera_video.errors import RequestError
     from hiera_video.training.recipe_file import KINDS, load_recipe
 
     if config is None and name == "finetune":
@@ -208,8 +206,9 @@ def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
 
         return own_recipe(changes)
     if config is None and name == "pretrain":
-        names = [recipe for recipe in files.names("configs") if recipe.startswith("mae_")]
-        raise RequestError(f"pretrain needs a recipe: --config with a YAML file, or one of {', '.join(names)}")
+        from hiera_video.tasks.train.own_pretraining import own_pretraining
+
+        return own_pretraining(changes)
     return load_recipe(KINDS[name], config, changes)  # type: ignore[type-var]
 
 

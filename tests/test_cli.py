@@ -379,10 +379,9 @@ def test_evaluate_needs_no_config_and_finetune_makes_its_own(
     assert seen == [{"data.train": "videos/train", "loss.mixup": "0.2"}] and asked[1] is recipe
 
 
-def test_pretrain_without_a_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "pretrain", "--train", "videos")
-    assert code == 2 and "pretrain needs a recipe: --config with a YAML file, or one of mae_in1k_base, " in err
-    assert "finetune" not in err
+def test_pretrain_without_videos_or_a_recipe_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "pretrain", "--output", "runs/mae")
+    assert code == 2 and "nothing to learn from: name your videos (--train FOLDER) or a recipe (--config)" in err
 
 
 def test_print_config_shows_a_recipe_that_runs_the_same(

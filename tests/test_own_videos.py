@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from training_sets import write_colours
 
+from hiera_video.errors import RequestError
+from hiera_video.tasks.train.finetune import finetune
+from hiera_video.tasks.train.own_pretraining import own_pretraining
 from hiera_video.tasks.train.own_videos import own_recipe
+from hiera_video.tasks.train.pretrain import pretrain
 from hiera_video.training.optimization import plan_run
 
 
@@ -98,3 +103,17 @@ def test_videos_shorter_than_a_clip_get_half_the_stride_and_what_is_given_stays(
     assert own_recipe({"data.train": folder, "data.frame_stride": "3"}).data.frame_stride == 3
     changed = own_recipe({"data.train": folder, "optim.lr": "0.1", "run.duration": "3pass"})
     assert (changed.optim.lr, changed.run.duration) == (0.1, "3pass")
+
+
+def test_a_flat_folder_without_labels_is_enough_for_an_mae_and_too_little_for_classes(tmp_path: Path) -> None:
+    folder = write_colours(tmp_path / "classes", 2, seed=0)
+    (tmp_path / "flat").mkdir()
+    for path in folder.glob("*/*.mp4"):
+        path.rename(tmp_path / "flat" / f"{path.parent.name}_{path.name}")
+    flat = str(tmp_path / "flat")
+    recipe = own_pretraining({"data.train": flat, "run.duration": "2st", "data.num_workers": "0"})
+    assert (recipe.model.start, recipe.run.videos_per_step) == ("hiera_nano_16x64.camera_motion", 6)
+    (*_, done) = pretrain(replace(recipe, run=replace(recipe.run, output=str(tmp_path / "mae"))))
+    assert done.kind == "done" and done.step == 2
+    with pytest.raises(RequestError, match="6 videos have no label; fine-tuning needs one for each"):
+        list(finetune(own_recipe({"data.train": flat})))

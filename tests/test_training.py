@@ -20,6 +20,7 @@ import hiera_video
 from hiera_video.data.loader import Batch
 from hiera_video.errors import OutputError, RequestError, TrainingStopped
 from hiera_video.files import names
+from hiera_video.tasks.classify.classifier import VideoClassifier
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier
 from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.pretrain import Masking, pretrain, starting_mae
@@ -332,6 +333,28 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
     run_finetune(changes | {"run.evaluate_every": "1st"})
+
+
+def test_a_fitted_head_is_judged_before_the_first_step_and_kept_where_it_is_the_best(
+    colours: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    changes = finetuning(
+        colours / "train",
+        tiny_model,
+        data__val=str(colours / "val"),
+        data__num_workers="0",
+        model__fit_head="true",
+        optim__lr="3",  # after a step nothing is right but by chance
+        run__duration="4st",
+        run__evaluate_every="2st",
+        run__output=str(tmp_path / "run"),
+    )
+    records = run_finetune(changes)
+    val = {record.step: record.values["top1"] for record in records if record.kind == "val"}
+    assert min(val) == 0 and val[0] > 0.9 > val[4] and records[-1].values["best_top1"] == val[0]
+    answer = VideoClassifier.from_pretrained(tmp_path / "run")(colours / "val" / "green" / "0.mp4")
+    assert answer.predictions[0].label == "green"
+    assert "Judged on the 12 videos" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_frozen_stages_stay_as_they_were(colours: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class Training:
             before. None: at each save.
         export: Writes the model.
         show: ``show(model, step)`` draws pictures.
+        judge_first: Whether the model is judged before the first step too: a fitted head may be the best there is.
     """
 
     model: nn.Module
@@ -87,6 +88,7 @@ class Training:
     best: str | None = None
     export: Callable[[nn.Module], object] | None = None
     show: Callable[[nn.Module, int], object] | None = None
+    judge_first: bool = False
 
     done: int = field(default=0, init=False)
     bad: int = field(default=0, init=False)
@@ -123,6 +125,8 @@ class Training:
         batches = _endless(self.loader)
         model.train()
         with _signals() as signals, Writer(self.output, self.done, plan, accelerator, self.options.tracker) as writer:
+            if self.judge_first and self.evaluate is not None and not self.done:
+                yield writer.write(Metrics("val", 0, 0.0, self._evaluate(judged)))
             while self.done < plan.steps:
                 # data, forward, backward
                 self.schedule.step_update(self.done)

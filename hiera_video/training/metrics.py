@@ -65,7 +65,7 @@ class Writer:
         self.plan, self.accelerator, self.tracker = plan, accelerator, tracker
         self.file = output / "metrics.jsonl" if output is not None and accelerator.is_main_process else None
         if self.file is not None and self.file.is_file():  # what was written after the checkpoint comes again
-            kept = read_metrics(self.file, until=step)
+            kept = read_metrics(self.file, until=step) if step else []
             with replacing(self.file) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         quiet = None if accelerator.is_main_process else True

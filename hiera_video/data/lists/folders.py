@@ -67,7 +67,8 @@ def class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
     """The videos of one folder per class, or of one split of such.
 
     Args:
-        folder: Holds one folder for each class; or a folder for each split (train, val, test) that does.
+        folder: Holds one folder for each class; or a folder for each split (train, val, test) that does; or videos
+            alone, which are then without labels.
         split: Which of the splits, where there are some.
         images: The files are pictures, not videos.
 
@@ -88,7 +89,14 @@ def class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
     if not names:
         if any(name.endswith(".tar") for name in os.listdir(folder)):
             raise RequestError(f"{folder} has shards but no index.csv: `hiera-video data index {folder}` makes it")
-        raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
+        extensions = IMAGE_EXTENSIONS if images else VIDEO_EXTENSIONS
+        flat = Entries(folder)
+        for path in sorted(os.listdir(folder)):
+            if extension(path) in extensions and not path.startswith("."):
+                flat.add(0, os.path.join(folder, path), [])
+        if not flat.paths:
+            raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
+        return flat
     return read_folders(folder, images=images)
 
 

@@ -167,7 +167,8 @@ def list_videos(
     Where a card's published number of videos differs, a warning is logged.
 
     Args:
-        source: A card's name or YAML file; a folder with one folder for each class (or with train, val, test of such);
+        source: A card's name or YAML file; a folder with one folder for each class (or with train, val, test of such),
+            or with videos alone, which have no labels;
             an annotation file (.csv, .txt, .tsv; .json of SSv2), also by its http(s) address; or a folder of tar shards
             with an index.csv.
         root: Where the dataset lies, or what a file's paths are relative to. Default: the folder of the file.

@@ -258,6 +258,7 @@ def train_classifier(
         evaluate=judge,
         best=best,
         export=lambda module: export(classifier_of(module), run=recipe.run, accelerator=accelerator),
+        judge_first=recipe.model.fit_head,
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from hiera_video.cells import cells
 from hiera_video.models.hiera import Hiera
-from hiera_video.tasks.evaluate.metrics import Scores
+from hiera_video.tasks.evaluate.metrics import Scores, metrics
 from hiera_video.tasks.train.camera_motion import train_on_generated
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
 from hiera_video.tasks.train.data import Lists, ReadBefore, check_files, clip_loader, labelled, lists_of
@@ -21,6 +23,8 @@ from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import param_groups
 from hiera_video.training.recipe import Finetuning
 from hiera_video.training.run_folder import open_run
+
+log = logging.getLogger("hiera_video")
 
 
 def finetune(recipe: Finetuning) -> Iterator[Metrics]:
@@ -61,7 +65,8 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
             yield from head_alone(recipe, model, Lists(train, lists.val), accelerator)
             return
         if recipe.model.fit_head and latest(output) is None:
-            fit_head(model, train, recipe, accelerator)
+            figures = metrics(fit_head(model, train, recipe, accelerator), train)
+            log.info("the head alone, by cross-validation: %s", cells(figures))
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None
         step = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)

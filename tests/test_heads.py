@@ -131,8 +131,9 @@ def test_discriminants_find_the_direction_that_covariance_hides() -> None:
     values = np.concatenate([noise + labels[:, None], noise, rng.normal(size=(200, 3))], axis=1).astype(np.float32)
     weight, bias = _solve(torch.from_numpy(values), labels, 2)
     named = (torch.from_numpy(values) @ weight.T + bias).argmax(dim=1).numpy()
-    assert (named == labels).mean() > 0.85
-    assert abs(float(weight[1, 0] + weight[1, 1])) < 0.5 * abs(float(weight[1, 0]))
+    alone = (values[:, 0] > values[:, 0].mean()) == labels
+    assert (named == labels).mean() > alone.mean() + 0.05
+    assert weight[1, 0] > 0 > weight[1, 1]
 
 
 def test_a_class_of_few_clips_counts_as_much_as_one_of_many() -> None:

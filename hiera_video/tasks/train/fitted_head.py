@@ -33,8 +33,8 @@ log = logging.getLogger("hiera_video")
 
 #: Clips of a video that features are computed of, one crop each, and the most parts of the cross-validation. Ours.
 NUM_CLIPS, FOLDS = 3, 5
-#: What the covariance is shrunk by beyond Ledoit and Wolf's estimate, which takes rows for independent: those of one video
-#: and its mirror are not. Ours, chosen on four people (docs/results/own_videos.md).
+#: What the covariance is shrunk by beyond Ledoit and Wolf's estimate, which takes rows for independent: those of one
+#: video and its mirror are not. Ours, chosen on four people (docs/results/own_videos.md).
 SHRINKAGE = 0.2
 #: Steps and learning rate of a head of several labels a video, which has no closed form.
 STEPS, LR = 500, 1e-2

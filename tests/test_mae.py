@@ -26,7 +26,17 @@ SMALL: dict[str, Any] = {"embed_dim": 16, "stages": (1, 2, 2, 1), "num_classes":
 DECODER: dict[str, Any] = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}
 VIDEO = MAEArchitecture(input_size=(4, 64, 96), mask_ratio=0.7, **SMALL, **DECODER)
 IMAGE = MAEArchitecture(**{**IMAGE_FORM, "input_size": (64, 96), **SMALL}, mask_ratio=0.6, **DECODER)
-OURS_ALONE = {"hidden_act", "layer_norm_eps", "qkv_bias", "mask_ratio", "num_classes", "head_init_scale"}
+OURS_ALONE = {
+    "head",
+    "head_stages",
+    "head_strides",
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+    "mask_ratio",
+    "num_classes",
+    "head_init_scale",
+}
 
 
 def pair(arch: MAEArchitecture) -> tuple[nn.Module, HieraMAE]:

@@ -57,7 +57,7 @@ def test_the_number_of_videos_decides(
 
 def test_a_small_model_and_few_videos_are_a_fitted_head_and_steps_are_whole_frames(tmp_path: Path) -> None:
     recipe = own_recipe({"data.train": str(write_colours(tmp_path, 3, seed=0))})
-    assert (recipe.model.head, recipe.model.fit_head, recipe.run.duration) == ("stages", True, "0pass")
+    assert (recipe.model.head, recipe.model.fit_head, recipe.run.duration) == ("best", True, "0pass")
     assert recipe.data.frame_stride == int(recipe.data.frame_stride or 0) >= 1
     assert recipe.data.target_fps == pytest.approx(30, abs=0.1)
 

@@ -39,7 +39,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 WHOLE = {"hiera_base_224", "hiera_base_16x224"}
 FEWER = (1, 1, 2, 1)
 LARGE = ("hiera_large_16x224", "hiera_huge_224", "hiera_huge_16x224")
-OURS_ALONE = {"hidden_act", "layer_norm_eps", "qkv_bias"}  # constructor fields that the reference does not have
+OURS_ALONE = {
+    "head",
+    "head_stages",
+    "head_strides",
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+}  # constructor fields that the reference does not have
 TOLERANCE = 1e-5
 
 

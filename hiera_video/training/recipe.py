@@ -127,9 +127,10 @@ class FinetuneModel:
     """Factor on the initial weights of a new head."""
     freeze_stages: CountOrZero = 0
     """How many stages, counted from the input and with the patch embedding, do not learn."""
-    head: Literal["linear", "attentive", "stages"] | None = None
+    head: Literal["linear", "attentive", "stages", "best"] | None = None
     """What the logits are made of: linear (the last stage's mean), attentive (what a learned query gathers there),
-    stages (statistics of the first stages; fitted, not trained); null: as the starting model."""
+    stages (statistics of the first stages; fitted, not trained), or the best of linear, on clips as the starting model
+    has them, and stages, by cross-validation; null: as the starting model."""
     head_strides: Strides = (1,)
     """At which speeds a head of stages sees a clip: every frame, every second one, ..."""
     fit_head: bool = False
@@ -355,7 +356,7 @@ def _check_head(recipe: Pretraining | Finetuning, trains: bool) -> None:
     fits, head = (recipe.model.fit_head, recipe.model.head) if isinstance(recipe, Finetuning) else (False, None)
     if not trains and not fits:
         raise RequestError(f"run.duration is {recipe.run.duration!r}, but only model.fit_head leaves a model then")
-    if head == "stages" and (trains or not fits):
-        raise RequestError("model.head stages is fitted, not trained: set model.fit_head and run.duration 0pass")
+    if head in ("stages", "best") and (trains or not fits):
+        raise RequestError(f"model.head {head} is fitted, not trained: set model.fit_head and run.duration 0pass")
     if head == "attentive" and fits:
         raise RequestError("model.head attentive has no closed form: leave model.fit_head out")

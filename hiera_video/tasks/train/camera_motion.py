@@ -1,7 +1,7 @@
 """Train the built-in camera-motion model on clips that are generated on the fly, with a second loss on their flow.
 
-From labels alone a small video Hiera learns no motion (docs/camera_motion.md). So a linear head on each stage's map
-predicts the optical flow, which the generator knows exactly.
+From labels alone a small video Hiera learns no motion (docs/results/camera_motion.md). So a linear head on each
+stage's map predicts the optical flow, which the generator knows exactly.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         WeightsError: The checkpoint cannot be had.
     """
     start, data = recipe.model, recipe.data
+    head: str | None = "stages" if start.head == "best" else start.head
     config = {name: getattr(start, name) for name in ("drop_path_rate", "head_dropout", "head_init_scale")}
     torch.manual_seed(recipe.run.seed)
     if read is None and start.start in list_models():
@@ -62,17 +63,18 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         model: Hiera = create_model(
             start.start, num_classes=len(classes), input_size=input_size_of(data, own), **config
         )
+        head = head or model.arch.head
         if start.narrow_init:
             init_narrow(model)
     else:
         model = from_pretrained(start.start, **config) if read is None else rebuilt(read, **config)
-        size = input_size_of(data, model.arch.input_size)
-        if size != model.arch.input_size and (start.head or model.arch.head) != "stages":
+        size, head = input_size_of(data, model.arch.input_size), head or model.arch.head
+        if size != model.arch.input_size and head != "stages":
             model = rebuilt(model, input_size=size)
         if model.labels != classes:
             model.reset_classifier(len(classes))
-    if start.head not in (None, model.arch.head):
-        model.reset_classifier(len(classes), head=start.head, head_strides=start.head_strides)
+    if head != model.arch.head:
+        model.reset_classifier(len(classes), head=head, head_strides=start.head_strides)
     model.spec, model.labels = spec_of(model.spec, data), list(classes)
     if model.arch.head == "stages" and data.size is not None:  # its trunk takes any size
         model.spec = model.spec.replace(size=(data.size, data.size), resize=data.resize or data.size)

@@ -15,7 +15,7 @@ from hiera_video.tasks.train.camera_motion import train_on_generated
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
 from hiera_video.tasks.train.data import Lists, ReadBefore, check_files, clip_loader, labelled, lists_of
 from hiera_video.tasks.train.fitted_head import fit_head
-from hiera_video.tasks.train.head_alone import head_alone
+from hiera_video.tasks.train.head_alone import head_alone, with_linear_head
 from hiera_video.tasks.train.report import write_report
 from hiera_video.training.accelerator import prepare, start_accelerator
 from hiera_video.training.checkpointing import latest
@@ -57,12 +57,15 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     assert train is not None
     with open_run(recipe, len(train), accelerator, read.notes) as (recipe, plan):
         model = starting_classifier(recipe, train.classes, read.model)
+        models = [model]
+        if recipe.model.head == "best":
+            models.append(starting_classifier(with_linear_head(recipe), train.classes, read.model))
         del read  # its weights
         model.multi_label = train.labels.ndim == 2
         model.freeze_stages(recipe.model.freeze_stages)
         output = Path(str(recipe.run.output))
         if not plan.steps:
-            yield from head_alone(recipe, model, Lists(train, lists.val), accelerator)
+            yield from head_alone(recipe, models, Lists(train, lists.val), accelerator)
             return
         if recipe.model.fit_head and latest(output) is None:
             figures = metrics(fit_head(model, train, recipe, accelerator), train)

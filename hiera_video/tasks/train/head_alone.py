@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from hiera_video.cells import cells
+from hiera_video.data.lists.video_list import VideoList
 from hiera_video.files import replacing
+from hiera_video.models.heads import HEADS
 from hiera_video.models.hiera import Hiera
-from hiera_video.tasks.evaluate.metrics import metrics
+from hiera_video.tasks.evaluate.metrics import Scores, metrics
 from hiera_video.tasks.train.classifier import best_figure, validation_scores
 from hiera_video.tasks.train.data import Lists
 from hiera_video.tasks.train.fitted_head import fit_head
@@ -23,15 +27,29 @@ from hiera_video.training.recipe import Finetuning
 log = logging.getLogger("hiera_video")
 
 
-def head_alone(recipe: Finetuning, model: Hiera, lists: Lists, accelerator: Accelerator) -> Iterator[Metrics]:
-    """Fits the head to all training videos, judges it, and writes the model and its report.
+def with_linear_head(recipe: Finetuning) -> Finetuning:
+    """The other candidate of ``model.head`` best: a head on the embedding of clips as the starting model has them.
+
+    Args:
+        recipe: Of the run.
+
+    Returns:
+        A recipe that differs in its head and its clips.
+    """
+    own = replace(recipe.data, num_frames=None, frame_stride=None, target_fps=None, size=None, resize=None)
+    return replace(recipe, data=own, model=replace(recipe.model, head="linear"))
+
+
+def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerator: Accelerator) -> Iterator[Metrics]:
+    """Fits a head to all training videos, judges it, and writes the model and its report.
 
     Without validation videos it is judged by cross-validation: each video by a head that was fitted without its
     recording. A run that is done already is not repeated.
 
     Args:
         recipe: Of the run, with its ``run.output``.
-        model: The starting classifier.
+        models: Starting classifiers; of several, the one with the best head by cross-validation is kept, or the first
+            where there is nothing to tell by.
         lists: What to learn from, and to validate on.
         accelerator: The run's processes.
 
@@ -49,7 +67,7 @@ def head_alone(recipe: Finetuning, model: Hiera, lists: Lists, accelerator: Acce
         for record in before:
             yield Metrics(record.pop("kind"), record.pop("step"), record.pop("passes"), record)
         return
-    scores = fit_head(model, train, recipe, accelerator)
+    model, scores = _best(models, train, recipe, accelerator)
     if lists.val is not None:
         judged, how = lists.val, f"Judged on the {len(lists.val)} videos of {recipe.data.val or recipe.data.train}."
         scores = validation_scores(model, videos=judged, recipe=recipe, accelerator=accelerator)
@@ -70,3 +88,18 @@ def head_alone(recipe: Finetuning, model: Hiera, lists: Lists, accelerator: Acce
         with replacing(output / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
     yield from records
+
+
+def _best(models: list[Hiera], train: VideoList, recipe: Finetuning, accelerator: Accelerator) -> tuple[Hiera, Scores]:
+    """The model with the best fitted head, and the scores of cross-validation."""
+    best, value = None, float("-inf")
+    for model in models:
+        model.multi_label = train.labels.ndim == 2
+        scores = fit_head(model, train, recipe, accelerator)
+        figures = metrics(scores, train)
+        if accelerator.is_main_process and len(models) > 1:
+            log.info("a head on %s, by cross-validation: %s", HEADS[model.arch.head], cells(figures))
+        if best is None or figures[best_figure(train)] > value:
+            best, value = (model, scores), figures[best_figure(train)]
+    assert best is not None
+    return best

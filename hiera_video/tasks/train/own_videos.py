@@ -114,9 +114,9 @@ def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
     """The plan in words."""
     videos, model = lists.train, recipe.model
     assert videos is not None
-    fitted = model.head == "stages"
+    fitted = model.head in ("stages", "best")
     if fitted:
-        plan = "a head on what the first stages see is fitted in closed form, and nothing is trained after it"
+        plan = "a head on what the first stages, or the last one, see is fitted in closed form, and nothing trained"
     elif model.fit_head:
         plan = f"a head is fitted in closed form, then the last stage trains for {recipe.run.duration}"
     else:
@@ -136,7 +136,7 @@ def _takes_stages(model: Hiera, changes: Mapping[str, str]) -> bool:
     """Whether a head on the statistics of stages is the start's best: it is small, and nothing asked for is against."""
     asked = changes.get("model.head"), changes.get("run.duration")
     small = model.arch.embed_dim < NARROW and len(model.arch.input_size) == 3
-    return small and asked[0] in (None, "stages") and asked[1] in (None, "0pass")
+    return small and asked[0] in (None, "stages", "best") and asked[1] in (None, "0pass")
 
 
 def _mirrors(videos: VideoList) -> bool:
@@ -201,7 +201,7 @@ def _fitted_head(blank: Finetuning, videos: VideoList, data: Data, fps: float) -
         blank,
         data=clip,
         augment=Augment(crop_area=(1.0, 1.0), flip=0.5 if _mirrors(videos) else 0.0, num_ops=0, erasing=0.0),
-        model=replace(blank.model, head="stages", head_strides=(1, 2), fit_head=True, views="3x1"),
+        model=replace(blank.model, head="best", head_strides=(1, 2), fit_head=True, views="3x1"),
         run=replace(blank.run, duration="0pass"),
     )
 

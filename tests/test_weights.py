@@ -64,7 +64,7 @@ def atoms(monkeypatch: pytest.MonkeyPatch) -> None:
 def reference(arch: Architecture, **changes: Any) -> torch.nn.Module:
     """The reference package's classifier of the same form, in training mode: its evaluation mode applies softmax."""
     hiera = pytest.importorskip("hiera")
-    ours = {"hidden_act", "layer_norm_eps", "qkv_bias"}
+    ours = {"head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias"}
     fields = {key: value for key, value in vars(arch).items() if key not in ours}
     model: torch.nn.Module = hiera.Hiera(**{**fields, **changes})
     return model.train()
@@ -178,7 +178,16 @@ def test_timm_gives_equal_logits_with_its_config_and_as_bare_tensors(tmp_path: P
 
 def test_an_mae_file_leaves_exactly_norm_and_head_new(tmp_path: Path) -> None:
     hiera_mae = pytest.importorskip("hiera.hiera_mae")
-    ours_only = {"hidden_act", "layer_norm_eps", "qkv_bias", "head_dropout", "head_init_scale"}
+    ours_only = {
+        "head",
+        "head_stages",
+        "head_strides",
+        "hidden_act",
+        "layer_norm_eps",
+        "qkv_bias",
+        "head_dropout",
+        "head_init_scale",
+    }
     fields = {key: value for key, value in vars(VIDEO).items() if key not in ours_only}
     theirs = hiera_mae.MaskedAutoencoderHiera(**{**fields, "q_pool": 2}, decoder_embed_dim=32, decoder_depth=1)
     ours = from_pretrained(published(tmp_path / "mae_hiera_atom_4x64.pth", theirs))
@@ -217,7 +226,17 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
 def mae_reference(arch: MAEArchitecture) -> torch.nn.Module:
     """The reference's MAE of the same form; its own constructor pools once more than published ones."""
     hiera_mae = pytest.importorskip("hiera.hiera_mae")
-    ours = {"hidden_act", "layer_norm_eps", "qkv_bias", "head_dropout", "head_init_scale", "mask_ratio"}
+    ours = {
+        "head",
+        "head_stages",
+        "head_strides",
+        "hidden_act",
+        "layer_norm_eps",
+        "qkv_bias",
+        "head_dropout",
+        "head_init_scale",
+        "mask_ratio",
+    }
     model: torch.nn.Module = hiera_mae.MaskedAutoencoderHiera(
         **{key: value for key, value in vars(arch).items() if key not in ours}
     )

@@ -68,7 +68,7 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
             yield from head_alone(recipe, models, Lists(train, lists.val), accelerator)
             return
         if recipe.model.fit_head and latest(output) is None:
-            figures = metrics(fit_head(model, train, recipe, accelerator), train)
+            figures = metrics(fit_head(model, train, recipe, accelerator)[0], train)
             log.info("the head alone, by cross-validation: %s", cells(figures))
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None

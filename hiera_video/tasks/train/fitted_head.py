@@ -105,7 +105,13 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
     return Features(torch.stack([row[2] for row in every]), numbers, mirrors, dict(gather_object(bad)))
 
 
-def fit_head(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> Scores:
+def fit_head(
+    model: Hiera,
+    videos: VideoList,
+    recipe: Finetuning,
+    accelerator: Accelerator,
+    groups: dict[int, int] | None = None,
+) -> tuple[Scores, dict[int, int]]:
     """Fits the linear layer of a model's head, in place, to features that are computed once.
 
     It is a linear discriminant analysis with shrinkage (Ledoit and Wolf 2004), in which every class counts alike; where
@@ -117,36 +123,50 @@ def fit_head(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: A
         videos: The training list.
         recipe: As in :func:`features_of`.
         accelerator: The run's processes.
+        groups: The recording of each video by its index, where it is known. Default: its file and, where the head sees
+            statistics, which are alike for copies alone, what is like it.
 
     Returns:
         For each readable video the scores by a head that was fitted without its recording; no scores where a class is
-        of one recording alone, so that there is nothing to judge by.
+        of one recording alone, so that there is nothing to judge by. And the recordings.
 
     Raises:
         UnreadableVideo: No video can be read.
     """
     model.to(accelerator.device).eval()
     features = features_of(model, videos, recipe, accelerator)
-    weight, bias, scores = _fitted(features, videos)
+    if groups is None:
+        groups = _recordings(features, videos, model.arch.head == "stages")
+    weight, bias, scores = _fitted(features, videos, groups)
     head = model.head.projection
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    return scores
+    return scores, groups
 
 
-def _fitted(features: Features, videos: VideoList) -> tuple[Tensor, Tensor, Scores]:
+def _recordings(features: Features, videos: VideoList, look: bool) -> dict[int, int]:
+    """The recording of each readable video, by its index."""
+    present, clip_of = np.unique(features.index, return_inverse=True)
+    plain = ~features.mirrored
+    means = np.zeros((len(present), features.values.shape[1] if look else 0), dtype=np.float32)
+    if look:
+        np.add.at(means, clip_of[plain], features.values.numpy()[plain])
+        means /= np.bincount(clip_of[plain])[:, np.newaxis]
+    paths = [videos.path(index) for index in present.tolist()]
+    return dict(zip(present.tolist(), recordings(paths, means).tolist(), strict=True))
+
+
+def _fitted(features: Features, videos: VideoList, groups: dict[int, int]) -> tuple[Tensor, Tensor, Scores]:
     several = videos.labels.ndim == 2
     present, clip_of = np.unique(features.index, return_inverse=True)
     labels = videos.labels[present]
     plain = features.values[torch.from_numpy(~features.mirrored)]
     of_plain = clip_of[~features.mirrored]
-    means = torch.zeros(len(present), plain.shape[1]).index_add_(0, torch.from_numpy(of_plain), plain)
-    means /= torch.from_numpy(np.bincount(of_plain)).unsqueeze(1)
-    groups = recordings([videos.path(index) for index in present.tolist()], means.numpy())
+    group = np.array([groups.get(index, -1 - index) for index in present.tolist()])
     logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
-    for learned, judged in _splits(labels, groups):
+    for learned, judged in _splits(labels, group):
         rows = np.isin(clip_of, learned)
         weight, bias = _solve(features.values[torch.from_numpy(rows)], labels[clip_of[rows]], len(videos.classes))
         rows = np.isin(of_plain, judged)

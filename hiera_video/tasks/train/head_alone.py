@@ -92,10 +92,10 @@ def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerato
 
 def _best(models: list[Hiera], train: VideoList, recipe: Finetuning, accelerator: Accelerator) -> tuple[Hiera, Scores]:
     """The model with the best fitted head, and the scores of cross-validation."""
-    best, value = None, float("-inf")
+    best, value, groups = None, float("-inf"), None
     for model in models:
         model.multi_label = train.labels.ndim == 2
-        scores = fit_head(model, train, recipe, accelerator)
+        scores, groups = fit_head(model, train, recipe, accelerator, groups)
         figures = metrics(scores, train)
         if accelerator.is_main_process and len(models) > 1:
             log.info("a head on %s, by cross-validation: %s", HEADS[model.arch.head], cells(figures))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.tasks.features.extractor import FeatureExtractor as FeatureExtractor
     from hiera_video.tasks.features.job import extract as extract
     from hiera_video.tasks.train.finetune import finetune as finetune
+    from hiera_video.tasks.train.own_pretraining import own_pretraining as own_pretraining
     from hiera_video.tasks.train.own_videos import own_recipe as own_recipe
     from hiera_video.tasks.train.pretrain import pretrain as pretrain
     from hiera_video.training.recipe import Evaluation as Evaluation
@@ -66,6 +67,7 @@ _NAMES = {
     "tasks.features.extractor": "FeatureExtractor",
     "tasks.features.job": "extract",
     "tasks.train.finetune": "finetune",
+    "tasks.train.own_pretraining": "own_pretraining",
     "tasks.train.own_videos": "own_recipe",
     "tasks.train.pretrain": "pretrain",
     "training.recipe": "Evaluation Finetuning Pretraining",

@@ -1,8 +1,8 @@
 """Fine-tunes on all groups of videos but one and judges on that one, for each group: leave one person out.
 
-    python scripts/leave_one_out.py VIDEOS OUTPUT --pattern '([a-z]+)_' --groups daria,denis,eli,ido
+    python scripts/leave_one_out.py --videos WEIZMANN --output FOLDS --pattern '([a-z]+)_' --groups daria,denis,eli,ido
 
-VIDEOS has a folder for each class. A group is what ``--pattern`` finds in the name of a file. Each fold is the two
+``videos`` has a folder for each class. A group is what ``--pattern`` finds in the name of a file. Each fold is the two
 commands that a user gives: ``finetune --train REST --output RUN``, then ``evaluate --val GROUP --model RUN``.
 """
 
@@ -58,4 +58,4 @@ def _run(*words: object) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(leave_one_out, as_positional=True)
+    auto_cli(leave_one_out, as_positional=False)

@@ -25,6 +25,7 @@ import torch
 from assets import H264
 from numpy.typing import NDArray
 from PIL import Image
+from reference import reference_fields
 
 from hiera_video import FeatureExtractor, create_model, extract, open_video, save_pretrained
 from hiera_video.cli import main
@@ -114,8 +115,7 @@ def assert_same(
 @torch.no_grad()
 def test_maps_and_embedding_are_the_references_for_a_real_video(clips: Path) -> None:
     ours = create_model("hiera_nano_16x64", num_classes=9)
-    ours_alone = ("head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias")
-    fields = {k: v for k, v in vars(ours.arch).items() if k not in ours_alone}
+    fields = reference_fields(ours.arch)
     reference: Any = hiera.Hiera(**fields).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in reference.named_parameters():

@@ -25,8 +25,11 @@ from hiera_video.spec import ClipSpec
 from hiera_video.tasks.export import export
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.features.recordings import recordings
+from hiera_video.tasks.train.classifier import starting_classifier
 from hiera_video.tasks.train.fitted_head import _discriminants, _solve, _temperature
+from hiera_video.tasks.train.head_alone import with_linear_head
 from hiera_video.training.metrics import read_metrics
+from hiera_video.training.recipe import FinetuneModel, Finetuning, Optim, Run
 
 
 def model_with(head: str, **fields: object) -> Hiera:
@@ -151,9 +154,9 @@ def test_a_temperature_makes_scores_say_how_often_they_are_right() -> None:
 
 
 def test_one_file_and_its_copies_are_one_recording() -> None:
-    rows = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(5, 40))
     rows[3] = rows[0] + 0.01
-    groups = recordings(["a", "b", "b", "c", "d"], rows)
+    groups = recordings(np.array([0, 1, 1, 2, 3]), rows)
     assert groups[1] == groups[2] and groups[0] == groups[3] and len(set(groups.tolist())) == 3
 
 
@@ -170,6 +173,44 @@ def test_a_run_without_validation_videos_is_judged_by_cross_validation_and_done_
     written = (output / "model.safetensors").stat().st_mtime_ns
     assert main(argv) == 0
     assert (output / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_videos_that_cannot_be_read_are_listed_and_too_many_stop_the_run(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_colours(tmp_path / "videos", 4, seed=0, bad=True), tmp_path / "run"
+    argv = ["finetune", "--train", str(folder), "--val", str(folder), "--model", str(tiny_model)]
+    argv += ["--data.num_workers", "1", "--data.size", "32", "--data.num_frames", "4"]
+    assert main([*argv, "--output", str(output)]) == 0
+    assert "1 videos could not be read" in caplog.text and "bad.mp4: " in (output / "bad_videos.txt").read_text()
+    for name in ("blue", "green"):
+        (folder / name / "bad.mp4").write_text("no video")
+    capsys.readouterr()
+    assert main([*argv, "--output", str(tmp_path / "other")]) != 0
+    assert "3 of 15 videos cannot be read, more than data.max_bad_share 0.05" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "model.safetensors").exists()
+
+
+def test_a_class_of_one_clip_leaves_a_model_and_says_that_nothing_tells_how_good_it_is(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, output = write_colours(tmp_path / "videos", 2, seed=0), tmp_path / "run"
+    (folder / "red" / "1.mp4").unlink()
+    argv = ["finetune", "--train", str(folder), "--model", str(tiny_model), "--output", str(output)]
+    assert main([*argv, "--data.num_workers", "1", "--data.size", "32", "--data.num_frames", "4"]) == 0
+    assert "Nothing tells how good it is: a class is of one recording alone" in caplog.text
+    assert read_metrics(output / "metrics.jsonl") == [{"kind": "done", "step": 0, "passes": 0.0}]
+    assert "red 1" in (output / "report.md").read_text()
+
+
+def test_other_speeds_make_another_head_and_a_head_on_stages_goes_on_as_one(tmp_path: Path) -> None:
+    folder = str(save_pretrained(model_with("stages"), tmp_path / "model"))
+    model = FinetuneModel(start=folder, head="best", head_strides=(1, 2), fit_head=True)
+    recipe = Finetuning(
+        model=model, optim=Optim(lr=1, lr_videos=1), run=Run(duration="0pass", videos_per_step=1, batch_size=1)
+    )
+    assert starting_classifier(recipe, ["a", "b"]).arch.head_strides == (1, 2)
+    assert with_linear_head(recipe, ["a", "b"], None) == []
 
 
 @pytest.mark.parametrize(

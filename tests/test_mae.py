@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import reference_fields
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,22 +27,11 @@ SMALL: dict[str, Any] = {"embed_dim": 16, "stages": (1, 2, 2, 1), "num_classes":
 DECODER: dict[str, Any] = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}
 VIDEO = MAEArchitecture(input_size=(4, 64, 96), mask_ratio=0.7, **SMALL, **DECODER)
 IMAGE = MAEArchitecture(**{**IMAGE_FORM, "input_size": (64, 96), **SMALL}, mask_ratio=0.6, **DECODER)
-OURS_ALONE = {
-    "head",
-    "head_stages",
-    "head_strides",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-    "mask_ratio",
-    "num_classes",
-    "head_init_scale",
-}
 
 
 def pair(arch: MAEArchitecture) -> tuple[nn.Module, HieraMAE]:
     """The reference with random weights that all count, and ours with the same, loaded strictly."""
-    fields = {name: value for name, value in vars(arch).items() if name not in OURS_ALONE}
+    fields = reference_fields(arch, "mask_ratio", "num_classes", "head_init_scale")
     reference = hiera_mae.MaskedAutoencoderHiera(**fields)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import reference_fields
 from torch import Tensor, nn
 
 from hiera_video.models.architecture import Architecture
@@ -39,14 +40,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 WHOLE = {"hiera_base_224", "hiera_base_16x224"}
 FEWER = (1, 1, 2, 1)
 LARGE = ("hiera_large_16x224", "hiera_huge_224", "hiera_huge_16x224")
-OURS_ALONE = {
-    "head",
-    "head_stages",
-    "head_strides",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-}  # constructor fields that the reference does not have
 TOLERANCE = 1e-5
 
 
@@ -72,8 +65,7 @@ def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
 
 def reference_of(arch: Architecture) -> nn.Module:
     """The reference with random weights, large enough that each of them counts, giving logits in place of softmax."""
-    fields = {name: value for name, value in vars(arch).items() if name not in OURS_ALONE}
-    return randomized(without_weights(lambda: hiera.Hiera(**fields)))
+    return randomized(without_weights(lambda: hiera.Hiera(**reference_fields(arch))))
 
 
 def randomized(model: nn.Module) -> nn.Module:

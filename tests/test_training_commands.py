@@ -183,6 +183,23 @@ def test_ones_own_videos_start_from_a_checkpoint_on_a_hub(
 SAMPLES = os.environ.get("HIERA_VIDEO_SAMPLES")
 
 
+@pytest.mark.slow  # four starts
+def test_the_script_that_leaves_one_group_out_judges_each_by_the_others(colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    for path in sorted((colours / "train").glob("*/1*.mp4")):  # 1, 10 and 11 of each colour
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        for person in "ab":
+            (folder / path.parent.name / f"{person}_{path.name}").symlink_to(path)
+    words = ["--videos", str(folder), "--output", str(tmp_path / "folds"), "--pattern", "([a-z])_"]
+    words += ["--options", "--data.size 32 --data.num_workers 1"]
+    script = Path(__file__).parents[1] / "scripts" / "leave_one_out.py"
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["a", "b", "mean"] and lines[-1][-1] == "2"
+    assert not set((tmp_path / "folds" / "a" / "train").glob("*/a_*"))
+
+
 @pytest.mark.slow  # it trains
 @pytest.mark.skipif(SAMPLES is None, reason="HIERA_VIDEO_SAMPLES names no folder of real clips")
 def test_clips_cut_from_two_real_videos_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from reference import reference_fields
 from safetensors.torch import load_file, save_file
 from shelf import Shelf
 from torch import Tensor
@@ -64,8 +65,7 @@ def atoms(monkeypatch: pytest.MonkeyPatch) -> None:
 def reference(arch: Architecture, **changes: Any) -> torch.nn.Module:
     """The reference package's classifier of the same form, in training mode: its evaluation mode applies softmax."""
     hiera = pytest.importorskip("hiera")
-    ours = {"head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias"}
-    fields = {key: value for key, value in vars(arch).items() if key not in ours}
+    fields = reference_fields(arch)
     model: torch.nn.Module = hiera.Hiera(**{**fields, **changes})
     return model.train()
 
@@ -178,17 +178,7 @@ def test_timm_gives_equal_logits_with_its_config_and_as_bare_tensors(tmp_path: P
 
 def test_an_mae_file_leaves_exactly_norm_and_head_new(tmp_path: Path) -> None:
     hiera_mae = pytest.importorskip("hiera.hiera_mae")
-    ours_only = {
-        "head",
-        "head_stages",
-        "head_strides",
-        "hidden_act",
-        "layer_norm_eps",
-        "qkv_bias",
-        "head_dropout",
-        "head_init_scale",
-    }
-    fields = {key: value for key, value in vars(VIDEO).items() if key not in ours_only}
+    fields = reference_fields(VIDEO, "head_dropout", "head_init_scale")
     theirs = hiera_mae.MaskedAutoencoderHiera(**{**fields, "q_pool": 2}, decoder_embed_dim=32, decoder_depth=1)
     ours = from_pretrained(published(tmp_path / "mae_hiera_atom_4x64.pth", theirs))
     own, state = ours.state_dict(), theirs.state_dict()
@@ -226,19 +216,8 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
 def mae_reference(arch: MAEArchitecture) -> torch.nn.Module:
     """The reference's MAE of the same form; its own constructor pools once more than published ones."""
     hiera_mae = pytest.importorskip("hiera.hiera_mae")
-    ours = {
-        "head",
-        "head_stages",
-        "head_strides",
-        "hidden_act",
-        "layer_norm_eps",
-        "qkv_bias",
-        "head_dropout",
-        "head_init_scale",
-        "mask_ratio",
-    }
     model: torch.nn.Module = hiera_mae.MaskedAutoencoderHiera(
-        **{key: value for key, value in vars(arch).items() if key not in ours}
+        **reference_fields(arch, "head_dropout", "head_init_scale", "mask_ratio")
     )
     return model
 

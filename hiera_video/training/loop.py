@@ -28,8 +28,8 @@ from hiera_video.data.dataset import Problem
 from hiera_video.data.loader import Batch
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.errors import RequestError, TrainingStopped
-from hiera_video.files import replacing
 from hiera_video.training.accelerator import distributed
+from hiera_video.training.bad_videos import list_bad, too_many_bad
 from hiera_video.training.checkpointing import latest, restore, save
 from hiera_video.training.metrics import Metrics, Writer
 from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
@@ -165,7 +165,7 @@ class Training:
         if self.best is not None and self.best_value is None and self.export is not None:
             log.warning("no video of the validation list could be read: the last weights are kept, not the best")
             self.export(judged)
-        self._write_problems(self._problems())
+        self._list_bad(self._problems())
         best = {} if self.best_value is None else {f"best_{self.best}": self.best_value}
         return Metrics("done", self.done, self.plan.passes(self.done), best)
 
@@ -257,7 +257,7 @@ class Training:
             "steps": self.plan.steps,
             "videos_per_step": self.plan.videos_per_step,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "loader": self.loader.state_dict() | {"problems": self._problems()},
+            "loader": self.loader.state_dict() | {"problems": [asdict(problem) for problem in self._problems()]},
         }
         save(
             self.output,
@@ -291,32 +291,22 @@ class Training:
         if main:
             log.info("going on from %s: step %d of %d", folder, self.done, self.plan.steps)
 
-    def _problems(self) -> list[dict[str, Any]]:
+    def _problems(self) -> list[Problem]:
         """The bad files of all processes, each once."""
-        problems = gather_object([asdict(problem) for problem in self.loader.problems])
-        return list({problem["path"]: problem for problem in problems}.values())
+        problems: list[Problem] = gather_object(list(self.loader.problems))
+        return list({problem.path: problem for problem in problems}.values())
 
-    def _write_problems(self, problems: list[dict[str, Any]]) -> None:
-        if not problems or not self.accelerator.is_main_process:
-            return
-        replaced = sum(problem["replaced"] for problem in problems)
-        where = "" if self.output is None else f": {self.output / 'bad_videos.txt'}"
-        log.warning("%d videos could not be read, %d only in part%s", replaced, len(problems) - replaced, where)
-        if self.output is not None:
-            with replacing(self.output / "bad_videos.txt") as temporary:
-                temporary.write_text("".join(f"{problem['path']}: {problem['reason']}\n" for problem in problems))
+    def _list_bad(self, problems: list[Problem]) -> None:
+        if self.accelerator.is_main_process:
+            list_bad(problems, self.output)
 
     def _count_bad(self) -> None:
-        """Raises :class:`TrainingStopped` where more than one file, and more than the share allowed, cannot be read."""
+        """Raises :class:`TrainingStopped` where too many files cannot be read."""
         problems = self._problems()
-        bad = [problem["path"] for problem in problems if problem["replaced"]]
-        if len(bad) <= max(1, self.recipe.data.max_bad_share * self.num_videos):
-            return
-        self._write_problems(problems)
-        raise TrainingStopped(
-            f"{len(bad)} of {self.num_videos} videos cannot be read, more than data.max_bad_share "
-            f"{self.recipe.data.max_bad_share:g}: {', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}"
-        )
+        stopped = too_many_bad(problems, self.num_videos, self.recipe.data.max_bad_share)
+        if stopped is not None:
+            self._list_bad(problems)
+            raise stopped
 
 
 def _endless(loader: Loader) -> Iterator[Batch]:

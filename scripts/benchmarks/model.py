@@ -48,15 +48,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 #: Largest relative difference of outputs and losses, and of gradients.
 TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 0.1), "fp16": (2e-2, 0.1)}
 PEERS = ("reference", "timm", "transformers")
-OURS_ALONE = {
-    "head",
-    "head_stages",
-    "head_strides",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-    "mask_ratio",
-}  # fields that the reference does not have
+#: Fields that the reference does not have.
+OURS_ALONE = {"head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias", "mask_ratio"}
 MIB = 2**20
 
 

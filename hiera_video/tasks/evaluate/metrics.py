@@ -177,12 +177,10 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
         right = {name: labels[is_right(values, labels, k)] for name, k in TOP.items()}
         each = {name: np.bincount(hits, minlength=num_classes) / np.maximum(counts, 1) for name, hits in right.items()}
     for number in np.flatnonzero(listed).tolist():
-        figures = dict.fromkeys(known) | {
-            name: float(value[number]) if counts[number] else None for name, value in each.items()
-        }
+        figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
         found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))
     if num_unlabelled := int((videos.labels < 0).sum()):
-        found.append(ClassScore("(no label)", num_unlabelled, 0, dict.fromkeys(known)))
+        found.append(ClassScore("(no label)", num_unlabelled, 0, dict.fromkeys(each)))
     return found
 
 

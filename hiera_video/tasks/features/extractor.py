@@ -263,12 +263,14 @@ class FeatureExtractor:
         stages = [int(name.removeprefix("stage")) for name in names if name != "embedding"]
         clip = model.spec.normalize(model.spec.model_input(clips))
         with autocast(self.device, self.precision):
-            tokens, maps = model.forward_intermediates(clip, stages=stages)
-            values = {}
-            if "embedding" in names and model.arch.head == "stages":
-                values["embedding"] = model.statistics(clip)
-            elif "embedding" in names:
-                values["embedding"] = model.forward_head(tokens, pre_logits=True)
+            values: dict[str, Tensor] = {}
+            maps: list[Tensor] = []
+            if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
+                values["embedding"] = model.embedding(clip)
+            if stages or not values:
+                tokens, maps = model.forward_intermediates(clip, stages=stages)
+                if "embedding" in names and not values:
+                    values["embedding"] = model.forward_head(tokens, pre_logits=True)
         for stage, stage_map in zip(stages, maps, strict=True):
             values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
         return {name: values[name].float() for name in names}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,12 +10,12 @@ from numpy.typing import NDArray
 ALIKE = 0.98
 
 
-def recordings(paths: Sequence[str], features: NDArray[np.float32], alike: float = ALIKE) -> NDArray[np.int64]:
+def recordings(files: NDArray[np.int64], features: NDArray[np.float64], alike: float = ALIKE) -> NDArray[np.int64]:
     """Puts together what must not be torn apart between learning and judging.
 
     Args:
-        paths: Of N videos, or of the files that they are segments of.
-        features: float32 [N, C], one row a video: statistics. Not an embedding, which may be alike for all of a class.
+        files: int64 [N], the number of the file that each of N videos is or is a segment of.
+        features: float64 [N, C], one row a video: statistics. Not an embedding, which may be alike for all of a class.
         alike: The correlation of two rows, each channel standardised over all videos, from which they count as one.
 
     Returns:
@@ -28,7 +26,6 @@ def recordings(paths: Sequence[str], features: NDArray[np.float32], alike: float
 
     rows = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
-    _, files = np.unique(np.asarray(paths), return_inverse=True)
     near = (rows @ rows.T >= alike) | (files[:, np.newaxis] == files)
     found: NDArray[np.int64] = connected_components(coo_array(near), directed=False)[1].astype(np.int64)
     return found

@@ -73,7 +73,8 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
             model = rebuilt(model, input_size=size)
         if model.labels != classes:
             model.reset_classifier(len(classes))
-    if head != model.arch.head:
+    faster = head == "stages" and start.head is not None and start.head_strides != model.arch.head_strides
+    if head != model.arch.head or faster:
         model.reset_classifier(len(classes), head=head, head_strides=start.head_strides)
     model.spec, model.labels = spec_of(model.spec, data), list(classes)
     if model.arch.head == "stages" and data.size is not None:  # its trunk takes any size

@@ -56,24 +56,22 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     train = lists.train
     assert train is not None
     with open_run(recipe, len(train), accelerator, read.notes) as (recipe, plan):
-        model = starting_classifier(recipe, train.classes, read.model)
-        models = [model]
+        models = [model := starting_classifier(recipe, train.classes, read.model)]
         if recipe.model.head == "best":
-            models.append(starting_classifier(with_linear_head(recipe), train.classes, read.model))
+            models += with_linear_head(recipe, train.classes, read.model)
         del read  # its weights
         model.multi_label = train.labels.ndim == 2
         model.freeze_stages(recipe.model.freeze_stages)
-        output = Path(str(recipe.run.output))
         if not plan.steps:
-            yield from head_alone(recipe, models, Lists(train, lists.val), accelerator)
+            yield from head_alone(recipe, models, lists, accelerator)
             return
-        if recipe.model.fit_head and latest(output) is None:
-            figures = metrics(fit_head(model, train, recipe, accelerator)[0], train)
-            log.info("the head alone, by cross-validation: %s", cells(figures))
+        if recipe.model.fit_head and latest(Path(str(recipe.run.output))) is None:
+            scores = fit_head(model, train, recipe, accelerator).scores
+            if len(scores.index):
+                log.info("the head alone, by cross-validation: %s", cells(metrics(scores, train)))
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None
         step = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)
-
         yield from train_classifier(
             recipe,
             plan,
@@ -85,14 +83,14 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
             num_videos=len(train),
             val=lists.val,
             classifier_of=lambda module: module,
-            report=lambda scores: _report(recipe, model, Lists(train, lists.val), scores, accelerator),
+            report=lambda scores: _report(recipe, model, lists, scores, accelerator),
         )
 
 
 def _report(recipe: Finetuning, model: Hiera, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:
-    assert lists.train is not None and lists.val is not None
-    how = f"Judged on the {len(lists.val)} videos of {recipe.data.val or recipe.data.train}."
-    trained = f"Trained for {recipe.run.duration} from {recipe.model.start}; the best of all validations is kept."
+    train, val = lists.train, lists.val
+    assert train is not None and val is not None
+    words = f"Trained for {recipe.run.duration} from {recipe.model.start}; the best of all validations is kept. "
+    words += f"Judged on the {len(val)} videos of {recipe.data.val or recipe.data.train}."
     if accelerator.is_main_process:
-        output = Path(str(recipe.run.output))
-        write_report(output, model=model, train=lists.train, judged=lists.val, scores=scores, how=how, trained=trained)
+        write_report(recipe, model=model, train=train, judged=val, scores=scores, words=words)

@@ -6,7 +6,6 @@ from heads which were fitted without them.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hiera_video.data.dataset import Problem
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.sampling import sampler_of
 from hiera_video.data.views import test_views
@@ -28,8 +28,6 @@ from hiera_video.tasks.classify.classifier import Scored, scores_of
 from hiera_video.tasks.evaluate.metrics import Scores, put_together
 from hiera_video.tasks.features.recordings import recordings
 from hiera_video.training.recipe import Finetuning
-
-log = logging.getLogger("hiera_video")
 
 #: Clips of a video that features are computed of, one crop each, and the most parts of the cross-validation. Ours.
 NUM_CLIPS, FOLDS = 3, 5
@@ -45,13 +43,27 @@ TEMPERATURES = np.geomspace(0.25, 64, 33)
 @dataclass(frozen=True)
 class Features:
     """What the head sees of clips: ``values`` float32 [N, C] of the videos ``index`` int64 [N], ascending; ``mirrored``
-    bool [N]; ``errors``: one sentence by index of each video that could not be read, or only in part.
+    bool [N]; ``problems``: the videos that could not be read, or only in part.
     """
 
     values: Tensor
     index: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
-    errors: dict[int, str]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """What fitting came to.
+
+    ``scores`` of each readable video by a head that was fitted without its recording; none where a class is of one
+    recording alone, so that there is nothing to judge by. ``recording`` of each readable video by its index.
+    ``problems``: the videos that could not be read, or only in part.
+    """
+
+    scores: Scores
+    recording: dict[int, int]
+    problems: list[Problem]
 
 
 @torch.no_grad()
@@ -85,11 +97,11 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
         indices=indices,
     )
     mine: list[tuple[int, bool, Tensor]] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[Problem] = []
     silent = None if accelerator.is_main_process else True
     for answer in tqdm(answers, total=len(indices), unit="video", desc="features for the head", disable=silent):
         if answer["error"] is not None:
-            bad.append((answer["index"], answer["error"]))
+            bad.append(Problem(answer["path"], answer["error"], replaced=answer["clips"] is None))
         if answer["clips"] is None:
             continue
         clips = spec.model_input(spec.normalize(answer["clips"]))
@@ -102,7 +114,7 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
         raise UnreadableVideo(f"none of {len(videos)} videos can be read, the first of them {videos.path(0)}")
     every.sort(key=lambda row: row[:2])
     numbers, mirrors = np.array([row[0] for row in every]), np.array([row[1] for row in every])
-    return Features(torch.stack([row[2] for row in every]), numbers, mirrors, dict(gather_object(bad)))
+    return Features(torch.stack([row[2] for row in every]), numbers, mirrors, gather_object(bad))
 
 
 def fit_head(
@@ -110,8 +122,8 @@ def fit_head(
     videos: VideoList,
     recipe: Finetuning,
     accelerator: Accelerator,
-    groups: dict[int, int] | None = None,
-) -> tuple[Scores, dict[int, int]]:
+    recording: dict[int, int] | None = None,
+) -> FittedHead:
     """Fits the linear layer of a model's head, in place, to features that are computed once.
 
     It is a linear discriminant analysis with shrinkage (Ledoit and Wolf 2004), in which every class counts alike; where
@@ -123,48 +135,50 @@ def fit_head(
         videos: The training list.
         recipe: As in :func:`features_of`.
         accelerator: The run's processes.
-        groups: The recording of each video by its index, where it is known. Default: its file and, where the head sees
-            statistics, which are alike for copies alone, what is like it.
+        recording: The recording of each video by its index, where it is known. Default: its file and, where the head
+            sees statistics, which are alike for copies alone, what is like it.
 
     Returns:
-        For each readable video the scores by a head that was fitted without its recording; no scores where a class is
-        of one recording alone, so that there is nothing to judge by. And the recordings.
+        The scores of cross-validation, the recordings, and what could not be read.
 
     Raises:
         UnreadableVideo: No video can be read.
     """
     model.to(accelerator.device).eval()
     features = features_of(model, videos, recipe, accelerator)
-    if groups is None:
-        groups = _recordings(features, videos, model.arch.head == "stages")
-    weight, bias, scores = _fitted(features, videos, groups)
+    if recording is None:
+        recording = _recordings(features, videos, model.arch.head == "stages")
+    weight, bias, scores = _fitted(features, videos, recording)
     head = model.head.projection
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    return scores, groups
+    return FittedHead(scores, recording, features.problems)
 
 
 def _recordings(features: Features, videos: VideoList, look: bool) -> dict[int, int]:
     """The recording of each readable video, by its index."""
     present, clip_of = np.unique(features.index, return_inverse=True)
-    plain = ~features.mirrored
-    means = np.zeros((len(present), features.values.shape[1] if look else 0), dtype=np.float32)
-    if look:
-        np.add.at(means, clip_of[plain], features.values.numpy()[plain])
-        means /= np.bincount(clip_of[plain])[:, np.newaxis]
     paths = [videos.path(index) for index in present.tolist()]
-    return dict(zip(present.tolist(), recordings(paths, means).tolist(), strict=True))
+    numbers = np.unique(np.asarray(paths), return_inverse=True)[1]
+    if look:
+        plain = ~features.mirrored
+        sums = np.zeros((len(present), features.values.shape[1]))
+        np.add.at(sums, clip_of[plain], features.values.numpy()[plain])
+        numbers = recordings(numbers, sums / np.bincount(clip_of[plain])[:, np.newaxis])
+    return dict(zip(present.tolist(), numbers.tolist(), strict=True))
 
 
-def _fitted(features: Features, videos: VideoList, groups: dict[int, int]) -> tuple[Tensor, Tensor, Scores]:
+def _fitted(features: Features, videos: VideoList, recording: dict[int, int]) -> tuple[Tensor, Tensor, Scores]:
+    """The layer fitted to all videos, weight [K, C] and bias [K], and the scores of cross-validation."""
     several = videos.labels.ndim == 2
     present, clip_of = np.unique(features.index, return_inverse=True)
     labels = videos.labels[present]
     plain = features.values[torch.from_numpy(~features.mirrored)]
     of_plain = clip_of[~features.mirrored]
-    group = np.array([groups.get(index, -1 - index) for index in present.tolist()])
+    # A video that only the second look at the list could read is a recording of its own.
+    group = np.array([recording.get(index, -1 - index) for index in present.tolist()])
     logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
     for learned, judged in _splits(labels, group):
         rows = np.isin(clip_of, learned)
@@ -178,7 +192,7 @@ def _fitted(features: Features, videos: VideoList, groups: dict[int, int]) -> tu
         temperature = _temperature(torch.from_numpy(logits[judged]), torch.from_numpy(labels[of_plain[judged]]))
     values = scores_of(torch.from_numpy(logits / temperature), multi_label=several).numpy()
     scored = [
-        Scored(int(index), values[of_plain == row].mean(axis=0), features.errors.get(int(index)))
+        Scored(int(index), values[of_plain == row].mean(axis=0), None)
         for row, index in enumerate(present)
         if judged[of_plain == row].all()
     ]

@@ -15,29 +15,39 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.files import replacing
 from hiera_video.models.heads import HEADS
 from hiera_video.models.hiera import Hiera
-from hiera_video.tasks.evaluate.metrics import Scores, metrics
-from hiera_video.tasks.train.classifier import best_figure, validation_scores
+from hiera_video.tasks.evaluate.metrics import metrics
+from hiera_video.tasks.train.classifier import best_figure, starting_classifier, validation_scores
 from hiera_video.tasks.train.data import Lists
-from hiera_video.tasks.train.fitted_head import fit_head
+from hiera_video.tasks.train.fitted_head import FittedHead, fit_head
 from hiera_video.tasks.train.report import write_report
 from hiera_video.training.accelerator import export
+from hiera_video.training.bad_videos import list_bad, too_many_bad
 from hiera_video.training.metrics import Metrics, read_metrics
 from hiera_video.training.recipe import Finetuning
 
 log = logging.getLogger("hiera_video")
 
 
-def with_linear_head(recipe: Finetuning) -> Finetuning:
+def with_linear_head(recipe: Finetuning, classes: list[str], read: Hiera | None) -> list[Hiera]:
     """The other candidate of ``model.head`` best: a head on the embedding of clips as the starting model has them.
 
     Args:
         recipe: Of the run.
+        classes: Its classes.
+        read: As in :func:`starting_classifier`.
 
     Returns:
-        A recipe that differs in its head and its clips.
+        The model; none where the start has a head on stages itself, and so no clips of its trunk's size.
+
+    Raises:
+        RequestError: The model does not fit the recipe.
+        WeightsError: The checkpoint cannot be had.
     """
     own = replace(recipe.data, num_frames=None, frame_stride=None, target_fps=None, size=None, resize=None)
-    return replace(recipe, data=own, model=replace(recipe.model, head="linear"))
+    linear = replace(recipe, data=own, model=replace(recipe.model, head="linear"))
+    model = starting_classifier(linear, classes, read)
+    fits = (model.spec.num_frames, *model.spec.size) == model.arch.input_size
+    return [model] if fits else []
 
 
 def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerator: Accelerator) -> Iterator[Metrics]:
@@ -58,6 +68,7 @@ def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerato
 
     Raises:
         UnreadableVideo: No video can be read.
+        TrainingStopped: Too many videos cannot be read.
         OutputError: The folder cannot be written.
     """
     train, output = lists.train, Path(str(recipe.run.output))
@@ -67,39 +78,48 @@ def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerato
         for record in before:
             yield Metrics(record.pop("kind"), record.pop("step"), record.pop("passes"), record)
         return
-    model, scores = _best(models, train, recipe, accelerator)
-    if lists.val is not None:
+    model, fitted = _best(models, train, recipe, accelerator)
+    stopped = too_many_bad(fitted.problems, len(train), recipe.data.max_bad_share)
+    if accelerator.is_main_process:
+        list_bad(fitted.problems, output)
+    if stopped is not None:
+        raise stopped
+    if lists.val is None:
+        judged, scores = train, fitted.scores
+        how = "Judged by cross-validation: each video by a head that was fitted without its recording."
+    else:
         judged, how = lists.val, f"Judged on the {len(lists.val)} videos of {recipe.data.val or recipe.data.train}."
         scores = validation_scores(model, videos=judged, recipe=recipe, accelerator=accelerator)
-    else:
-        judged, how = train, "Judged by cross-validation: each video by a head that was fitted without its recording."
     export(model, run=recipe.run, accelerator=accelerator)
-    figures, best = metrics(scores, judged), best_figure(judged)
-    records = [Metrics("val", 0, 0.0, figures), Metrics("done", 0, 0.0, {f"best_{best}": figures[best]})]
+    records = [Metrics("done", 0, 0.0, {})]
+    if len(scores.index):
+        figures, best = metrics(scores, judged), best_figure(judged)
+        records = [Metrics("val", 0, 0.0, figures), Metrics("done", 0, 0.0, {f"best_{best}": figures[best]})]
+    else:
+        how = "Nothing tells how good it is: a class is of one recording alone, or no validation video could be read."
     if accelerator.is_main_process:
-        if len(scores.index):
-            log.info("%s", how)
-        else:
-            log.warning("nothing tells how good the head is: a class lies in one recording alone, or nothing was read")
-        for error in list(scores.errors.values())[:10]:
-            log.warning("%s", error)
-        trained = f"The head alone was fitted, to the {len(train)} videos of {recipe.data.train}."
-        write_report(output, model=model, train=train, judged=judged, scores=scores, how=how, trained=trained)
+        log.log(logging.INFO if len(scores.index) else logging.WARNING, "%s", how)
+        words = f"The head alone was fitted, to the {len(train)} videos of {recipe.data.train}. {how}"
+        write_report(recipe, model=model, train=train, judged=judged, scores=scores, words=words)
         with replacing(output / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
     yield from records
 
 
-def _best(models: list[Hiera], train: VideoList, recipe: Finetuning, accelerator: Accelerator) -> tuple[Hiera, Scores]:
-    """The model with the best fitted head, and the scores of cross-validation."""
-    best, value, groups = None, float("-inf"), None
+def _best(
+    models: list[Hiera], train: VideoList, recipe: Finetuning, accelerator: Accelerator
+) -> tuple[Hiera, FittedHead]:
+    """The model with the best fitted head by cross-validation."""
+    best: tuple[Hiera, FittedHead] | None = None
+    value, recording = float("-inf"), None
     for model in models:
         model.multi_label = train.labels.ndim == 2
-        scores, groups = fit_head(model, train, recipe, accelerator, groups)
-        figures = metrics(scores, train)
-        if accelerator.is_main_process and len(models) > 1:
+        fitted = fit_head(model, train, recipe, accelerator, recording)
+        recording = fitted.recording
+        figures = metrics(fitted.scores, train)
+        if accelerator.is_main_process and len(models) > 1 and len(fitted.scores.index):
             log.info("a head on %s, by cross-validation: %s", HEADS[model.arch.head], cells(figures))
         if best is None or figures[best_figure(train)] > value:
-            best, value = (model, scores), figures[best_figure(train)]
+            best, value = (model, fitted), figures[best_figure(train)]
     assert best is not None
     return best

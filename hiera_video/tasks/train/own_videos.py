@@ -92,11 +92,11 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     videos = lists.train
     assert videos is not None
     model = None if start in list_models() else from_pretrained(start)
-    looked = _look(videos)
+    seconds, fps = _look(videos)
     if model is not None and len(videos) < FITTED_BELOW and _takes_stages(model, changes):
-        base = _fitted_head(blank, videos, data, looked.fps)
+        base = _fitted_head(blank, videos, data, fps)
     else:
-        shorter = model is not None and looked.seconds < model.spec.span  # most of HMDB51's videos are
+        shorter = model is not None and seconds < model.spec.span  # most of HMDB51's videos are
         stride = model.spec.frame_stride / 2 if model is not None and shorter else None
         base = _by_size(blank, videos, replace(data, frame_stride=data.frame_stride or stride), model)
         if changes.get("model.head") == "attentive":  # it has no closed form
@@ -206,16 +206,8 @@ def _fitted_head(blank: Finetuning, videos: VideoList, data: Data, fps: float) -
     )
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """Of most videos: ``seconds`` long, ``fps`` frames a second. nan and 30 where none can be opened."""
-
-    seconds: float
-    fps: float
-
-
-def _look(videos: VideoList) -> _Looked:
-    """Opens 20 videos, spread over the list."""
+def _look(videos: VideoList) -> tuple[float, float]:
+    """Seconds and frames a second of most videos, by 20 that are spread over the list; where none opens, nan and 30."""
     seconds, rates = [], []
     for index in np.unique(np.linspace(0, len(videos) - 1, 20).astype(int)).tolist():
         try:
@@ -224,4 +216,4 @@ def _look(videos: VideoList) -> _Looked:
                 rates.append(video.fps)
         except UnreadableVideo:
             continue
-    return _Looked(median(seconds), median(rates)) if seconds else _Looked(float("nan"), 30.0)
+    return (median(seconds), median(rates)) if seconds else (float("nan"), 30.0)

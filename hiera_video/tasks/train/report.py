@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hiera_video.cells import cells
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.views import load_views
-from hiera_video.errors import UnreadableVideo
+from hiera_video.data.sampling import sampler_of
+from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.files import replacing
 from hiera_video.models.hiera import Hiera
 from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.classifier import Score, best_classes
+from hiera_video.tasks.classify.classifier import best_classes
 from hiera_video.tasks.evaluate.metrics import Scores, counted, metrics
+from hiera_video.training.durations import duration_of
+from hiera_video.training.recipe import Finetuning
 from hiera_video.visual.confusion import draw_confusion
 from hiera_video.visual.strips import draw_strips
 
@@ -28,36 +29,37 @@ FEW = 5
 
 
 def write_report(
-    output: Path, *, model: Hiera, train: VideoList, judged: VideoList, scores: Scores, how: str, trained: str
+    recipe: Finetuning, *, model: Hiera, train: VideoList, judged: VideoList, scores: Scores, words: str
 ) -> None:
-    """Writes ``report.md``, ``confusion.png`` and ``worst.png``, each whole or not at all.
+    """Writes ``report.md``, ``confusion.png`` and ``worst.png`` to the run's folder, each whole or not at all.
 
     Args:
-        output: The run's folder.
+        recipe: Of the run, with its ``run.output``.
         model: Gives the size of clips.
         train: The training list.
         judged: The videos that ``scores`` are of.
         scores: Theirs.
-        how: What they were judged by, in words.
-        trained: What was trained, in words.
+        words: What was trained, and what it was judged by.
 
     Raises:
         OutputError: The folder cannot be written.
     """
-    figures = metrics(scores, judged)
-    lines = [f"# {output.name}", "", f"{trained} {how}", "", f"- {cells(figures)}"]
+    output = Path(str(recipe.run.output))
+    lines = [f"# {output.name}", "", words, ""]
     lines += [f"- {line}" for line in class_lines(train)]
     values, labels = counted(scores, judged)
+    if len(labels):
+        lines.append(f"- {cells(metrics(scores, judged))}")
     if labels.ndim == 1 and len(labels):
         if 2 <= len(judged.classes) <= MOST_CLASSES:
             matrix = np.zeros((len(judged.classes),) * 2, dtype=np.int64)
             np.add.at(matrix, (labels, values.argmax(axis=1)), 1)
             draw_confusion(matrix, judged.classes, output / "confusion.png")
             lines += ["", "![Which class is taken for which](confusion.png)"]
-        lines += _worst(output, model.spec, judged, scores)
-    if (output / "curves.png").exists():
+        lines += _worst(recipe, model.spec, judged, scores)
+    if duration_of(recipe.run.duration)[0]:
         lines += ["", "![Curves](curves.png)"]
-    lines += ["", "## What to try next", "", *(f"- {line}" for line in _advice(figures, train)), ""]
+    lines += ["", "## What to try next", "", *(f"- {line}" for line in _advice(train)), ""]
     lines += ["## Use", "", "```bash", f"hiera-video classify VIDEO --model {output}"]
     lines += [f"hiera-video evaluate --val LABELLED_VIDEOS --model {output}", "```", ""]
     with replacing(output / "report.md") as temporary:
@@ -90,7 +92,7 @@ def _counts(train: VideoList) -> dict[str, int]:
     return dict(zip(train.classes, counts.astype(int).tolist(), strict=True))
 
 
-def _worst(output: Path, spec: ClipSpec, judged: VideoList, scores: Scores) -> list[str]:
+def _worst(recipe: Finetuning, spec: ClipSpec, judged: VideoList, scores: Scores) -> list[str]:
     """The videos that are wrong, the surest first: a table, and frames of the first of them."""
     truth = judged.labels[scores.index]
     named = scores.scores.argmax(axis=1)
@@ -99,33 +101,29 @@ def _worst(output: Path, spec: ClipSpec, judged: VideoList, scores: Scores) -> l
         return ["", "No video is taken for another class."]
     wrong = wrong[np.argsort(-scores.scores[wrong].max(axis=1), kind="stable")][:LISTED]
     lines = ["", "| video | is | taken for | score |", "|---|---|---|---|"]
-    rows: list[tuple[str, NDArray[np.uint8], list[Score]]] = []
-    for number in wrong.tolist():
-        index = int(scores.index[number])
+    strips = {}
+    for number, index in zip(wrong.tolist(), scores.index[wrong].tolist(), strict=True):
         path, true = judged.path(index), judged.classes[int(truth[number])]
         best = best_classes(scores.scores[number], judged.classes, 3)
         lines.append(f"| {path} | {true} | {best[0].label} | {best[0].score:.0%} |")
-        if len(rows) < SHOWN:
-            try:
-                frames = load_views(path, spec, 1, 1, start=judged.starts[index], end=judged.ends[index]).middle()
-            except UnreadableVideo:
-                continue
-            rows.append((f"{os.path.basename(path)}: {true}", frames, best))
+        strips[index] = (f"{os.path.basename(path)}: {true}", best)
+    data, sample = recipe.data, sampler_of(recipe.data.sampling, spec)
+    how: dict[str, Any] = {"num_workers": data.num_workers, "time_limit": data.time_limit, "fps": data.fps}
+    loaded = load_ahead(segments_of(judged, list(strips)[:SHOWN]), spec, 1, 1, sample=sample, **how)
+    shown = [(strips[item.segment.index], item.views.middle()) for item in loaded if item.views is not None]
+    rows = [(title, frames, best) for (title, best), frames in shown]
     if rows:
-        draw_strips(rows, output / "worst.png")
+        draw_strips(rows, Path(str(recipe.run.output)) / "worst.png")
         lines += ["", "![Frames of videos that are taken for another class](worst.png)"]
     return lines
 
 
-def _advice(figures: Mapping[str, float], train: VideoList) -> Sequence[str]:
+def _advice(train: VideoList) -> list[str]:
     counts = _counts(train)
-    advice = []
-    if min(counts.values()) < 10:
-        fewest = min(counts, key=lambda name: counts[name])
-        advice.append(f"More videos of the classes that have few, {fewest} above all: nothing helps as much.")
-    if figures.get("top1", 1.0) < 0.9 and "top1" in figures:
-        advice.append("Look at the confusions: where a detail tells classes apart, take videos in which it is large.")
-    advice.append("Look at the confusions: classes that only a detail tells apart need videos in which it is large.")
-    advice.append("Unlabelled videos of the same kind: hiera-video pretrain --train FOLDER, then --model RUN here.")
-    advice.append("With a GPU, a published model as the start: --model hiera_base_16x224.mae_k400_ft_k400.")
-    return advice
+    fewest = min(counts, key=lambda name: counts[name])
+    return [
+        f"More videos, of other people and places, of the classes that are confused or have few ({fewest} has "
+        f"{counts[fewest]}).",
+        "Where a detail tells two classes apart, videos in which it is large.",
+        "With a GPU, a published model as the start: --model hiera_base_16x224.mae_k400_ft_k400.",
+    ]

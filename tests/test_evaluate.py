@@ -209,6 +209,13 @@ def test_top1_and_top5_by_hand() -> None:
     assert classes[2].rows() == [{"class": "e", "listed": 1, "videos": 1, "top1": 0.0, "top5": 1.0, "error": None}]
 
 
+def test_videos_without_any_label_are_refused(tmp_path: Path, tiny_model: Path, videos: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.mp4").symlink_to(videos / "a.mp4")
+    with pytest.raises(RequestError, match=r"flat/a.mp4 and all others have no label to count by: name class folders"):
+        list(evaluate(recipe(tmp_path / "flat", tiny_model)))
+
+
 def test_fewer_than_five_classes_and_nothing_to_count() -> None:
     videos = VideoList.make(["u", "v"], [1, 0], ["a", "b"])
     scores = Scores(np.array([0]), np.array([[0.8, 0.2]], dtype=np.float32), {1: "v: no"})

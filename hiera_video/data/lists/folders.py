@@ -90,13 +90,11 @@ def class_folders(folder: str, split: str, *, images: bool = False) -> Entries:
         if any(name.endswith(".tar") for name in os.listdir(folder)):
             raise RequestError(f"{folder} has shards but no index.csv: `hiera-video data index {folder}` makes it")
         extensions = IMAGE_EXTENSIONS if images else VIDEO_EXTENSIONS
-        flat = Entries(folder)
-        for path in sorted(os.listdir(folder)):
-            if extension(path) in extensions and not path.startswith("."):
-                flat.add(0, os.path.join(folder, path), [])
-        if not flat.paths:
+        files = sorted(name for name in os.listdir(folder) if extension(name) in extensions and name[0] != ".")
+        if not files:
             raise RequestError(f"{folder} has no folders in it: expected one for each class, with its videos")
-        return flat
+        paths = [os.path.join(folder, name) for name in files]
+        return Entries(folder, paths=paths, labels=[[] for _ in paths], lines=[0] * len(paths))
     return read_folders(folder, images=images)
 
 

@@ -203,6 +203,8 @@ def match_classes(videos: VideoList, labels: Sequence[str] | None, num_classes: 
     ImageNet's n01440764) and the counts agree. Says in one log line what differs. Raises :class:`RequestError`.
     """
     names, known = videos.classes, list(labels or ())
+    if not names:
+        raise RequestError(f"{videos.path(0)} and all others have no label to count by: name class folders, or a list")
     if names == known:
         return videos
     used = set(np.flatnonzero(videos.labels.any(axis=0)) if videos.labels.ndim == 2 else videos.labels)

@@ -98,8 +98,10 @@ def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerato
     else:
         how = "Nothing tells how good it is: a class is of one recording alone, or no validation video could be read."
     if accelerator.is_main_process:
-        log.log(logging.INFO if len(scores.index) else logging.WARNING, "%s", how)
-        words = f"The head alone was fitted, to the {len(train)} videos of {recipe.data.train}. {how}"
+        words = (
+            f"A head on {HEADS[model.arch.head]} was fitted to the {len(train)} videos of {recipe.data.train}. {how}"
+        )
+        log.log(logging.INFO if len(scores.index) else logging.WARNING, "%s", words)
         write_report(recipe, model=model, train=train, judged=judged, scores=scores, words=words)
         with replacing(output / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))

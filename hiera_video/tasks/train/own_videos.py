@@ -114,9 +114,8 @@ def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
     """The plan in words."""
     videos, model = lists.train, recipe.model
     assert videos is not None
-    fitted = model.head in ("stages", "best")
-    if fitted:
-        plan = "a head on what the first stages, or the last one, see is fitted in closed form, and nothing trained"
+    if fitted := model.head in ("stages", "best"):
+        plan = "two heads are fitted, one on the first stages, one on the last; the better is kept, nothing is trained"
     elif model.fit_head:
         plan = f"a head is fitted in closed form, then the last stage trains for {recipe.run.duration}"
     else:
@@ -134,9 +133,9 @@ def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
 
 def _takes_stages(model: Hiera, changes: Mapping[str, str]) -> bool:
     """Whether a head on the statistics of stages is the start's best: it is small, and nothing asked for is against."""
-    asked = changes.get("model.head"), changes.get("run.duration")
     small = model.arch.embed_dim < NARROW and len(model.arch.input_size) == 3
-    return small and asked[0] in (None, "stages", "best") and asked[1] in (None, "0pass")
+    trained = changes.get("run.duration", "0pass") != "0pass"
+    return small and not trained and changes.get("model.head") in (None, "stages", "best")
 
 
 def _mirrors(videos: VideoList) -> bool:

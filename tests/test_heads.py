@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from assets import H264
 from conftest import TINY
 from torch import Tensor
@@ -146,6 +147,35 @@ def test_a_class_of_few_clips_counts_as_much_as_one_of_many() -> None:
     weight, bias = _discriminants(values, labels, 2)
     named = (values @ weight.T + bias).argmax(dim=1).numpy()
     assert (named[labels == 1] == 1).mean() > 0.6
+
+
+def test_a_head_that_knows_the_classes_moves_no_further_than_the_videos_ask() -> None:
+    known = (torch.tensor([[2.0, 0.0, 1.0], [-2.0, 0.0, -1.0]]), torch.zeros(2))
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    agreed = (values @ known[0].T).argmax(dim=1).numpy()
+    weight, _ = _solve(values, agreed, 2, known)
+    assert F.cosine_similarity(weight.flatten(), known[0].flatten(), dim=0) > 0.98
+    of_another = (values[:, 1] < 0).long().numpy()  # what the head does not look at
+    weight, bias = _solve(values, of_another, 2, known)
+    assert ((values @ weight.T + bias).argmax(dim=1).numpy() == of_another).mean() > 0.8
+    several = np.stack([of_another, agreed], axis=1).astype(np.float32)
+    weight, bias = _solve(values, several, 2, known)
+    assert (((values @ weight.T + bias) > 0).numpy() == several).mean() > 0.8
+
+
+def test_a_head_of_the_same_classes_is_kept_in_any_order(tmp_path: Path) -> None:
+    model = model_with("linear", num_classes=3)
+    model.labels = ["b", "c", "a"]
+    save_pretrained(model, tmp_path)
+    recipe = Finetuning(
+        model=FinetuneModel(start=str(tmp_path)),
+        optim=Optim(lr=1.0, lr_videos=1),
+        run=Run(duration="1pass", videos_per_step=1, batch_size=1),
+    )
+    clip = clips(4, 32, 32)
+    kept = starting_classifier(recipe, ["a", "b", "c"]).eval()
+    assert not kept.new_head and torch.equal(kept(clip), model(clip)[:, [2, 0, 1]])
+    assert starting_classifier(recipe, ["a", "b", "d"]).new_head
 
 
 def test_a_temperature_makes_scores_say_how_often_they_are_right() -> None:

@@ -86,6 +86,7 @@ def token_statistics(stage: StageTokens) -> Tensor:
     values = []
     for part in parts:
         places = part.flatten(1, -2)
-        variance, mean = torch.var_mean(places, dim=1, correction=0)
-        values += [mean, variance.sqrt(), places.amax(dim=1)]
+        mean = places.mean(dim=1, keepdim=True)
+        variance = (places - mean).square_().mean(dim=1)  # torch.var_mean takes six times as long (CPU)
+        values += [mean[:, 0], variance.sqrt(), places.amax(dim=1)]
     return torch.cat(values, dim=-1)

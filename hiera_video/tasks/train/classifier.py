@@ -43,7 +43,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
 
     Args:
         recipe: Names the start, and changes it.
-        classes: The classes of the run. The head is new unless the checkpoint has the very same ones.
+        classes: The classes of the run. The head is new unless the checkpoint has the very same ones, in any order.
         read: The model of ``recipe.model.start``, where it was read before.
 
     Returns:
@@ -63,6 +63,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         model: Hiera = create_model(
             start.start, num_classes=len(classes), input_size=input_size_of(data, own), **config
         )
+        model.new_head = True
         head = head or model.arch.head
         if start.narrow_init:
             init_narrow(model)
@@ -71,11 +72,13 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
         size, head = input_size_of(data, model.arch.input_size), head or model.arch.head
         if size != model.arch.input_size and head != "stages":
             model = rebuilt(model, input_size=size)
+        if model.labels is not None and head == model.arch.head and sorted(model.labels) == sorted(classes):
+            _reorder_head(model, classes)
         if model.labels != classes:
-            model.reset_classifier(len(classes))
+            _renew_head(model, len(classes))
     faster = head == "stages" and start.head is not None and start.head_strides != model.arch.head_strides
     if head != model.arch.head or faster:
-        model.reset_classifier(len(classes), head=head, head_strides=start.head_strides)
+        _renew_head(model, len(classes), head=head, head_strides=start.head_strides)
     model.spec, model.labels = spec_of(model.spec, data), list(classes)
     if model.arch.head == "stages" and data.size is not None:  # its trunk takes any size
         model.spec = model.spec.replace(size=(data.size, data.size), resize=data.resize or data.size)
@@ -84,6 +87,21 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
     if len(model.arch.input_size) == 2 and not data.images:
         raise RequestError(f"model.start {start.start} is an image model, and data.images is off: take a video model")
     return model
+
+
+def _renew_head(model: Hiera, num_classes: int, **head: Any) -> None:
+    model.reset_classifier(num_classes, **head)
+    model.new_head = True
+
+
+def _reorder_head(model: Hiera, classes: list[str]) -> None:
+    """The same answers, their classes in another order."""
+    assert model.labels is not None and isinstance(model.head.projection, nn.Linear)
+    rows = [model.labels.index(name) for name in classes]
+    with torch.no_grad():
+        for parameter in model.head.projection.parameters():
+            parameter.copy_(parameter[rows])
+    model.labels = list(classes)
 
 
 def rebuilt(model: Hiera, **config: Any) -> Hiera:

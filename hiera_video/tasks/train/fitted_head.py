@@ -36,6 +36,8 @@ NUM_CLIPS, FOLDS = 3, 5
 SHRINKAGE = 0.2
 #: Steps and learning rate of a head of several labels a video, which has no closed form.
 STEPS, LR = 500, 1e-2
+#: How strongly a head that knows the classes already is held where it is. Ours (docs/results/own_videos.md).
+PULL = 0.03
 #: What scores are divided by is looked for among these.
 TEMPERATURES = np.geomspace(0.25, 64, 33)
 
@@ -127,8 +129,9 @@ def fit_head(
     """Fits the linear layer of a model's head, in place, to features that are computed once.
 
     It is a linear discriminant analysis with shrinkage (Ledoit and Wolf 2004), in which every class counts alike; where
-    videos have several labels, a logistic regression for each class. What is one recording (:func:`recordings`) is
-    learned from or judged, never both. The same head comes out in every process.
+    videos have several labels, a logistic regression for each class. A head that knows these very classes already
+    (``new_head`` is off) is moved from where it is, and no further than the videos ask. What is one recording
+    (:func:`recordings`) is learned from or judged, never both. The same head comes out in every process.
 
     Args:
         model: Moved to the accelerator's device, in evaluation mode.
@@ -148,9 +151,11 @@ def fit_head(
     features = features_of(model, videos, recipe, accelerator)
     if recording is None:
         recording = _recordings(features, videos, model.arch.head == "stages")
-    weight, bias, scores = _fitted(features, videos, recording)
     head = model.head.projection
     assert isinstance(head, nn.Linear)
+    known = None if model.new_head else (head.weight.detach().float().cpu(), head.bias.detach().float().cpu())
+    weight, bias, scores = _fitted(features, videos, recording, known)
+    model.new_head = False
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
@@ -170,7 +175,13 @@ def _recordings(features: Features, videos: VideoList, look: bool) -> dict[int, 
     return dict(zip(present.tolist(), numbers.tolist(), strict=True))
 
 
-def _fitted(features: Features, videos: VideoList, recording: dict[int, int]) -> tuple[Tensor, Tensor, Scores]:
+#: Weight [K, C] and bias [K] of a linear layer.
+Layer: TypeAlias = tuple[Tensor, Tensor]
+
+
+def _fitted(
+    features: Features, videos: VideoList, recording: dict[int, int], known: Layer | None
+) -> tuple[Tensor, Tensor, Scores]:
     """The layer fitted to all videos, weight [K, C] and bias [K], and the scores of cross-validation."""
     several = videos.labels.ndim == 2
     present, clip_of = np.unique(features.index, return_inverse=True)
@@ -182,10 +193,11 @@ def _fitted(features: Features, videos: VideoList, recording: dict[int, int]) ->
     logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
     for learned, judged in _splits(labels, group):
         rows = np.isin(clip_of, learned)
-        weight, bias = _solve(features.values[torch.from_numpy(rows)], labels[clip_of[rows]], len(videos.classes))
+        some, of_some = features.values[torch.from_numpy(rows)], labels[clip_of[rows]]
+        weight, bias = _solve(some, of_some, len(videos.classes), known)
         rows = np.isin(of_plain, judged)
         logits[rows] = F.linear(plain[torch.from_numpy(rows)], weight, bias).numpy()
-    weight, bias = _solve(features.values, labels[clip_of], len(videos.classes))
+    weight, bias = _solve(features.values, labels[clip_of], len(videos.classes), known)
     judged = ~np.isnan(logits[:, 0])
     temperature = 1.0
     if judged.any() and not several:
@@ -216,8 +228,10 @@ def _splits(labels: NDArray[np.generic], groups: NDArray[np.int64]) -> list[Spli
     return list(StratifiedGroupKFold(min(FOLDS, fewest)).split(labels, labels, groups))
 
 
-def _solve(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weight [K, C] and bias [K] of a linear layer on features float32 [N, C] that are not standardised."""
+def _solve(values: Tensor, labels: NDArray[np.generic], num_classes: int, known: Layer | None = None) -> Layer:
+    """A linear layer on features float32 [N, C] that are not standardised."""
+    if known is not None:
+        return _moved(values, labels, known)
     mean, deviation = values.mean(dim=0), values.std(dim=0, correction=0) + 1e-6
     values = (values - mean) / deviation
     weight, bias = _logistic(values, labels) if labels.ndim == 2 else _discriminants(values, labels, num_classes)
@@ -225,7 +239,31 @@ def _solve(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> tup
     return weight, bias - weight @ mean
 
 
-def _discriminants(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> tuple[Tensor, Tensor]:
+def _moved(values: Tensor, labels: NDArray[np.generic], known: Layer) -> Layer:
+    """A logistic regression whose weights are drawn to those that are known already."""
+    several = labels.ndim == 2
+    label = torch.from_numpy(labels.astype(np.float32 if several else np.int64))
+    counts = torch.ones(0) if several else torch.bincount(label, minlength=len(known[1])).float()
+    moves = [torch.zeros_like(part, requires_grad=True) for part in known]
+    optimizer = torch.optim.LBFGS(moves, max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(values, known[0] + moves[0], known[1] + moves[1])
+        if several:
+            value = F.binary_cross_entropy_with_logits(logits, label)
+        else:
+            value = F.cross_entropy(logits, label, weight=1 / counts.clamp(min=1))
+        value = value + PULL * (moves[0].square().sum() + moves[1].square().sum())
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return known[0] + moves[0].detach(), known[1] + moves[1].detach()
+
+
+def _discriminants(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> Layer:
     """Linear discriminants of equal priors, their covariance shrunk to a multiple of the identity."""
     from sklearn.covariance import ledoit_wolf
 
@@ -241,7 +279,7 @@ def _discriminants(values: Tensor, labels: NDArray[np.generic], num_classes: int
     return weight.float(), bias.float()
 
 
-def _logistic(values: Tensor, labels: NDArray[np.generic]) -> tuple[Tensor, Tensor]:
+def _logistic(values: Tensor, labels: NDArray[np.generic]) -> Layer:
     """A logistic regression for each class, its negatives and positives of equal weight."""
     label = torch.from_numpy(labels.astype(np.float32))
     positives = label.sum(dim=0)

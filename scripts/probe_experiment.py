@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from torch.nn.functional import adaptive_avg_pool3d
 
 from hiera_video import FeatureExtractor, extract
-from hiera_video.tasks.features.feature_table import read_embeddings
+from hiera_video.tasks.features.feature_table import read_vectors
 from hiera_video.tasks.features.probe import probe
 
 #: (T, H, W) of what a clip is shrunk to.
@@ -28,7 +28,7 @@ PIXELS = (8, 8, 8)
 
 def pixels(found: Path, output: Path) -> Path:
     """The extraction ``found`` again, with pixels in place of embeddings."""
-    table, _ = read_embeddings(found)
+    table, _ = read_vectors(found)
     facts = json.loads((found / "extraction.json").read_text())
     extractor = FeatureExtractor.from_pretrained(facts["model"], device="cpu")
     vectors = []

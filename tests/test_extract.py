@@ -33,7 +33,7 @@ from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.data.windows import Walk, walk
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone
-from hiera_video.tasks.features.feature_table import read_embeddings, read_facts, read_failures
+from hiera_video.tasks.features.feature_table import read_facts, read_failures, read_vectors
 from hiera_video.tasks.features.inputs import Inputs
 from hiera_video.tasks.features.job import Extracted, parse_part
 from hiera_video.tasks.features.probe import probe
@@ -95,7 +95,7 @@ def whole(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
 
 def embeddings(folder: Path) -> dict[tuple[str, int], NDArray[np.float32]]:
     """By input and window: no window is there twice."""
-    table, values = read_embeddings(folder)
+    table, values = read_vectors(folder)
     keys = list(zip(table["input"].to_pylist(), table["window"].to_pylist(), strict=True))
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, values, strict=True))
@@ -344,8 +344,43 @@ def test_of_an_mae_whose_head_is_drawn_at_load_the_same_command_goes_on(
     assert [score.method for score in probe(str(output), labels=str(labels), k=1, folds=2)] == [
         "knn",
         "linear",
+        "lda",
         "chance",
     ]
+
+
+def test_statistics_lie_beside_embeddings_and_alone_have_a_clip_of_their_own(
+    clips: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Both can be probed; each is what the model gives for the clip that the window says."""
+    extractor = FeatureExtractor.from_pretrained(tiny_model, device="cpu")
+    names = [str(clips / f"{number}.mp4") for number in range(9)]
+    for number, (features, formats) in enumerate(
+        (("embedding,statistics", ("parquet", "npz")), ("statistics", (None,)))
+    ):
+        for format in formats:
+            output = tmp_path / f"{number}-{format}"
+            list(extract(names, output=output, model=str(tiny_model), features=features, format=format, device="cpu"))
+            table, rows = read_vectors(output, "statistics")
+            expected = [row.statistics for name in names for row in extractor(name, features=features)]
+            np.testing.assert_allclose(rows, np.stack(expected), rtol=1e-4, atol=1e-5)
+            assert table["end"][8].as_py() - table["start"][8].as_py() == pytest.approx(
+                1.28 if number else 0.5, abs=1.0
+            )
+    (one,) = list(extractor(names[0], features="statistics"))[:1]
+    clip = extractor.model.spec.normalize(one.views.clips[one.view][None])  # type: ignore[union-attr]
+    assert clip.shape[2:] == (32, 96, 96)
+    with torch.inference_mode():
+        again = extractor.model.statistics(clip, strides=(1, 2))
+    assert one.statistics == pytest.approx(again[0].numpy(), rel=1e-4, abs=1e-5)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("input,label\n" + "".join(f"{n}.mp4,{'long' if n > 4 else 'short'}\n" for n in range(9)))
+    both, alone = tmp_path / "0-parquet", tmp_path / "1-None"
+    with_options = {"labels": str(labels), "k": 1, "folds": 2}
+    assert list(probe(str(alone), **with_options)) == list(probe(str(alone), features="statistics", **with_options))  # type: ignore[arg-type]
+    assert list(probe(str(both), **with_options)) == list(probe(str(both), features="embedding", **with_options))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="holds statistics but no embedding"):
+        probe(str(alone), features="embedding", **with_options)  # type: ignore[arg-type]
 
 
 def test_a_head_that_belongs_to_the_weights_counts(tiny_model: Path, tmp_path: Path) -> None:
@@ -575,8 +610,8 @@ BAD = {
     "--hop 0": "hop is 0, but is a number of seconds above 0",
     "--window -1": "window is -1, but is a number of seconds above 0",
     "--part 5/4": "part '5/4' must be a number of so many",
-    "--features stage9": "features 'stage9' is unknown: take embedding, stage1",
-    "--features stage1 --format parquet": "format parquet holds embeddings alone",
+    "--features stage9": "features 'stage9' is unknown: take embedding, statistics, stage1",
+    "--features stage1 --format parquet": "format parquet holds embeddings and statistics alone",
     "--dtype bfloat16": "parquet has no bfloat16",
     "--crop left": "--crop is 'left', but must be one of center, three, none",
     "--batch-size 0": "batch_size is 0, but is at least 1",
@@ -621,7 +656,7 @@ def test_missing_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(RequestError, match="has no column input, path or video"):
         list(Inputs([str(tmp_path / "bad.csv")]))
     with pytest.raises(RequestError, match="holds no features"):
-        read_embeddings(tmp_path)
+        read_vectors(tmp_path)
 
 
 def test_parse_part() -> None:

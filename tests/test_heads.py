@@ -25,9 +25,9 @@ from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.export import export
 from hiera_video.tasks.features.extractor import FeatureExtractor
+from hiera_video.tasks.features.linear_layer import _discriminants, solve, temperature_of
 from hiera_video.tasks.features.recordings import recordings
 from hiera_video.tasks.train.classifier import starting_classifier
-from hiera_video.tasks.train.fitted_head import _discriminants, _solve, _temperature
 from hiera_video.tasks.train.head_alone import with_linear_head
 from hiera_video.training.metrics import read_metrics
 from hiera_video.training.recipe import FinetuneModel, Finetuning, Optim, Run
@@ -133,7 +133,7 @@ def test_discriminants_find_the_direction_that_covariance_hides() -> None:
     labels = np.arange(200) % 2
     noise = rng.normal(size=(200, 1)) * 1.5
     values = np.concatenate([noise + labels[:, None], noise, rng.normal(size=(200, 3))], axis=1).astype(np.float32)
-    weight, bias = _solve(torch.from_numpy(values), labels, 2)
+    weight, bias = solve(torch.from_numpy(values), labels, 2)
     named = (torch.from_numpy(values) @ weight.T + bias).argmax(dim=1).numpy()
     alone = (values[:, 0] > values[:, 0].mean()) == labels
     assert (named == labels).mean() > alone.mean() + 0.05
@@ -153,13 +153,13 @@ def test_a_head_that_knows_the_classes_moves_no_further_than_the_videos_ask() ->
     known = (torch.tensor([[2.0, 0.0, 1.0], [-2.0, 0.0, -1.0]]), torch.zeros(2))
     values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     agreed = (values @ known[0].T).argmax(dim=1).numpy()
-    weight, _ = _solve(values, agreed, 2, known)
+    weight, _ = solve(values, agreed, 2, known)
     assert F.cosine_similarity(weight.flatten(), known[0].flatten(), dim=0) > 0.98
     of_another = (values[:, 1] < 0).long().numpy()  # what the head does not look at
-    weight, bias = _solve(values, of_another, 2, known)
+    weight, bias = solve(values, of_another, 2, known)
     assert ((values @ weight.T + bias).argmax(dim=1).numpy() == of_another).mean() > 0.8
     several = np.stack([of_another, agreed], axis=1).astype(np.float32)
-    weight, bias = _solve(values, several, 2, known)
+    weight, bias = solve(values, several, 2, known)
     assert (((values @ weight.T + bias) > 0).numpy() == several).mean() > 0.8
 
 
@@ -180,7 +180,7 @@ def test_a_head_of_the_same_classes_is_kept_in_any_order(tmp_path: Path) -> None
 
 def test_a_temperature_makes_scores_say_how_often_they_are_right() -> None:
     labels = torch.tensor([0, 0, 0, 1])
-    assert _temperature(torch.tensor([[50.0, 0.0]] * 4), labels) > 20
+    assert temperature_of(torch.tensor([[50.0, 0.0]] * 4), labels) > 20
 
 
 def test_one_file_and_its_copies_are_one_recording() -> None:

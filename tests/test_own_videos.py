@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from training_sets import write_colours
 
 from hiera_video.errors import RequestError
+from hiera_video.tasks.train.data import lists_of
 from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.own_pretraining import own_pretraining
 from hiera_video.tasks.train.own_videos import own_recipe
@@ -60,6 +62,22 @@ def test_a_small_model_and_few_videos_are_a_fitted_head_and_steps_are_whole_fram
     assert (recipe.model.head, recipe.model.fit_head, recipe.run.duration) == ("best", True, "0pass")
     assert recipe.data.frame_stride == int(recipe.data.frame_stride or 0) >= 1
     assert recipe.data.target_fps == pytest.approx(30, abs=0.1)
+
+
+def test_without_validation_videos_a_share_of_each_class_is_held_out_by_file(tmp_path: Path) -> None:
+    rows = [f"{number // 2}.mp4,{'ab'[number // 20]},{number % 2},{number % 2 + 1}" for number in range(40)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,start,end", *rows]))
+    changes = {"data.train": str(tmp_path / "train.csv"), "model.head": "linear"}
+    recipe = own_recipe(changes)
+    lists = lists_of(recipe.data)
+    assert lists.train is not None and lists.val is not None
+    learned, judged = ({videos.path(index) for index in range(len(videos))} for videos in (lists.train, lists.val))
+    assert len(lists.val) == 4 and np.bincount(lists.val.labels).tolist() == [2, 2]
+    assert not learned & judged and len(learned | judged) == 20
+    assert any("no --val: 4 videos are held out" in note for note in vars(recipe)["_read"].notes)
+    assert lists_of(own_recipe(changes | {"data.hold_out": "0"}).data).val is None
+    (tmp_path / "train.csv").write_text("path,label\none.mp4,a\ntwo.mp4,b\nthree.mp4,b\n")  # nothing to spare
+    assert lists_of(own_recipe(changes).data).val is None
 
 
 def test_classes_of_uneven_size_weigh_alike(tmp_path: Path) -> None:

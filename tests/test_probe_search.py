@@ -24,7 +24,7 @@ from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features import probe as probing
 from hiera_video.tasks.features import search as searching
-from hiera_video.tasks.features.feature_table import read_embeddings
+from hiera_video.tasks.features.feature_table import read_vectors
 from hiera_video.tasks.features.job import extract
 from hiera_video.tasks.features.probe import by_neighbours, cross_validation, labelled, labels_of, probe, read_labels
 from hiera_video.tasks.features.search import Hit, best_hits, nearest, nearest_by_numpy, search, unit
@@ -101,9 +101,9 @@ def scores(folder: Path, **options: Any) -> dict[str, float]:
 def test_classes_that_lie_apart_are_told_apart(tmp_path: Path) -> None:
     folder = write_extraction(tmp_path / "features", clusters("abcd", 20) | clusters("e", 40))
     results = list(probe(str(folder)))
-    assert [score.method for score in results] == ["knn", "linear", "chance"]
-    assert results[0].top1 == results[1].top1 == 1
-    assert results[2].top1 == pytest.approx(40 / 120)
+    assert [score.method for score in results] == ["knn", "linear", "lda", "chance"]
+    assert results[0].top1 == results[1].top1 == results[2].top1 == 1
+    assert results[3].top1 == pytest.approx(40 / 120)
     assert results[0].to_dict() == {
         "method": "knn",
         "top1": 1.0,
@@ -115,7 +115,7 @@ def test_classes_that_lie_apart_are_told_apart(tmp_path: Path) -> None:
         "left_out": 0,
     }
     assert results[0].rows() == [results[0].to_dict()] and results[0].error is None
-    assert results[2].standard_error is None
+    assert results[3].standard_error is None
 
 
 def test_labels_that_mean_nothing_are_guessed_by_chance(tmp_path: Path) -> None:
@@ -127,6 +127,7 @@ def test_labels_that_mean_nothing_are_guessed_by_chance(tmp_path: Path) -> None:
     found = scores(folder, labels=str(tmp_path / "labels.csv"))
     assert found["chance"] == 0.25
     assert abs(found["knn"] - 0.25) < 0.1 and abs(found["linear"] - 0.25) < 0.1
+    assert abs(found["lda"] - 0.25) < 0.1
 
 
 def test_an_input_has_one_vote_the_mean_over_its_windows(tmp_path: Path) -> None:
@@ -140,16 +141,16 @@ def test_an_input_has_one_vote_the_mean_over_its_windows(tmp_path: Path) -> None
         for number in range(8)
     }
     results = list(probe(str(write_extraction(tmp_path / "features", features)), k=3))
-    assert [score.top1 for score in results] == [1, 1, 0.5]
+    assert [score.top1 for score in results] == [1, 1, 1, 0.5]
     assert results[0].inputs == 16
     known = labelled(tmp_path / "features", "folder")
     expected = np.stack([features[name].mean(axis=0) for name in known.inputs])
-    np.testing.assert_allclose(known.embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(known.vectors, expected, atol=1e-5)
 
 
 def test_no_input_is_learned_from_and_judged_in_the_same_fold(tmp_path: Path) -> None:
     known = labelled(write_extraction(tmp_path / "features", clusters("abc", 11, windows=3)), "folder")
-    assert len(set(known.inputs)) == len(known.inputs) == len(known.embeddings) == 33
+    assert len(set(known.inputs)) == len(known.inputs) == len(known.vectors) == 33
     task = cross_validation(known, 5)
     assert len(task.splits) == 5
     for learned, judged in task.splits:
@@ -215,7 +216,7 @@ def test_another_extraction_is_judged_as_a_whole(tmp_path: Path) -> None:
     wrong = {"a/wrong.mp4": clusters("b", 1)["b/0.mp4"]}
     test = write_extraction(tmp_path / "test", clusters("ab", 2, seed=1) | wrong, model="tiny by another name")
     results = list(probe(str(folder), test=test))
-    assert [score.top1 for score in results] == [pytest.approx(4 / 5), pytest.approx(4 / 5), pytest.approx(3 / 5)]
+    assert [score.top1 for score in results] == pytest.approx([4 / 5, 4 / 5, 4 / 5, 3 / 5])
     shown = results[0].to_dict()
     assert [shown[name] for name in ("standard_error", "folds", "inputs", "test_inputs", "classes")] == [
         None,
@@ -516,7 +517,7 @@ def test_a_stretch_finds_the_window_whose_middle_lies_in_it(
 def test_the_windows_of_a_stretch_are_averaged(
     start: float | None, end: float | None, windows: list[int], films: Path, index: Path
 ) -> None:
-    table, embeddings = read_embeddings(index)
+    table, embeddings = read_vectors(index)
     mine = np.array([name == str(films / "long.mp4") for name in table["input"].to_pylist()])
     mean = embeddings[mine][windows].mean(axis=0)
     expected = unit(embeddings.copy()) @ mean / np.linalg.norm(mean)

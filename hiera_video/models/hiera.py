@@ -89,17 +89,18 @@ class Hiera(HieraTrunk):
         self._scale_head()
         self.labels, self.multi_label = None, False
 
-    def statistics(self, clip: Tensor) -> Tensor:
-        """Statistics of the tokens of ``arch.head_stages``, at the speeds ``arch.head_strides`` of the same clip.
+    def statistics(self, clip: Tensor, strides: Size | None = None) -> Tensor:
+        """Statistics of the tokens of ``arch.head_stages``, at several speeds of the same clip.
 
         At each speed the clip is taken apart into clips as long as the trunk's own, and their statistics averaged.
 
         Args:
             clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
+            strides: Frames from one to the next at each speed. Default: ``arch.head_strides``.
 
         Returns:
-            float32 ``[B, arch.num_statistics]``: by speed and stage mean, standard deviation and maximum over all
-            places and times, then those of the differences from one time to the next.
+            float32 ``[B, C']``, for the default ``[B, arch.num_statistics]``: by speed and stage mean, standard
+            deviation and maximum over all places and times, then those of the differences from one time to the next.
 
         Raises:
             SizeError: The clip's size does not fit the model.
@@ -107,7 +108,7 @@ class Hiera(HieraTrunk):
         arch, looks = self.arch, []
         if clip.ndim == 4:
             return self._stage_statistics(clip)
-        for stride in arch.head_strides:
+        for stride in strides or arch.head_strides:
             part = clip[:, :, ::stride]
             length = min(arch.input_size[0], part.shape[2])
             count = part.shape[2] // length

@@ -48,6 +48,8 @@ class Data:
     """The training videos: a dataset card's name, a folder of class folders, or an annotation file."""
     val: str | None = None
     """The validation videos, named likewise; without them, those of the training card, if it has any."""
+    hold_out: Share = 0.0
+    """The share of the training files, of each class alike, that are for validation where there are no videos else."""
     root: str | None = None
     """The folder that the paths of a card or annotation file are relative to; null: that of the annotation file."""
     train_split: str = "train"

@@ -30,6 +30,11 @@ from hiera_video.training.devices import Precision, autocast, pick_device, pick_
 NUM_LANES = 2
 #: Seconds from one window of an image model to the next: it looks at single pictures.
 IMAGE_HOP_S = 1.0
+#: Features that are one vector a clip, not a map.
+VECTORS = ("embedding", "statistics")
+#: Statistics of stages are taken at these strides; asked for alone, of clips of so many frames, seconds apart, and of
+#: at least this height and width (docs/results/own_videos.md).
+STRIDES, FRAMES, STEP_S, SIDE = (1, 2), 32, 0.04, 96
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class WindowFeatures:
     ``error``: None, or one sentence about what could not be read.
 
     ``embedding`` float32 [C]: the normalised mean of the last stage's tokens, which is what the head sees; or None.
+    ``statistics`` float32 [C]: those of the first stages (:meth:`hiera_video.Hiera.statistics`); or None.
     ``maps``: "stage3" -> float32 [T', H', W', C], row-major; ``times``: "stage3" -> float64 [T'], the centre of each
     step in seconds. ``views``: the pictures of the windows that were decoded together, of which ``view`` is this one;
     None where the features come from another process.
@@ -58,6 +64,7 @@ class WindowFeatures:
     padded: bool
     error: str | None
     embedding: NDArray[np.float32] | None
+    statistics: NDArray[np.float32] | None
     maps: dict[str, NDArray[np.float32]]
     times: dict[str, NDArray[np.float64]]
     views: Views | None = field(repr=False)
@@ -156,8 +163,9 @@ class FeatureExtractor:
         Args:
             source: A video or image file, an http(s) address, the bytes of a file, an open binary file, frames uint8
                 [T, H, W, 3] (a tensor may be [T, 3, H, W] too), or a list of PIL pictures.
-            features: ``embedding``, ``stage1`` to ``stage4``, several with commas, or ``all``.
-            window: Seconds of one window. Default: the model's clip.
+            features: ``embedding``, ``statistics`` of the first stages, ``stage1`` to ``stage4``, several with commas,
+                or ``all`` but ``statistics``.
+            window: Seconds of one window. Default: the model's clip; of ``statistics`` alone 32 frames, 1.28 s.
             hop: Seconds from one window to the next. Default: as long as a window.
             crop: ``center``, ``three`` along the long side, or ``none``: the whole picture.
             batch_size: Clips that go through the model at once.
@@ -172,11 +180,12 @@ class FeatureExtractor:
             RequestError: For a value that is not possible, and a source of another kind.
         """
         names = feature_names(self.model, features)
-        how = self.walk(window=window, hop=hop, crop=crop, batch_size=batch_size, decode=decode)
+        how = self.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size, decode=decode)
         return self.stream(_windows_of(source, how, fps), names, batch_size)
 
     def walk(
         self,
+        names: Sequence[str] = ("embedding",),
         *,
         window: float | None = None,
         hop: float | None = None,
@@ -187,6 +196,7 @@ class FeatureExtractor:
         """How inputs become windows for this model.
 
         Args:
+            names: Of the features.
             window: As in a call, like all others.
             hop: Seconds.
             crop: ``center``, ``three`` or ``none``.
@@ -200,6 +210,10 @@ class FeatureExtractor:
             RequestError: For a value that is not possible.
         """
         spec, arch = self.model.spec, self.model.arch
+        if list(names) == ["statistics"] and arch.head != "stages" and spec.num_frames > 1:
+            side = max(SIDE, min(spec.size))
+            stride = STEP_S * spec.target_fps
+            spec = spec.replace(num_frames=FRAMES, frame_stride=stride, size=(side, side), resize=side)
         for name, value in (("window", window), ("hop", hop)):
             if value is not None and not 0 < value < float("inf"):
                 raise RequestError(f"{name} is {value:g}, but is a number of seconds above 0")
@@ -257,19 +271,21 @@ class FeatureExtractor:
             names: Of the features: "embedding", "stage1", ...
 
         Returns:
-            By name: "embedding" float32 ``[B, C]``, "stageN" float32 ``[B, T', H', W', C]``.
+            By name: "embedding" and "statistics" float32 ``[B, C]``, "stageN" float32 ``[B, T', H', W', C]``.
         """
         model = self.model
-        stages = [int(name.removeprefix("stage")) for name in names if name != "embedding"]
+        stages = [int(name.removeprefix("stage")) for name in names if name not in VECTORS]
         clip = model.spec.normalize(model.spec.model_input(clips))
         with autocast(self.device, self.precision):
             values: dict[str, Tensor] = {}
             maps: list[Tensor] = []
             if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
                 values["embedding"] = model.embedding(clip)
-            if stages or not values:
+            if "statistics" in names:
+                values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)
+            if stages or set(names) - set(values):
                 tokens, maps = model.forward_intermediates(clip, stages=stages)
-                if "embedding" in names and not values:
+                if "embedding" in names and "embedding" not in values:
                     values["embedding"] = model.forward_head(tokens, pre_logits=True)
         for stage, stage_map in zip(stages, maps, strict=True):
             values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
@@ -277,20 +293,21 @@ class FeatureExtractor:
 
 
 def feature_names(model: Hiera, features: str) -> list[str]:
-    """The names of the features that a user asks for, the embedding first.
+    """The names of the features that a user asks for, vectors first.
 
     Args:
         model: Of which features are asked.
-        features: "embedding,stage3" or "all".
+        features: "embedding,stage3" or "all", which is all but statistics.
 
     Returns:
-        "embedding", "stage1", ..., each once.
+        "embedding", "statistics", "stage1", ..., each once.
 
     Raises:
         RequestError: For other names.
     """
-    every = ["embedding", *(f"stage{stage}" for stage in range(1, len(model.arch.stages) + 1))]
-    asked = every if features == "all" else [name.strip() for name in features.split(",")]
+    maps = [f"stage{stage}" for stage in range(1, len(model.arch.stages) + 1)]
+    every = [*VECTORS, *maps]
+    asked = ["embedding", *maps] if features == "all" else [name.strip() for name in features.split(",")]
     for name in asked:
         if name not in every:
             raise RequestError(f"features {name!r} is unknown: take {', '.join(every)}, several with commas, or all")
@@ -325,7 +342,7 @@ def _batches(windows: Iterable[Windows], batch_size: int) -> Iterator[list[Windo
 
 def _rows(windows: Windows, values: dict[str, NDArray[np.float32]]) -> Iterator[WindowFeatures]:
     """The features of each crop of each window; ``values`` has theirs, in this order, and more behind them."""
-    stages = [name for name in values if name != "embedding"]
+    stages = [name for name in values if name not in VECTORS]
     boxes = windows.plan.boxes
     for window, crop in np.ndindex(len(windows), len(boxes)):
         view = window * len(boxes) + crop
@@ -341,6 +358,7 @@ def _rows(windows: Windows, values: dict[str, NDArray[np.float32]]) -> Iterator[
             padded=windows.padded,
             error=windows.views.error,
             embedding=values["embedding"][view] if "embedding" in values else None,
+            statistics=values["statistics"][view] if "statistics" in values else None,
             maps={name: values[name][view] for name in stages},
             times={name: _step_times(windows.times[window], values[name].shape[1]) for name in stages},
             views=windows.views,

@@ -1,7 +1,7 @@
 """What an extraction writes, and reads back: shards of windows, each whole or absent, and a table of failures.
 
 extraction.json      how the features were made
-windows/*.parquet    a row for each crop of each window, with its embedding
+windows/*.parquet    a row for each crop of each window, with its embedding and statistics
 maps/*.safetensors   tensors of the rows of the shard of the same name: "stage3.12" is row 12's (or *.npz)
 failures/*.parquet   what could not be read
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hiera_video.data.windows import CROPS
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing
-from hiera_video.tasks.features.extractor import WindowFeatures
+from hiera_video.tasks.features.extractor import VECTORS, WindowFeatures
 
 FORMAT = "hiera-video features 1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -140,7 +140,7 @@ class Writer:
     def __init__(self, folder: Path, facts: dict[str, Any], label: str) -> None:
         self._folder, self._facts, self._label = folder, facts, label
         self._files, self._dtype = facts["files"], DTYPES[facts["dtype"]]
-        self._maps = [name for name in facts["features"] if name != "embedding"]
+        self._maps = [name for name in facts["features"] if name not in VECTORS]
         self._rows: list[dict[str, Any]] = []
         self._tensors: dict[str, NDArray[np.float32]] = {}
         self._bytes, self._since = 0, time.monotonic()
@@ -162,10 +162,12 @@ class Writer:
             row |= {"window": feature.number, "windows": feature.count, "box": feature.box.tolist()}
             row |= {"height": feature.picture[0], "width": feature.picture[1], "model": self._facts["model"]}
             tensors = dict(feature.maps)
-            if feature.embedding is not None and self._files == "parquet":
-                row["embedding"] = feature.embedding
-            elif feature.embedding is not None:
-                tensors["embedding"] = feature.embedding
+            vectors = {name: vector for name in VECTORS if (vector := getattr(feature, name)) is not None}
+            if self._files == "parquet":
+                row |= vectors
+                self._bytes += sum(vector.nbytes for vector in vectors.values())
+            else:
+                tensors |= vectors
             row |= {f"{name}_times": times.tolist() for name, times in feature.times.items()}
             for name, tensor in tensors.items():
                 self._tensors[f"{name}.{len(self._rows)}"] = tensor
@@ -241,12 +243,12 @@ class Writer:
 
         types = COLUMNS | {f"{name}_times": "floats" for name in self._maps} | {"file": "string", "row": "int32"}
         table = _table(self._rows, {name: kind for name, kind in types.items() if name in self._rows[0]})
-        if "embedding" in self._rows[0]:
-            values = np.stack([row["embedding"] for row in self._rows])
+        for name in set(VECTORS) & set(self._rows[0]):
+            values = np.stack([row[name] for row in self._rows])
             values = values.astype(np.float16 if self._dtype == torch.float16 else np.float32)
             offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-            embeddings = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
-            table = table.append_column("embedding", embeddings)
+            vectors = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
+            table = table.append_column(name, vectors)
         with replacing(path) as temporary:
             pq.write_table(table, temporary)
 
@@ -281,47 +283,48 @@ def read_failures(folder: Path) -> list[dict[str, Any]]:
     return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-def read_embeddings(folder: Path) -> tuple[Any, NDArray[np.float32]]:
+def read_vectors(folder: Path, name: str = "embedding") -> tuple[Any, NDArray[np.float32]]:
     """All rows of an extraction, sorted by input, window and crop.
 
     Args:
         folder: Of the extraction.
+        name: embedding or statistics.
 
     Returns:
-        A pyarrow table without the embeddings, and the embeddings, float32 [N, C].
+        A pyarrow table without vectors, and the vectors of that name, float32 [N, C].
 
     Raises:
-        RequestError: Where ``folder`` holds no features, or no embeddings.
+        RequestError: Where ``folder`` holds no features, or none of that name.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     facts = read_facts(folder)
-    if "embedding" not in facts["features"]:
-        raise RequestError(f"{folder} holds {', '.join(facts['features'])} but no embeddings: extract them as well")
+    if name not in facts["features"]:
+        raise RequestError(f"{folder} holds {', '.join(facts['features'])} but no {name}: extract it as well")
     tables, arrays = [], []
     for path in sorted((folder / "windows").glob("*.parquet")):
         table = pq.read_table(path, partitioning=None)
-        if "embedding" in table.column_names:
-            column = table["embedding"].combine_chunks()
+        if name in table.column_names:
+            column = table[name].combine_chunks()
             arrays.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32))
-            table = table.drop_columns(["embedding"])
+            table = table.drop_columns([vector for vector in VECTORS if vector in table.column_names])
         else:
-            arrays.append(_embeddings_in(folder / table["file"][0].as_py(), len(table)))
+            arrays.append(_vectors_in(folder / table["file"][0].as_py(), name, len(table)))
         tables.append(table)
     if not tables:
         raise RequestError(f"{folder} holds no window: every input failed, or the extraction has not begun")
     table = pa.concat_tables(tables)
-    order = np.lexsort([np.array(table[name].to_pylist()) for name in ("crop", "window", "input")])
+    order = np.lexsort([np.array(table[key].to_pylist()) for key in ("crop", "window", "input")])
     return table.take(pa.array(order)), np.concatenate(arrays)[order]
 
 
-def _embeddings_in(path: Path, count: int) -> NDArray[np.float32]:
-    names = [f"embedding.{row}" for row in range(count)]
+def _vectors_in(path: Path, name: str, count: int) -> NDArray[np.float32]:
+    names = [f"{name}.{row}" for row in range(count)]
     if path.suffix == ".npz":
         with np.load(path) as file:
-            return np.stack([file[name].astype(np.float32) for name in names])
+            return np.stack([file[key].astype(np.float32) for key in names])
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        return torch.stack([file.get_tensor(name).float() for name in names]).numpy()
+        return torch.stack([file.get_tensor(key).float() for key in names]).numpy()

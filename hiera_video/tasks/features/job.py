@@ -23,7 +23,7 @@ from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.features.colours import draw_colours
-from hiera_video.tasks.features.extractor import FeatureExtractor, WindowFeatures, feature_names
+from hiera_video.tasks.features.extractor import VECTORS, FeatureExtractor, WindowFeatures, feature_names
 from hiera_video.tasks.features.feature_table import DTYPES, FORMAT, Writer, open_folder, read_done, read_failures
 from hiera_video.tasks.features.inputs import Inputs, Todo
 from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
@@ -81,8 +81,9 @@ def extract(
         inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
         output: The folder to write to. The same command goes on where it was stopped, every window once.
         model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
-        features: embedding, stage1 to stage4, several with commas, or all.
-        window: Seconds of one window. Default: the model's clip.
+        features: embedding, statistics (of the first stages: what a head fitted to few videos sees), stage1 to stage4,
+            several with commas, or all (but statistics).
+        window: Seconds of one window. Default: the model's clip; of statistics alone 32 frames, 1.28 s.
         hop: Seconds from one window to the next. Default: as long as a window.
         crop: center, three along the long side, or none: the whole picture.
         dtype: Numbers are written as float32, float16 or bfloat16 (safetensors alone).
@@ -108,18 +109,18 @@ def extract(
     share, name = parse_part(part), model or BUILT_IN
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    walk = extractor.walk(window=window, hop=hop, crop=crop, batch_size=batch_size)
-    facts = _facts(extractor, walk, model=name, features=features, dtype=dtype, format=format)
+    names = feature_names(extractor.model, features)
+    walk = extractor.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size)
+    facts = _facts(extractor, walk, model=name, names=names, dtype=dtype, format=format)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(_begun(inputs, Path(output), facts, picture), Path(output), facts, share, rows, draw))
 
 
 def _facts(
-    extractor: FeatureExtractor, walk: Walk, *, model: str, features: str, dtype: str, format: str | None
+    extractor: FeatureExtractor, walk: Walk, *, model: str, names: list[str], dtype: str, format: str | None
 ) -> dict[str, Any]:
     """How the features are made, as the output folder keeps it."""
-    names = feature_names(extractor.model, features)
     return {
         "format": FORMAT,
         "model": model,
@@ -202,7 +203,7 @@ def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:
 
 def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture: Path | None, named: Inputs) -> None:
     """Draws the first input that can be read."""
-    stage = features[-1] if features != ["embedding"] else DRAWN
+    stage = DRAWN if features[-1] in VECTORS else features[-1]
     if picture is None:
         return
     for name, error in named:
@@ -245,12 +246,12 @@ def files_of(features: list[str], format: str | None, dtype: str) -> str:
     Raises:
         RequestError: Where such files cannot hold these features.
     """
-    maps = features != ["embedding"]
+    maps = features[-1] not in VECTORS
     files = format or ("safetensors" if maps else "parquet")
     if files not in ("parquet", "safetensors", "npz"):
         raise RequestError(f"format {files!r} is unknown: take parquet, safetensors or npz")
     if files == "parquet" and maps:
-        raise RequestError("format parquet holds embeddings alone: take safetensors or npz for maps")
+        raise RequestError("format parquet holds embeddings and statistics alone: take safetensors or npz for maps")
     if dtype not in DTYPES:
         raise RequestError(f"dtype {dtype!r} is unknown: take {', '.join(DTYPES)}")
     if dtype == "bfloat16" and files != "safetensors":

@@ -1,4 +1,4 @@
-"""How much extracted embeddings know of labels: nearest neighbours and a linear classifier on top of them."""
+"""How much extracted features know of labels: nearest neighbours and linear classifiers on top of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hiera_video.data.lists.tables import wrong
 from hiera_video.errors import RequestError
-from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
+from hiera_video.tasks.features.feature_table import read_facts, read_vectors
+from hiera_video.tasks.features.linear_layer import solve
 from hiera_video.tasks.features.search import nearest, unit
 from hiera_video.tasks.records import FlatRecord, Results
 
@@ -28,7 +30,7 @@ SETTINGS = ("weights", "window", "hop", "crop", "clip")
 #: Steps of the linear probe's solver.
 MAX_STEPS = 1000
 
-#: (embeddings to learn from float32 [N, C], their classes int64 [N], embeddings to judge [M, C]) -> classes [M]
+#: (vectors to learn from float32 [N, C], their classes int64 [N], vectors to judge [M, C]) -> classes [M]
 Method: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]], NDArray[np.int64]]
 #: Rows to learn from, rows to judge.
 Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -38,10 +40,10 @@ Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 class ProbeScore(FlatRecord):
     """How often a method names the right class: ``top1``, a share.
 
-    ``method``: "knn", "linear", or "chance", which is the share of the commonest class among the judged inputs. In
-    cross-validation ``top1`` is the mean over ``folds`` and has a ``standard_error``, and each of ``inputs`` is judged
-    once; else ``inputs`` are learned from and ``test_inputs`` judged. ``left_out``: inputs without a label, and in
-    cross-validation those that are alone in their class.
+    ``method``: "knn", "linear", "lda", or "chance", which is the share of the commonest class among the judged inputs.
+    In cross-validation ``top1`` is the mean over ``folds`` and has a ``standard_error``, and each of ``inputs`` is
+    judged once; else ``inputs`` are learned from and ``test_inputs`` judged. ``left_out``: inputs without a label, and
+    in cross-validation those that are alone in their class.
     """
 
     method: str
@@ -62,11 +64,13 @@ def probe(
     test: Path | None = None,
     folds: int = 5,
     groups: Path | None = None,
+    features: Literal["embedding", "statistics"] | None = None,
 ) -> Results[ProbeScore]:
-    """Measure how well extracted embeddings tell labels apart: neighbours, a linear probe, and chance.
+    """Measure how well extracted features tell labels apart: neighbours, linear probes, and chance.
 
-    One embedding for each input: the mean over its windows and crops. Neighbours by cosine have one vote each, a tie
-    goes to the nearer ones; the linear probe is a logistic regression on standardised embeddings. Without ``test``
+    One vector for each input: the mean over its windows and crops. Neighbours by cosine have one vote each, a tie
+    goes to the nearer ones; the linear probe is a logistic regression on standardised vectors, lda a discriminant
+    analysis with shrinkage, which also learns from each window alone. Without ``test``
     there is a cross-validation in which every class has its share of each fold; neighbours in the alphabet, often cut
     from the same film, stay in one fold. Nothing is drawn: a second run gives the same.
 
@@ -77,9 +81,10 @@ def probe(
         test: Another output folder, made with the same model and settings, whose inputs are judged.
         folds: Of the cross-validation; at most as many as the smallest class has inputs. Unused with test or groups.
         groups: A CSV file with columns input,group: one group is judged at a time, by what all others teach.
+        features: embedding or statistics. Default: embedding, or what there is.
 
     Returns:
-        Three scores: knn, linear and chance.
+        Four scores: knn, linear, lda and chance.
 
     Raises:
         RequestError: For a value that is not possible, labels that cannot be used, and folders that do not go together.
@@ -92,8 +97,8 @@ def probe(
     given = labels if labels == "folder" else read_labels(Path(labels))
     if test is not None:
         refuse_other_settings(Path(folder), Path(test))
-    known = labelled(Path(folder), given)
-    judged = labelled(Path(test), given) if test is not None else None
+    known = labelled(Path(folder), given, features)
+    judged = labelled(Path(test), given, features) if test is not None else None
     if judged is not None:
         task = held_out(known, judged)
     else:
@@ -101,7 +106,7 @@ def probe(
     fewest = min(len(rows) for rows, _ in task.splits)
     if k > fewest:
         raise RequestError(f"k is {k}, but only {fewest} inputs can be neighbours: choose a smaller k")
-    return Results(3, _scores(task, k))
+    return Results(4, _scores(task, k))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -109,29 +114,35 @@ def probe(
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Inputs of an extraction that have a label: names, mean embeddings float32 [N, C], and their labels, [N]."""
+    """Inputs of an extraction that have a label: names, their vectors float32 [N, C], each the mean of its own rows
+    in ``windows``, and their labels, [N].
+    """
 
     folder: Path
     inputs: list[str]
-    embeddings: NDArray[np.float32]
+    vectors: NDArray[np.float32]
+    windows: list[NDArray[np.float32]]
     labels: list[str]
     num_unlabelled: int
 
 
-def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
-    """One embedding for each input that has a label: the mean over its windows and crops.
+def labelled(folder: Path, given: str | dict[str, str], features: str | None = None) -> Labelled:
+    """One vector for each input that has a label: the mean over its windows and crops.
 
     Args:
         folder: Of an extraction.
         given: "folder", or what :func:`read_labels` gives.
+        features: embedding or statistics; None: embedding, or what there is.
 
     Returns:
-        Inputs, embeddings and labels.
+        Inputs, vectors and labels.
 
     Raises:
-        RequestError: Where no input has a label, or an embedding is not finite.
+        RequestError: Where no input has a label, a vector is not finite, or there are no such features.
     """
-    table, rows = read_embeddings(folder)
+    if features is None:
+        features = "statistics" if "embedding" not in read_facts(folder)["features"] else "embedding"
+    table, rows = read_vectors(folder, features)
     coded = table["input"].combine_chunks().dictionary_encode()
     names: list[str] = coded.dictionary.to_pylist()
     # The rows of an input lie one after the other.
@@ -140,7 +151,7 @@ def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
     means = (np.add.reduceat(rows, firsts, axis=0) / counts).astype(np.float32)
     if not np.isfinite(means).all():
         bad = names[int(np.argmin(np.isfinite(means).all(axis=1)))]
-        raise RequestError(f"{folder} has no finite embedding of {bad}: extract again with dtype float32")
+        raise RequestError(f"{folder} has no finite {features} of {bad}: extract again with dtype float32")
     labels = labels_of(names, given)
     keep = [number for number, label in enumerate(labels) if label]
     if not keep:
@@ -151,7 +162,8 @@ def labelled(folder: Path, given: str | dict[str, str]) -> Labelled:
     if len(keep) < len(names):
         log.warning("%d of %d inputs of %s have no label and are left out", len(names) - len(keep), len(names), folder)
     inputs, of_inputs = [names[number] for number in keep], [labels[number] for number in keep]
-    return Labelled(folder, inputs, means[keep], of_inputs, len(names) - len(keep))
+    windows = [rows[firsts[number] : firsts[number] + counts[number, 0]] for number in keep]
+    return Labelled(folder, inputs, means[keep], windows, of_inputs, len(names) - len(keep))
 
 
 def labels_of(names: list[str], given: str | dict[str, str]) -> list[str]:
@@ -235,7 +247,8 @@ def refuse_other_settings(folder: Path, test: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    embeddings: NDArray[np.float32]
+    vectors: NDArray[np.float32]
+    windows: list[NDArray[np.float32]]
     classes: NDArray[np.int64]  # of each, by number
     splits: list[Split]
     num_classes: int
@@ -282,7 +295,8 @@ def cross_validation(known: Labelled, folds: int, group_of: dict[str, str] | Non
             log.warning("%d folds instead of %d: the smallest class has %d inputs", smallest, folds, smallest)
         splits = list(StratifiedKFold(min(folds, smallest)).split(np.zeros(len(keep)), classes))
     left_out = num_alone + known.num_unlabelled
-    return _Task(known.embeddings[keep], classes.astype(np.int64), splits, len(names), None, left_out)
+    windows = [known.windows[number] for number in keep]
+    return _Task(known.vectors[keep], windows, classes.astype(np.int64), splits, len(names), None, left_out)
 
 
 def held_out(known: Labelled, judged: Labelled) -> _Task:
@@ -307,12 +321,13 @@ def held_out(known: Labelled, judged: Labelled) -> _Task:
     both = set(known.inputs) & set(judged.inputs)
     if both:
         log.warning("%d inputs are in %s and in %s: the scores flatter", len(both), known.folder, judged.folder)
-    embeddings = np.concatenate([known.embeddings, judged.embeddings])
+    vectors = np.concatenate([known.vectors, judged.vectors])
     classes = np.concatenate([classes, np.searchsorted(names, judged.labels)]).astype(np.int64)
     rows = np.arange(len(classes))
     splits = [(rows[: len(known.inputs)], rows[len(known.inputs) :])]
     left_out = known.num_unlabelled + judged.num_unlabelled
-    return _Task(embeddings, classes, splits, len(names), len(judged.inputs), left_out)
+    windows = [*known.windows, *judged.windows]
+    return _Task(vectors, windows, classes, splits, len(names), len(judged.inputs), left_out)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -327,11 +342,15 @@ def _scores(task: _Task, k: int) -> Iterator[ProbeScore]:
         "classes": task.num_classes,
         "left_out": task.num_left_out,
     }
-    methods: dict[str, Method] = {"knn": lambda *parts: by_neighbours(*parts, k=k), "linear": by_line}
+    methods: dict[str, Method] = {"knn": lambda *parts: by_neighbours(*parts, k=k), "linear": by_line, "lda": by_lda}
     for name, method in methods.items():
         shares = []
         for known, judged in task.splits:
-            answers = method(task.embeddings[known], task.classes[known], task.embeddings[judged])
+            learned, classes = task.vectors[known], task.classes[known]
+            if name == "lda":
+                windows = [task.windows[number] for number in known]
+                learned, classes = np.concatenate(windows), np.repeat(classes, [len(rows) for rows in windows])
+            answers = method(learned, classes, task.vectors[judged])
             shares.append(float((answers == task.classes[judged]).mean()))
         spread = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if crossed else None
         yield ProbeScore(name, float(np.mean(shares)), spread, **shared)
@@ -346,9 +365,9 @@ def by_neighbours(
     """The class of most of the nearest neighbours by cosine.
 
     Args:
-        known: Embeddings to learn from, float32 [N, C]; normalised in place.
+        known: Vectors to learn from, float32 [N, C]; normalised in place.
         classes: Theirs, int64 [N].
-        judged: Embeddings to judge, float32 [M, C]; normalised in place.
+        judged: Vectors to judge, float32 [M, C]; normalised in place.
         k: How many neighbours vote.
 
     Returns:
@@ -362,12 +381,12 @@ def by_neighbours(
 
 
 def by_line(known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32]) -> NDArray[np.int64]:
-    """What a logistic regression says of embeddings that are standardised by those it learns from.
+    """What a logistic regression says of vectors that are standardised by those it learns from.
 
     Args:
-        known: Embeddings to learn from, float32 [N, C].
+        known: Vectors to learn from, float32 [N, C].
         classes: Theirs, int64 [N].
-        judged: Embeddings to judge, float32 [M, C].
+        judged: Vectors to judge, float32 [M, C].
 
     Returns:
         Classes int64 [M].
@@ -384,4 +403,20 @@ def by_line(known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDAr
     if max(line[-1].n_iter_) >= MAX_STEPS:
         log.warning("the linear probe has not settled after %d steps: its score is a little off", MAX_STEPS)
     answers: NDArray[np.int64] = line.predict(judged)
+    return answers
+
+
+def by_lda(known: NDArray[np.float32], classes: NDArray[np.int64], judged: NDArray[np.float32]) -> NDArray[np.int64]:
+    """What a linear discriminant analysis with shrinkage says, as :func:`solve` fits it.
+
+    Args:
+        known: Vectors to learn from, float32 [N, C].
+        classes: Theirs, int64 [N].
+        judged: Vectors to judge, float32 [M, C].
+
+    Returns:
+        Classes int64 [M].
+    """
+    weight, bias = solve(torch.from_numpy(known), classes, int(classes.max()) + 1)
+    answers: NDArray[np.int64] = (judged @ weight.numpy().T + bias.numpy()).argmax(axis=1)
     return answers

@@ -19,7 +19,7 @@ from hiera_video.data.windows import walk
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features.extractor import FeatureExtractor
-from hiera_video.tasks.features.feature_table import read_embeddings, read_facts
+from hiera_video.tasks.features.feature_table import read_facts, read_vectors
 from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision
 
@@ -98,7 +98,7 @@ def search(
     extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
     if extractor.weights != facts["weights"]:
         raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")
-    hits = best_hits(*read_embeddings(index), embed(query, extractor, facts, first, last), top_k)
+    hits = best_hits(*read_vectors(index), embed(query, extractor, facts, first, last), top_k)
     return Results(len(hits), iter(hits))
 
 

@@ -6,9 +6,11 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
@@ -49,7 +51,7 @@ def lists_of(data: Data) -> Lists:
     """Reads the lists of a run.
 
     Args:
-        data: Names them. Without ``val`` a card's own validation split is taken.
+        data: Names them. Without ``val`` a card's own validation split is taken, or a share of the training videos.
 
     Returns:
         Both lists.
@@ -64,8 +66,41 @@ def lists_of(data: Data) -> Lists:
         if source is None and card is not None and data.val_split in card.splits:
             source = data.train
     if source is None:
-        return Lists(train, None)
+        return Lists(train, None) if train is None or not data.hold_out else _held_out(train, data.hold_out)
     return Lists(train, list_videos(source, root=data.root, split=data.val_split, fold=data.fold, images=data.images))
+
+
+def _held_out(videos: VideoList, share: float) -> Lists:
+    """Takes a stratified share of the files away, to validate on; nothing where a class would be left without."""
+    files = np.unique([videos.path(index) for index in range(len(videos))], return_inverse=True)[1]
+    parts = splits(videos.labels, files, max(2, round(1 / share))) if (videos.labels >= 0).all() else []
+    return Lists(*map(videos.subset, parts[0])) if parts else Lists(videos, None)
+
+
+#: Rows to learn from, rows to judge.
+Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def splits(labels: NDArray[np.generic], groups: NDArray[np.int64], parts: int) -> list[Split]:
+    """Cross-validation: each video is judged once, and what is one group is learned from or judged, never both.
+
+    Args:
+        labels: int64 [N], none of them -1, or float32 [N, num_classes].
+        groups: int64 [N].
+        parts: How many splits, or fewer where a class has fewer groups.
+
+    Returns:
+        The splits; none where a class lies in one group alone.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    if labels.ndim == 2:
+        parts = min(parts, len(np.unique(groups)))
+        return list(GroupKFold(parts).split(labels, groups=groups)) if parts > 1 else []
+    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if fewest < 2:
+        return []
+    return list(StratifiedGroupKFold(min(parts, fewest)).split(labels, labels, groups))
 
 
 def check_files(lists: Lists, data: Data) -> None:

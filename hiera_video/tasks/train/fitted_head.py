@@ -7,7 +7,6 @@ from heads which were fitted without them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,20 +25,13 @@ from hiera_video.errors import UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.tasks.classify.classifier import Scored, scores_of
 from hiera_video.tasks.evaluate.metrics import Scores, put_together
+from hiera_video.tasks.features.linear_layer import Layer, solve, temperature_of
 from hiera_video.tasks.features.recordings import recordings
+from hiera_video.tasks.train.data import splits
 from hiera_video.training.recipe import Finetuning
 
 #: Clips of a video that features are computed of, one crop each, and the most parts of the cross-validation. Ours.
 NUM_CLIPS, FOLDS = 3, 5
-#: What the covariance is shrunk by beyond Ledoit and Wolf's estimate, which takes rows for independent: those of one
-#: video and its mirror are not. Ours, chosen on four people (docs/results/own_videos.md).
-SHRINKAGE = 0.2
-#: Steps and learning rate of a head of several labels a video, which has no closed form.
-STEPS, LR = 500, 1e-2
-#: How strongly a head that knows the classes already is held where it is. Ours (docs/results/own_videos.md).
-PULL = 0.03
-#: What scores are divided by is looked for among these.
-TEMPERATURES = np.geomspace(0.25, 64, 33)
 
 
 @dataclass(frozen=True)
@@ -175,10 +167,6 @@ def _recordings(features: Features, videos: VideoList, look: bool) -> dict[int, 
     return dict(zip(present.tolist(), numbers.tolist(), strict=True))
 
 
-#: Weight [K, C] and bias [K] of a linear layer.
-Layer: TypeAlias = tuple[Tensor, Tensor]
-
-
 def _fitted(
     features: Features, videos: VideoList, recording: dict[int, int], known: Layer | None
 ) -> tuple[Tensor, Tensor, Scores]:
@@ -191,17 +179,17 @@ def _fitted(
     # A video that only the second look at the list could read is a recording of its own.
     group = np.array([recording.get(index, -1 - index) for index in present.tolist()])
     logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
-    for learned, judged in _splits(labels, group):
+    for learned, judged in splits(labels, group, FOLDS):
         rows = np.isin(clip_of, learned)
         some, of_some = features.values[torch.from_numpy(rows)], labels[clip_of[rows]]
-        weight, bias = _solve(some, of_some, len(videos.classes), known)
+        weight, bias = solve(some, of_some, len(videos.classes), known)
         rows = np.isin(of_plain, judged)
         logits[rows] = F.linear(plain[torch.from_numpy(rows)], weight, bias).numpy()
-    weight, bias = _solve(features.values, labels[clip_of], len(videos.classes), known)
+    weight, bias = solve(features.values, labels[clip_of], len(videos.classes), known)
     judged = ~np.isnan(logits[:, 0])
     temperature = 1.0
     if judged.any() and not several:
-        temperature = _temperature(torch.from_numpy(logits[judged]), torch.from_numpy(labels[of_plain[judged]]))
+        temperature = temperature_of(torch.from_numpy(logits[judged]), torch.from_numpy(labels[of_plain[judged]]))
     values = scores_of(torch.from_numpy(logits / temperature), multi_label=several).numpy()
     scored = [
         Scored(int(index), values[of_plain == row].mean(axis=0), None)
@@ -209,95 +197,3 @@ def _fitted(
         if judged[of_plain == row].all()
     ]
     return weight / temperature, bias / temperature, put_together(scored, len(videos.classes))
-
-
-#: Rows to learn from, rows to judge.
-Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def _splits(labels: NDArray[np.generic], groups: NDArray[np.int64]) -> list[Split]:
-    """Videos to learn from and to judge, several times; none where a class lies in one recording alone."""
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
-    if labels.ndim == 2:
-        parts = min(FOLDS, len(np.unique(groups)))
-        return list(GroupKFold(parts).split(labels, groups=groups)) if parts > 1 else []
-    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    if fewest < 2:
-        return []
-    return list(StratifiedGroupKFold(min(FOLDS, fewest)).split(labels, labels, groups))
-
-
-def _solve(values: Tensor, labels: NDArray[np.generic], num_classes: int, known: Layer | None = None) -> Layer:
-    """A linear layer on features float32 [N, C] that are not standardised."""
-    if known is not None:
-        return _moved(values, labels, known)
-    mean, deviation = values.mean(dim=0), values.std(dim=0, correction=0) + 1e-6
-    values = (values - mean) / deviation
-    weight, bias = _logistic(values, labels) if labels.ndim == 2 else _discriminants(values, labels, num_classes)
-    weight = weight / deviation
-    return weight, bias - weight @ mean
-
-
-def _moved(values: Tensor, labels: NDArray[np.generic], known: Layer) -> Layer:
-    """A logistic regression whose weights are drawn to those that are known already."""
-    several = labels.ndim == 2
-    label = torch.from_numpy(labels.astype(np.float32 if several else np.int64))
-    counts = torch.ones(0) if several else torch.bincount(label, minlength=len(known[1])).float()
-    moves = [torch.zeros_like(part, requires_grad=True) for part in known]
-    optimizer = torch.optim.LBFGS(moves, max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = F.linear(values, known[0] + moves[0], known[1] + moves[1])
-        if several:
-            value = F.binary_cross_entropy_with_logits(logits, label)
-        else:
-            value = F.cross_entropy(logits, label, weight=1 / counts.clamp(min=1))
-        value = value + PULL * (moves[0].square().sum() + moves[1].square().sum())
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return known[0] + moves[0].detach(), known[1] + moves[1].detach()
-
-
-def _discriminants(values: Tensor, labels: NDArray[np.generic], num_classes: int) -> Layer:
-    """Linear discriminants of equal priors, their covariance shrunk to a multiple of the identity."""
-    from sklearn.covariance import ledoit_wolf
-
-    label = torch.from_numpy(labels.astype(np.int64))
-    counts = torch.bincount(label, minlength=num_classes)
-    means = torch.zeros(num_classes, values.shape[1]).index_add_(0, label, values) / counts.clamp(min=1).unsqueeze(1)
-    covariance, _ = ledoit_wolf((values - means[label]).numpy(), assume_centered=True)
-    covariance = (1 - SHRINKAGE) * torch.from_numpy(covariance).double()
-    covariance.diagonal().add_(SHRINKAGE * covariance.diagonal().mean() / (1 - SHRINKAGE) + 1e-6)
-    weight = torch.linalg.solve(covariance, means.double().T).T
-    bias = -0.5 * (means.double() * weight).sum(dim=1)
-    bias[counts == 0] = -1e4  # none of its videos can be read
-    return weight.float(), bias.float()
-
-
-def _logistic(values: Tensor, labels: NDArray[np.generic]) -> Layer:
-    """A logistic regression for each class, its negatives and positives of equal weight."""
-    label = torch.from_numpy(labels.astype(np.float32))
-    positives = label.sum(dim=0)
-    balance = (len(label) - positives) / positives.clamp(min=1)
-    head = nn.Linear(values.shape[1], label.shape[1])
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=1.0)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            loss = F.binary_cross_entropy_with_logits(head(values), label, pos_weight=balance)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return head.weight.detach(), head.bias.detach()
-
-
-def _temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, K] are divided by, so that their softmax says how often they are right (labels int64 [N])."""
-    losses = [F.cross_entropy(logits / float(value), labels).item() for value in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])

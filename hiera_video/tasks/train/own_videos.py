@@ -54,6 +54,8 @@ TABLE = (
 #: Where the built-in model or an MAE of its width is the start, and there are fewer videos than this, a head on the
 #: statistics of stages is fitted, and nothing trained. It sees so many frames, seconds apart, of this height and width.
 FITTED_BELOW, FRAMES, STEP_S, SIDE = 2_000, 32, 0.04, 96
+#: The share of files that a run which trains is judged on where there is no --val.
+HOLD_OUT = 0.1
 #: Channels of the first stage of a model that counts as small.
 NARROW = 64
 
@@ -96,6 +98,11 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     if model is not None and len(videos) < FITTED_BELOW and _takes_stages(model, changes):
         base = _fitted_head(blank, videos, data, fps)
     else:
+        if lists.val is None and "data.hold_out" not in changes:
+            data = replace(data, hold_out=HOLD_OUT)
+            lists = lists_of(data)
+            videos = lists.train
+            assert videos is not None
         shorter = model is not None and seconds < model.spec.span  # most of HMDB51's videos are
         stride = model.spec.frame_stride / 2 if model is not None and shorter else None
         base = _by_size(blank, videos, replace(data, frame_stride=data.frame_stride or stride), model)
@@ -128,6 +135,9 @@ def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
         without = "the head is judged by cross-validation"
         blind = "the last weights are kept, and nothing tells how good they are"
         notes.append(f"there is no --val: {without if fitted else blind}")
+    elif recipe.data.val is None and recipe.data.hold_out:
+        count = len(lists.val)
+        notes.append(f"there is no --val: {count} videos are held out to judge by, of files that are not learned from")
     return notes
 
 

@@ -26,7 +26,8 @@ from hiera_video.tasks.features import probe as probing
 from hiera_video.tasks.features import search as searching
 from hiera_video.tasks.features.feature_table import read_vectors
 from hiera_video.tasks.features.job import extract
-from hiera_video.tasks.features.probe import by_neighbours, cross_validation, labelled, labels_of, probe, read_labels
+from hiera_video.tasks.features.labels import labelled, labels_of, read_labels
+from hiera_video.tasks.features.probe import by_neighbours, cross_validation, probe
 from hiera_video.tasks.features.search import Hit, best_hits, nearest, nearest_by_numpy, search, unit
 
 FACTS = {

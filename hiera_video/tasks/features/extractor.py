@@ -5,10 +5,9 @@ source -> walk() -> windows -> stream(): batches -> the model -> one WindowFeatu
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,8 @@ from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
-from hiera_video.training.devices import Precision, autocast, pick_device, pick_precision
+from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision
 
-#: Batches that the model works on at once.
-NUM_LANES = 2
 #: Seconds from one window of an image model to the next: it looks at single pictures.
 IMAGE_HOP_S = 1.0
 #: Features that are one vector a clip, not a map.
@@ -243,17 +240,11 @@ class FeatureExtractor:
         Yields:
             The features of each crop of each window, in the order in which the windows come.
         """
-        threads = max(1, torch.get_num_threads() // NUM_LANES)
-        with ThreadPoolExecutor(NUM_LANES, initializer=torch.set_num_threads, initargs=(threads,)) as lanes:
-            running: deque[Future[list[WindowFeatures]]] = deque()
-            for batch in _batches(windows, batch_size):
-                running.append(lanes.submit(self._compute, batch, names, batch_size))
-                if len(running) > NUM_LANES:
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
+        compute = partial(self._compute, names=names, batch_size=batch_size)
+        for rows in in_lanes(compute, _batches(windows, batch_size)):
+            yield from rows
 
-    def _compute(self, batch: list[Windows], names: Sequence[str], batch_size: int) -> list[WindowFeatures]:
+    def _compute(self, batch: list[Windows], *, names: Sequence[str], batch_size: int) -> list[WindowFeatures]:
         clips = torch.cat([windows.views.to(self.device).clips for windows in batch])
         parts = [self.features(part, names) for part in clips.tensor_split(-(-len(clips) // batch_size))]
         values = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in names}

@@ -6,7 +6,9 @@ from heads which were fitted without them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from hiera_video.tasks.evaluate.metrics import Scores, put_together
 from hiera_video.tasks.features.linear_layer import Layer, solve, temperature_of
 from hiera_video.tasks.features.recordings import recordings
 from hiera_video.tasks.train.data import splits
+from hiera_video.training.devices import in_lanes
 from hiera_video.training.recipe import Finetuning
 
 #: Clips of a video that features are computed of, one crop each, and the most parts of the cross-validation. Ours.
@@ -60,7 +63,6 @@ class FittedHead:
     problems: list[Problem]
 
 
-@torch.no_grad()
 def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator: Accelerator) -> Features:
     """What the model's head sees of clips spread over each video and, where the recipe mirrors clips, of their mirrors.
 
@@ -93,22 +95,36 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
     mine: list[tuple[int, bool, Tensor]] = []
     bad: list[Problem] = []
     silent = None if accelerator.is_main_process else True
-    for answer in tqdm(answers, total=len(indices), unit="video", desc="features for the head", disable=silent):
-        if answer["error"] is not None:
-            bad.append(Problem(answer["path"], answer["error"], replaced=answer["clips"] is None))
+    bar = tqdm(answers, total=len(indices), unit="video", desc="features for the head", disable=silent)
+
+    @torch.no_grad()
+    def look(answer: dict[str, Any]) -> list[tuple[int, bool, Tensor]]:
         if answer["clips"] is None:
-            continue
+            return []
         clips = spec.model_input(spec.normalize(answer["clips"]))
+        rows: list[tuple[int, bool, Tensor]] = []
         for mirrored in (False, True) if recipe.augment.flip else (False,):
             with accelerator.autocast():
                 seen = model.embedding(clips.flip(-1) if mirrored else clips)
-            mine += [(answer["index"], mirrored, row) for row in seen.float().cpu()]
+            rows += [(answer["index"], mirrored, row) for row in seen.float().cpu()]
+        return rows
+
+    for rows in in_lanes(look, _told(bar, bad)):
+        mine += rows
     every: list[tuple[int, bool, Tensor]] = gather_object(mine)
     if not every:
         raise UnreadableVideo(f"none of {len(videos)} videos can be read, the first of them {videos.path(0)}")
     every.sort(key=lambda row: row[:2])
     numbers, mirrors = np.array([row[0] for row in every]), np.array([row[1] for row in every])
     return Features(torch.stack([row[2] for row in every]), numbers, mirrors, gather_object(bad))
+
+
+def _told(answers: Iterable[dict[str, Any]], bad: list[Problem]) -> Iterator[dict[str, Any]]:
+    """The same answers; what could not be read, or only in part, is added to ``bad``."""
+    for answer in answers:
+        if answer["error"] is not None:
+            bad.append(Problem(answer["path"], answer["error"], replaced=answer["clips"] is None))
+        yield answer
 
 
 def fit_head(

@@ -238,16 +238,77 @@ def _judge(media: Media, name: str, codec: str, result: _Stream, holes: set[int]
 
 
 def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:
+    time_base, codec = stream.time_base, stream.codec_context
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
-    time_base = stream.time_base
-    pts, dts = packets.pts, packets.dts
+    usual = float(1 / (rate * time_base))
+    order, unchanged, warning = _plain_order(container, stream, packets), True, None
+    if order is not None:
+        ascending = np.array(packets.pts, dtype=np.int64)[order]
+    else:
+        order, ascending, unchanged, warning = _mended(media, container, stream, packets, rate)
+    final = int(order[-1])
+    last = packets.durations[final] or (int(ascending[-1] - ascending[-2]) if len(order) > 1 else usual)
+    if packets.durations[final] and codec.name in ("h264", "mpeg2video"):
+        later = final + 1
+        while later < len(packets.pts) and not packets.pictures[later]:  # the other field of the picture
+            last, later = last + packets.durations[later], later + 1
+    end = float((int(ascending[-1]) + Fraction(last)) * time_base)
+    broken: frozenset[int] = frozenset()
+    if packets.broken:
+        names = dict(zip(packets.positions, packets.pts if unchanged else packets.positions, strict=True))
+        broken = frozenset(int(names[position] or 0) for position in packets.broken if position in names)
+    return FrameIndex(
+        pts=ascending,
+        keys=np.flatnonzero(np.array(packets.keyframes)[order]),
+        time_base=time_base,
+        end=end,
+        stream=stream.index,
+        container=container.format.name,
+        codec=codec.name,
+        stored_size=(codec.height, codec.width),
+        ids=ascending if unchanged else np.array(packets.positions, dtype=np.int64)[order],
+        stored=np.argsort(order, kind="stable"),
+        by_position=not unchanged,
+        broken=broken,
+        error=_cut_off(media, container, stream, packets, end) or packets.error,
+        warning=warning,
+        pixel_aspect=_pixel_aspect(stream),
+    )
+
+
+def _leaps(container: Any) -> bool:
+    """Whether clocks may jump in this container (FFmpeg's AVFMT_TS_DISCONT)."""
+    return bool(container.format.flags & 0x0200)
+
+
+def _plain_order(container: Any, stream: Any, packets: _Stream) -> NDArray[np.int64] | None:
+    """The packets in display order, where nothing is wrong with the stamps of a file; None: :func:`_mended` looks."""
+    codec = stream.codec_context
+    if container.format.name == "avi" or None in packets.pts or None in packets.dts:
+        return None
+    if min(packets.pictures) != 1 or max(packets.pictures) != 1 or not packets.keyframes[0]:
+        return None
+    if codec.name == "mpeg4" and packets.smallest <= _EMPTY_MPEG4_BYTES:
+        return None
+    order = timeline.plain_order(packets.pts, packets.dts, float(1 / stream.time_base), _leaps(container))
+    if order is None or order[0] != 0:
+        return None
+    # Stamps that ascend as they are stored may be decode times, of pictures that are shown in another order.
+    ascends = bool((order == np.arange(len(order))).all())
+    return None if ascends and codec.name in REORDERING and codec.has_b_frames else order
+
+
+def _mended(
+    media: Media, container: Any, stream: Any, packets: _Stream, rate: Fraction
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool, str | None]:
+    """Display order, ascending stamps, whether these are the file's own, and a warning where it has none."""
+    time_base, pts, dts = stream.time_base, packets.pts, packets.dts
+    usual = float(1 / (rate * time_base))
     if container.format.name == "avi":
         pts = [None] * len(pts)  # FFmpeg makes them up there
     elif _are_decode_times(media, stream, packets):
         pts, dts = [None] * len(pts), pts
-    usual = rate.denominator * time_base.denominator / (rate.numerator * time_base.numerator)
-    leaps = bool(container.format.flags & 0x0200)
-    shown, decoded, begins = timeline.join_clocks(pts, dts, usual, float(1 / time_base), leaps)
+    shown, decoded, begins = timeline.join_clocks(pts, dts, usual, float(1 / time_base), _leaps(container))
     stamped = any(stamp is not None for stamp in shown)
     order = _display_order(media, stream, packets, shown, decoded, begins)
     warning = None
@@ -259,33 +320,7 @@ def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> Frame
         ascending = [round(number / (rate * time_base)) for number in range(len(order))]
         warning = f"the file has no times: they are counted from its average rate, {float(rate):.3f} frames a second."
     unchanged = stamped and ascending == [packets.pts[i] for i in order] and len(order) == len(packets.pts)
-    ranks = np.argsort(np.array(order), kind="stable")
-    last = packets.durations[order[-1]] or (ascending[-1] - ascending[-2] if len(order) > 1 else usual)
-    if packets.durations[order[-1]] and stream.codec_context.name in ("h264", "mpeg2video"):
-        later = order[-1] + 1
-        while later < len(packets.pts) and not packets.pictures[later]:  # the other field of the picture
-            last, later = last + packets.durations[later], later + 1
-    end = float((ascending[-1] + Fraction(last)) * time_base)
-    positions = np.array(packets.positions, dtype=np.int64)[order]
-    ids = np.array(ascending, dtype=np.int64) if unchanged else positions
-    names = dict(zip(packets.positions, packets.pts if unchanged else packets.positions, strict=True))
-    return FrameIndex(
-        pts=np.array(ascending, dtype=np.int64),
-        keys=np.flatnonzero(np.array(packets.keyframes)[order]),
-        time_base=time_base,
-        end=end,
-        stream=stream.index,
-        container=container.format.name,
-        codec=stream.codec_context.name,
-        stored_size=(stream.codec_context.height, stream.codec_context.width),
-        ids=ids,
-        stored=ranks,
-        by_position=not unchanged,
-        broken=frozenset(int(names[position] or 0) for position in packets.broken if position in names),
-        error=_cut_off(media, container, stream, packets, end) or packets.error,
-        warning=warning,
-        pixel_aspect=_pixel_aspect(stream),
-    )
+    return np.array(order, dtype=np.int64), np.array(ascending, dtype=np.int64), unchanged, warning
 
 
 def _are_decode_times(media: Media, stream: Any, packets: _Stream) -> bool:

@@ -76,6 +76,33 @@ def join_clocks(
     return shown, decoded, begins
 
 
+def plain_order(
+    pts: Sequence[int | None], dts: Sequence[int | None], ticks_per_s: float, leaps: bool
+) -> NDArray[np.int64] | None:
+    """Positions in display order, where one clock runs through all stamps and none of them is in doubt, else None.
+
+    Args:
+        pts: when each picture is shown, in ticks, in the order in which they are stored; all are there.
+        dts: when each is decoded; all are there.
+        ticks_per_s: ticks in a second.
+        leaps: whether a leap forward is a restarted clock.
+    """
+    shown, decoded = np.array(pts, dtype=np.int64), np.array(dts, dtype=np.int64)
+    steps = np.diff(decoded)
+    if (steps <= 0).any() or (leaps and steps.max(initial=0) > LEAP_S * ticks_per_s) or (shown < decoded).any():
+        return None
+    return _ranked(shown)
+
+
+def _ranked(stamps: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The places of stamps in ascending order; None where one is there twice, or may stand in a wrong place."""
+    ranks = np.argsort(stamps, kind="stable")
+    steps, moved = np.diff(stamps[ranks]), np.abs(ranks - np.arange(len(ranks)))
+    if (steps == 0).any() or (moved > MAX_REORDERING).any() or (moved.any() and _some_are_out_of_step(steps)):
+        return None
+    return ranks
+
+
 def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins: Sequence[int]) -> list[int] | None:
     """Positions in display order, recording by recording; None where the stamps cannot tell it."""
     order: list[int] = []
@@ -87,9 +114,8 @@ def sorted_by_time(pts: Sequence[int | None], dts: Sequence[int | None], begins:
         decoded = np.array([stamp for stamp in dts[begin:end] if stamp is not None], dtype=np.int64)
         if (np.diff(decoded) <= 0).any() or (len(decoded) == len(stamps) and (stamps < decoded).any()):
             return None
-        ranks = np.argsort(stamps, kind="stable")
-        steps, moved = np.diff(stamps[ranks]), np.abs(ranks - np.arange(len(ranks)))
-        if (steps == 0).any() or (moved > MAX_REORDERING).any() or (moved.any() and _some_are_out_of_step(steps)):
+        ranks = _ranked(stamps)
+        if ranks is None:
             return None
         order += (ranks + begin).tolist()
     return order

@@ -18,6 +18,7 @@ from streams import check, streams
 
 def main(folder: Path) -> int:
     """Write and check all streams; returns how many are wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
     wrong = unmade = 0
     print(f"{'oddity':18}{'codec':12}{'file':6}{'frames':>7}  result")
     for stream in streams():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hiera_video import VideoClassifier, classify
+from hiera_video import FeatureExtractor, VideoClassifier, classify
 from hiera_video.data.views import load_views
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.models.zoo import BUILT_IN
@@ -19,6 +20,13 @@ from hiera_video.spec import parse_views
 @pytest.fixture(scope="module")
 def classifier(tiny_model: Path) -> VideoClassifier:
     return VideoClassifier.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.mark.parametrize("taker", [VideoClassifier, FeatureExtractor])
+def test_a_name_in_place_of_a_model_is_one_sentence(taker: Any, tmp_path: Path) -> None:
+    for name in ("hiera_nano_16x64.camera_motion", tmp_path):
+        with pytest.raises(RequestError, match="from_pretrained"):
+            taker(name)
 
 
 def test_scores_are_softmax_averaged_over_the_views(classifier: VideoClassifier, videos: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,20 @@ import torch
 
 from hiera_video.errors import RequestError
 from hiera_video.training.recipe import Precision as Precision
+
+
+def refuse_name(model: object, of: str) -> None:
+    """Refuses a model's name where the model itself is taken.
+
+    Args:
+        model: What was given.
+        of: The class that was called.
+
+    Raises:
+        RequestError: It is a name or a path.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        raise RequestError(f"{of} takes a model: for the name or file {str(model)!r} call {of}.from_pretrained")
 
 
 def pick_device(name: str, field: str = "device") -> torch.device:

@@ -27,7 +27,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import Precision, pick_device, pick_precision
+from hiera_video.training.devices import Precision, pick_device, pick_precision, refuse_name
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class VideoClassifier:
         precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
 
     Raises:
-        RequestError: For a device or precision that is not there.
+        RequestError: For a device or precision that is not there, and a name in place of a model.
 
     >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
     >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
@@ -264,6 +264,7 @@ class VideoClassifier:
     """
 
     def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
+        refuse_name(model, "VideoClassifier")
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device)

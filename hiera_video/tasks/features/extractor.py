@@ -23,7 +23,7 @@ from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
-from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision
+from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision, refuse_name
 
 #: Seconds from one window of an image model to the next: it looks at single pictures.
 IMAGE_HOP_S = 1.0
@@ -100,7 +100,7 @@ class FeatureExtractor:
         precision: ``auto`` is bf16 on a GPU that has it, else fp32.
 
     Raises:
-        RequestError: For a device that is not there, and for another precision.
+        RequestError: For a device that is not there, another precision, and a name in place of a model.
 
     >>> extractor = FeatureExtractor.from_pretrained()  # doctest: +SKIP
     >>> for window in extractor("clip.mp4", features="embedding,stage3"):  # doctest: +SKIP
@@ -108,6 +108,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
+        refuse_name(model, "FeatureExtractor")
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading.files import Source, name_of
-from hiera_video.data.reading.frame_index import FrameIndex, Media
+from hiera_video.data.reading.frame_index import FrameIndex
+from hiera_video.data.reading.packets import Media
 from hiera_video.data.reading.pictures import begins, is_animated, to_rgb
 from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.errors import RequestError, UnreadableVideo

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading.decoders import Image
-from hiera_video.data.reading.frame_index import Media
+from hiera_video.data.reading.packets import Media
 from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.data.shared_memory import reserve, shared_file
 from hiera_video.errors import HieraVideoError, RequestError, UnreadableVideo

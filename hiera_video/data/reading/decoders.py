@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading.damage import silence_other_ffmpegs
-from hiera_video.data.reading.frame_index import FrameIndex, Media
+from hiera_video.data.reading.frame_index import FrameIndex
 from hiera_video.data.reading.orientation import Matrix, check_first_picture, has_alpha, is_quarter, upright
+from hiera_video.data.reading.packets import Media
 from hiera_video.data.reading.pictures import on_white
 
 Image = NDArray[np.uint8]

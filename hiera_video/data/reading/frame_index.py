@@ -5,21 +5,19 @@ Every decoder counts frames by this one index, so all agree on which frame a tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiera_video.data.reading import bitstream, damage, timeline
-from hiera_video.data.reading.cut_off import ends_early, is_part, packets_with_holes
+from hiera_video.data.reading.cut_off import ends_early, is_part
+from hiera_video.data.reading.packets import Media, Packets, leave_out_others, read_packets
 from hiera_video.errors import UnreadableVideo
 
-#: Packets of a file up to this are kept from the reading of the index, so that decoding reads and seeks no more.
-MAX_KEPT_BYTES = 16 * 2**20
 #: Pixels that are more than so long come from broken headers, and would make pictures of any size.
 MAX_PIXEL_ASPECT = Fraction(16)
 SQUARE = Fraction(1)
@@ -27,25 +25,6 @@ SQUARE = Fraction(1)
 REORDERING = {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "cavs"}
 #: An MPEG-4 packet as small as this shows nothing: it completes a packet of two pictures, or repeats one.
 _EMPTY_MPEG4_BYTES = 10
-
-
-@dataclass(frozen=True)
-class Media:
-    """What a decoder opens: a path or an open binary file, and ``name``, what messages call it."""
-
-    name: str
-    place: str | BinaryIO
-
-    def open(self) -> Any:
-        """A new ``av.container.InputContainer`` at its beginning."""
-        import av
-
-        damage.listen()
-        if not isinstance(self.place, str):
-            self.place.seek(0)
-        # Titles may be in any encoding, which PyAV lets pass by itself from 19 on.
-        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-        return av.open(self.place, **lenient)
 
 
 @dataclass(frozen=True)
@@ -86,25 +65,6 @@ class FrameIndex:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-@dataclass
-class _Stream:
-    """The packets of a stream that may show something, in the order in which they are stored."""
-
-    positions: list[int] = field(default_factory=list)
-    offsets: list[int | None] = field(default_factory=list)  # bytes from the file's beginning
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int | None] = field(default_factory=list)
-    durations: list[int] = field(default_factory=list)
-    keyframes: list[bool] = field(default_factory=list)
-    pictures: list[int] = field(default_factory=list)  # how many begin in each
-    broken: set[int] = field(default_factory=set)  # positions before which something is lost
-    kept: list[Any] | None = field(default_factory=list)
-    smallest: int = 1 << 40
-    delay: int = 0  # pictures that the decoder holds back
-    cut: bool = False  # the last packet is there in part
-    error: str | None = None
-
-
 def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
     """Read a file's packets to their end.
 
@@ -139,7 +99,7 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
         if stream.codec_context is None:
             raise UnreadableVideo(f"{media.name} is coded in a way that FFmpeg cannot decode: convert it to mp4.")
         leave_out_others(container, stream)
-        packets = _read_packets(media, container, stream)
+        packets = read_packets(media, container, stream)
         if packets.error is None and (text := damage.worst(messages, stream.codec_context.name)):
             packets.error = f"the file is damaged ({text})."
         if not packets.pts:
@@ -155,89 +115,7 @@ def read_index(media: Media) -> tuple[FrameIndex, Any, list[Any] | None]:
     return index, container, kept
 
 
-def leave_out_others(container: Any, stream: Any) -> None:
-    """Spare reading the packets of sound and of other pictures, where this PyAV can."""
-    import av
-
-    if hasattr(av.stream, "Discard"):  # not yet in PyAV 16
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = av.stream.Discard.all
-
-
-def _read_packets(media: Media, container: Any, stream: Any) -> _Stream:
-    import av
-
-    name, codec = container.format.name, stream.codec_context.name
-    headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
-    count = bitstream.picture_counter(codec, headers)
-    can_start = partial(bitstream.is_intra, codec) if headers is None else headers.can_start
-    result, holes = _Stream(), set()
-    kept: list[Any] | None = []
-    rows: list[tuple[Any, ...]] = []
-    position = num_bytes = usual = 0
-    before: Any = None
-    last: int | None = None  # dts of the packet before
-    with damage.caught() as messages:
-        try:
-            for packet in container.demux(stream):
-                if not (size := packet.size):
-                    continue
-                if packet.is_corrupt:
-                    if is_part(packet, name):
-                        result.cut = True
-                        continue
-                    holes.add(position)
-                if kept is not None:
-                    kept.append(packet)
-                    num_bytes += size
-                    kept = kept if num_bytes <= MAX_KEPT_BYTES else None
-                if messages:  # what the codec's parser says, the decoder says again, and knows of which picture
-                    if text := damage.worst(messages, codec):
-                        result.broken.add(position)
-                        result.error = f"the file is damaged ({text})."
-                    messages.clear()
-                dts = packet.dts
-                if headers is not None:
-                    if last is not None and dts is not None:
-                        passed, usual = usual, dts - last
-                        if 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
-                            result.broken.add(position)
-                    before, last = packet, dts
-                if not packet.is_discard:  # an edit list may hide packets
-                    is_key = packet.is_keyframe and can_start(packet)
-                    begun = 1 if count is None else count(packet)
-                    rows.append((position, packet.pos, packet.pts, dts, packet.duration or 0, is_key, begun, size))
-                position += 1
-        except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
-            result.error = f"the file cannot be read to its end ({damage.reason(failure)})."
-        if result.error is None and (text := damage.worst(messages, codec)):
-            result.error = f"the file is damaged ({text})."
-    result.kept = kept
-    if rows:
-        names = ("positions", "offsets", "pts", "dts", "durations", "keyframes", "pictures")
-        for column, values in zip(names, zip(*rows, strict=True), strict=False):
-            setattr(result, column, list(values))
-        result.smallest = min(row[-1] for row in rows)
-    _judge(media, name, codec, result, holes)
-    return result
-
-
-def _judge(media: Media, name: str, codec: str, result: _Stream, holes: set[int]) -> None:
-    """Tell false keyframes, and which packets the ``holes`` of the container spoil."""
-    if codec in bitstream.UNSURE_KEYS and all(result.keyframes):
-        result.keyframes[1:] = [False] * len(result.keyframes[1:])
-    keys = {position for position, is_key in zip(result.positions, result.keyframes, strict=True) if is_key}
-    result.broken -= keys  # what is lost before a keyframe does not spoil it
-    if name == "mpegts":
-        marked = [i for i, position in enumerate(result.positions) if position in holes]
-        spoiled = packets_with_holes(media.place, marked, result.offsets, result.keyframes)
-        result.broken |= {result.positions[i] for i in spoiled}
-    else:
-        result.broken |= {position + 1 for position in holes if position + 1 not in keys}
-
-
-def _index(media: Media, container: Any, stream: Any, packets: _Stream) -> FrameIndex:
+def _index(media: Media, container: Any, stream: Any, packets: Packets) -> FrameIndex:
     time_base, codec = stream.time_base, stream.codec_context
     rate = stream.average_rate or stream.guessed_rate or Fraction(30)
     usual = float(1 / (rate * time_base))
@@ -281,7 +159,7 @@ def _leaps(container: Any) -> bool:
     return bool(container.format.flags & 0x0200)
 
 
-def _plain_order(container: Any, stream: Any, packets: _Stream) -> NDArray[np.int64] | None:
+def _plain_order(container: Any, stream: Any, packets: Packets) -> NDArray[np.int64] | None:
     """The packets in display order, where nothing is wrong with the stamps of a file; None: :func:`_mended` looks."""
     codec = stream.codec_context
     if container.format.name == "avi" or None in packets.pts or None in packets.dts:
@@ -299,7 +177,7 @@ def _plain_order(container: Any, stream: Any, packets: _Stream) -> NDArray[np.in
 
 
 def _mended(
-    media: Media, container: Any, stream: Any, packets: _Stream, rate: Fraction
+    media: Media, container: Any, stream: Any, packets: Packets, rate: Fraction
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool, str | None]:
     """Display order, ascending stamps, whether these are the file's own, and a warning where it has none."""
     time_base, pts, dts = stream.time_base, packets.pts, packets.dts
@@ -323,7 +201,7 @@ def _mended(
     return np.array(order, dtype=np.int64), np.array(ascending, dtype=np.int64), unchanged, warning
 
 
-def _are_decode_times(media: Media, stream: Any, packets: _Stream) -> bool:
+def _are_decode_times(media: Media, stream: Any, packets: Packets) -> bool:
     """Whether stamps ascend as pictures are stored, though these are shown in another order."""
     context = stream.codec_context
     if context.name not in REORDERING or not context.has_b_frames:
@@ -340,7 +218,7 @@ def _pixel_aspect(stream: Any) -> Fraction:
     return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else SQUARE
 
 
-def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: float) -> str | None:
+def _cut_off(media: Media, container: Any, stream: Any, packets: Packets, end: float) -> str | None:
     if not packets.cut and not ends_early(media.place, container.format.name):
         return None
     there = f": {len(packets.pts)} of {stream.frames} frames are there" if stream.frames > len(packets.pts) else ""
@@ -350,7 +228,7 @@ def _cut_off(media: Media, container: Any, stream: Any, packets: _Stream, end: f
 def _display_order(
     media: Media,
     stream: Any,
-    packets: _Stream,
+    packets: Packets,
     shown: timeline.Stamps,
     decoded: timeline.Stamps,
     begins: list[int],
@@ -378,7 +256,7 @@ def _display_order(
     return order or pictures
 
 
-def _order_by_types(packets: _Stream, pictures: list[int]) -> list[int] | None:
+def _order_by_types(packets: Packets, pictures: list[int]) -> list[int] | None:
     """The display order of MPEG-4 without time stamps."""
     if packets.kept is None:
         return None
@@ -390,7 +268,7 @@ def _order_by_types(packets: _Stream, pictures: list[int]) -> list[int] | None:
 
 
 def _order_by_decoding(
-    media: Media, stream: Any, packets: _Stream, limit: int | None = None, lost_too: bool = True
+    media: Media, stream: Any, packets: Packets, limit: int | None = None, lost_too: bool = True
 ) -> list[int]:
     """The packets that show a picture, in display order, found by decoding them from the first on.
 

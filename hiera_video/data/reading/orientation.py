@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.data.reading.frame_index import FrameIndex, Media, leave_out_others
+from hiera_video.data.reading.frame_index import FrameIndex
+from hiera_video.data.reading.packets import Media, leave_out_others
 
 #: Nine numbers in fixed point, row by row; the upper left four turn and mirror (FFmpeg's ``libavutil/display.h``).
 Matrix: TypeAlias = tuple[int, ...]

@@ -11,13 +11,13 @@ import numpy as np
 from hiera_video.data.reading import bitstream, damage
 from hiera_video.data.reading.cut_off import is_part
 from hiera_video.data.reading.decoders import Image, Numbers, converter, rgb, upright_size
-from hiera_video.data.reading.frame_index import FrameIndex, Media, leave_out_others
+from hiera_video.data.reading.frame_index import FrameIndex
 from hiera_video.data.reading.orientation import Matrix, is_quarter, with_matrix
+from hiera_video.data.reading.packets import Media, leave_out_others
 from hiera_video.data.reading.pictures import shrunk
 from hiera_video.errors import UnreadableVideo
 
-#: Codecs whose decoders leave out, on demand and without a trace in the rest, pictures that no other refers to. One
-#: to two thirds of a usual H.264 file's pictures are such.
+#: Codecs whose decoders leave out, on demand and without a trace, pictures that no other refers to: often a half.
 SKIPPING_CODECS = ("h264", "hevc")
 
 

@@ -26,7 +26,8 @@ from hiera_video.data.reading.decoders import (
     TorchcodecDecoder,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
-from hiera_video.data.reading.frame_index import FrameIndex, Media, read_index
+from hiera_video.data.reading.frame_index import FrameIndex, read_index
+from hiera_video.data.reading.packets import Media
 from hiera_video.data.reading.pictures import AnimationDecoder, PictureDecoder, begins, is_animated
 from hiera_video.data.reading.pyav_decoder import PyAVDecoder
 from hiera_video.errors import RequestError, UnreadableVideo

@@ -61,6 +61,23 @@ def leave_out_others(container: Any, stream: Any) -> None:
                 other.discard = av.stream.Discard.all
 
 
+@dataclass
+class _Gaps:
+    """Where the decode times of H.264 leave a gap in which a picture is lost that others refer to."""
+
+    headers: bitstream.H264Headers
+    last: Any = None
+    usual: int = 0
+
+    def before(self, packet: Any) -> bool:
+        """Whether there is one between a packet and that of the call before."""
+        last, self.last = self.last, packet
+        if last is None or last.dts is None or packet.dts is None:
+            return False
+        passed, self.usual = self.usual, packet.dts - last.dts
+        return 0 < 1.5 * passed < self.usual and self.headers.loses_reference(last, packet)
+
+
 def read_packets(media: Media, container: Any, stream: Any) -> Packets:
     """Read the packets of a stream to the file's end.
 
@@ -77,13 +94,12 @@ def read_packets(media: Media, container: Any, stream: Any) -> Packets:
     name, codec = container.format.name, stream.codec_context.name
     headers = bitstream.H264Headers(bytes(stream.codec_context.extradata or b"")) if codec == "h264" else None
     count = bitstream.picture_counter(codec, headers)
+    gaps = None if headers is None else _Gaps(headers)
     can_start = partial(bitstream.is_intra, codec) if headers is None else headers.can_start
     result, holes = Packets(), set()
     kept: list[Any] | None = []
     rows: list[tuple[Any, ...]] = []
-    position = num_bytes = usual = 0
-    before: Any = None
-    last: int | None = None  # dts of the packet before
+    position = num_bytes = 0
     with damage.caught() as messages:
         try:
             for packet in container.demux(stream):
@@ -103,17 +119,14 @@ def read_packets(media: Media, container: Any, stream: Any) -> Packets:
                         result.broken.add(position)
                         result.error = f"the file is damaged ({text})."
                     messages.clear()
-                dts = packet.dts
-                if headers is not None:
-                    if last is not None and dts is not None:
-                        passed, usual = usual, dts - last
-                        if 0 < 1.5 * passed < usual and headers.loses_reference(before, packet):
-                            result.broken.add(position)
-                    before, last = packet, dts
+                if gaps is not None and gaps.before(packet):
+                    result.broken.add(position)
                 if not packet.is_discard:  # an edit list may hide packets
                     is_key = packet.is_keyframe and can_start(packet)
                     begun = 1 if count is None else count(packet)
-                    rows.append((position, packet.pos, packet.pts, dts, packet.duration or 0, is_key, begun, size))
+                    rows.append(
+                        (position, packet.pos, packet.pts, packet.dts, packet.duration or 0, is_key, begun, size)
+                    )
                 position += 1
         except (av.FFmpegError, IndexError) as failure:  # IndexError: PyAV, when a stream begins within a file
             result.error = f"the file cannot be read to its end ({damage.reason(failure)})."

@@ -76,7 +76,7 @@ def test_without_validation_videos_a_share_of_each_class_is_held_out_by_file(tmp
     assert not learned & judged and len(learned | judged) == 20
     assert any("no --val: 4 videos are held out" in note for note in vars(recipe)["_read"].notes)
     assert lists_of(own_recipe(changes | {"data.hold_out": "0"}).data).val is None
-    (tmp_path / "train.csv").write_text("path,label\none.mp4,a\ntwo.mp4,b\nthree.mp4,b\n")  # nothing to spare
+    (tmp_path / "train.csv").write_text("path,label\none.mp4,a\ntwo.mp4,b\n")  # nothing to spare
     assert lists_of(own_recipe(changes).data).val is None
 
 

@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hiera_video.data.dataset import Problem
@@ -34,6 +33,9 @@ from hiera_video.training.checkpointing import latest, restore, save
 from hiera_video.training.metrics import Metrics, Writer
 from hiera_video.training.optimization import Plan, build_optimizer, build_schedule
 from hiera_video.training.recipe import Finetuning, Pretraining
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 log = logging.getLogger("hiera_video")
 
@@ -116,7 +118,7 @@ class Training:
         if self.options.shard and self.optim.ema is not None:
             raise RequestError("optim.ema is not possible with run.shard: leave one of them out")
         model.to(accelerator.device)
-        mean = ModelEmaV3(model, decay=self.optim.ema, use_warmup=True) if self.optim.ema is not None else None
+        mean = self._average_of(model)
         self.average = None if mean is None else mean.module
         judged = model if self.average is None else self.average
         self._resume()
@@ -271,6 +273,14 @@ class Training:
         if self.export is not None and self.best is None:
             self.export(judged)
         self.accelerator.wait_for_everyone()
+
+    def _average_of(self, model: nn.Module) -> ModelEmaV3 | None:
+        """The mean of a model's weights over steps, where the recipe asks for it."""
+        if self.optim.ema is None:
+            return None
+        from timm.utils import ModelEmaV3
+
+        return ModelEmaV3(model, decay=self.optim.ema, use_warmup=True)
 
     def _resume(self) -> None:
         """Puts everything to where the newest checkpoint was, and says so."""

@@ -7,16 +7,17 @@ learning rates scale with the videos of a step, whatever the repeats, and the sc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 
 from hiera_video.errors import RequestError
 from hiera_video.models.trunk import HieraTrunk
 from hiera_video.training.durations import duration_of, steps_of
 from hiera_video.training.recipe import Optim, Run
+
+if TYPE_CHECKING:  # timm takes three seconds to import, and a run without steps needs none of it
+    from timm.scheduler import CosineLRScheduler
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def param_groups(model: HieraTrunk, optim: Optim) -> list[dict[str, Any]]:
     the embeddings, i + 1 for block i, depth + 1 for norm and head, and a rate is scaled by
     ``layer_decay ** (depth + 1 - id)`` (SlowFast).
     """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
     if optim.layer_decay == 1:
         return param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=model.no_weight_decay())
     return param_groups_layer_decay(
@@ -130,6 +133,8 @@ def build_optimizer(groups: list[dict[str, Any]], optim: Optim, lr: float) -> to
 
 def build_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> CosineLRScheduler:
     """Linear warm-up, then a cosine over what remains; ``schedule.step_update(step)`` sets the rates of a step."""
+    from timm.scheduler import CosineLRScheduler
+
     return CosineLRScheduler(
         optimizer,
         t_initial=plan.steps - plan.warmup,

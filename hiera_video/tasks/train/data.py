@@ -6,11 +6,9 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from hiera_video.data.dataset import ClipDataset
 from hiera_video.data.lists.video_list import VideoList, card_of, list_videos
@@ -71,36 +69,20 @@ def lists_of(data: Data) -> Lists:
 
 
 def _held_out(videos: VideoList, share: float) -> Lists:
-    """Takes a stratified share of the files away, to validate on; nothing where a class would be left without."""
+    """Takes a share of each class's files away, to validate on; none where a class would have nothing to learn from."""
     files = np.unique([videos.path(index) for index in range(len(videos))], return_inverse=True)[1]
-    parts = splits(videos.labels, files, max(2, round(1 / share))) if (videos.labels >= 0).all() else []
-    return Lists(*map(videos.subset, parts[0])) if parts else Lists(videos, None)
-
-
-#: Rows to learn from, rows to judge.
-Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def splits(labels: NDArray[np.generic], groups: NDArray[np.int64], parts: int) -> list[Split]:
-    """Cross-validation: each video is judged once, and what is one group is learned from or judged, never both.
-
-    Args:
-        labels: int64 [N], none of them -1, or float32 [N, num_classes].
-        groups: int64 [N].
-        parts: How many splits, or fewer where a class has fewer groups.
-
-    Returns:
-        The splits; none where a class lies in one group alone.
-    """
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
-    if labels.ndim == 2:
-        parts = min(parts, len(np.unique(groups)))
-        return list(GroupKFold(parts).split(labels, groups=groups)) if parts > 1 else []
-    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
-    if fewest < 2:
-        return []
-    return list(StratifiedGroupKFold(min(parts, fewest)).split(labels, labels, groups))
+    firsts = np.unique(files, return_index=True)[1]  # of each file its first video, by which it counts to a class
+    kinds = videos.labels[firsts] if videos.labels.ndim == 1 else np.zeros(len(firsts), dtype=np.int64)
+    judged = np.zeros(len(firsts), dtype=bool)
+    for kind in np.unique(kinds):
+        of_kind = np.flatnonzero(kinds == kind)
+        count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
+        judged[of_kind[(np.arange(count) * len(of_kind)) // max(1, count)]] = True  # spread over the list
+    train, val = videos.subset(~judged[files]), videos.subset(judged[files])
+    whole = (videos.labels >= 0).all() and len(np.unique(train.labels)) == len(np.unique(videos.labels))
+    if train.labels.ndim == 2:
+        whole = bool((train.labels.any(axis=0) >= videos.labels.any(axis=0)).all())
+    return Lists(train, val) if whole and len(val) else Lists(videos, None)
 
 
 def check_files(lists: Lists, data: Data) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from hiera_video.tasks.classify.classifier import Scored, scores_of
 from hiera_video.tasks.evaluate.metrics import Scores, put_together
 from hiera_video.tasks.features.linear_layer import Layer, solve, temperature_of
 from hiera_video.tasks.features.recordings import recordings
-from hiera_video.tasks.train.data import splits
 from hiera_video.training.devices import in_lanes
 from hiera_video.training.recipe import Finetuning
 
@@ -195,7 +194,7 @@ def _fitted(
     # A video that only the second look at the list could read is a recording of its own.
     group = np.array([recording.get(index, -1 - index) for index in present.tolist()])
     logits = np.full((len(plain), len(videos.classes)), np.nan, dtype=np.float32)
-    for learned, judged in splits(labels, group, FOLDS):
+    for learned, judged in _splits(labels, group):
         rows = np.isin(clip_of, learned)
         some, of_some = features.values[torch.from_numpy(rows)], labels[clip_of[rows]]
         weight, bias = solve(some, of_some, len(videos.classes), known)
@@ -213,3 +212,20 @@ def _fitted(
         if judged[of_plain == row].all()
     ]
     return weight / temperature, bias / temperature, put_together(scored, len(videos.classes))
+
+
+#: Rows to learn from, rows to judge.
+Split: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _splits(labels: NDArray[np.generic], groups: NDArray[np.int64]) -> list[Split]:
+    """Videos to learn from and to judge, several times; none where a class lies in one recording alone."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    if labels.ndim == 2:
+        parts = min(FOLDS, len(np.unique(groups)))
+        return list(GroupKFold(parts).split(labels, groups=groups)) if parts > 1 else []
+    fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
+    if fewest < 2:
+        return []
+    return list(StratifiedGroupKFold(min(FOLDS, fewest)).split(labels, labels, groups))

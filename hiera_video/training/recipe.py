@@ -49,7 +49,7 @@ class Data:
     val: str | None = None
     """The validation videos, named likewise; without them, those of the training card, if it has any."""
     hold_out: Share = 0.0
-    """The share of the training files, of each class alike, that are for validation where there are no videos else."""
+    """The share of each class's training files that validation takes, where neither val nor the card names any."""
     root: str | None = None
     """The folder that the paths of a card or annotation file are relative to; null: that of the annotation file."""
     train_split: str = "train"

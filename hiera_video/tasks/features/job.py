@@ -81,7 +81,7 @@ def extract(
         inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
         output: The folder to write to. The same command goes on where it was stopped, every window once.
         model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
-        features: embedding, stage1 to stage4, several with commas, all of these; or statistics (of the first stages).
+        features: embedding, statistics (of stages 1 and 2), stage1 to stage4, several with commas; all: but statistics.
         window: Seconds of one window. Default: the model's clip; of statistics alone 32 frames, 1.28 s.
         hop: Seconds from one window to the next. Default: as long as a window.
         crop: center, three along the long side, or none: the whole picture.

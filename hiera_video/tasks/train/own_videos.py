@@ -17,6 +17,7 @@ from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE, Augment
+from hiera_video.tasks.features.extractor import FRAMES, SIDE, STEP_S, STRIDES
 from hiera_video.tasks.train.classifier import best_figure
 from hiera_video.tasks.train.data import Lists, ReadBefore, lists_of
 from hiera_video.tasks.train.report import class_lines
@@ -52,8 +53,8 @@ TABLE = (
 )
 
 #: Where the built-in model or an MAE of its width is the start, and there are fewer videos than this, a head on the
-#: statistics of stages is fitted, and nothing trained. It sees so many frames, seconds apart, of this height and width.
-FITTED_BELOW, FRAMES, STEP_S, SIDE = 2_000, 32, 0.04, 96
+#: statistics of stages is fitted, and nothing trained. It sees the clips of ``extract --features statistics``.
+FITTED_BELOW = 2_000
 #: The share of files that a run which trains is judged on where there is no --val.
 HOLD_OUT = 0.1
 #: Channels of the first stage of a model that counts as small.
@@ -210,7 +211,7 @@ def _fitted_head(blank: Finetuning, videos: VideoList, data: Data, fps: float) -
         blank,
         data=clip,
         augment=Augment(crop_area=(1.0, 1.0), flip=0.5 if _mirrors(videos) else 0.0, num_ops=0, erasing=0.0),
-        model=replace(blank.model, head="best", head_strides=(1, 2), fit_head=True, views="3x1"),
+        model=replace(blank.model, head="best", head_strides=STRIDES, fit_head=True, views="3x1"),
         run=replace(blank.run, duration="0pass"),
     )
 

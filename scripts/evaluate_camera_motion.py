@@ -27,8 +27,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from tqdm import tqdm
 
-from hiera_video.data.camera_motion.batches import pictures
-from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, make_video, texture
+from hiera_video.data.camera_motion.coded import make_video
+from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, texture
+from hiera_video.data.camera_motion.textures import pictures
 from hiera_video.data.reading.reader import open_video
 from hiera_video.data.views import load_views
 from hiera_video.errors import UnreadableVideo

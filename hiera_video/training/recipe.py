@@ -32,6 +32,8 @@ class Generate:
 
     pictures: Count = 1500
     """Textures that are made at the start and looked at by the clips."""
+    photographs: str | None = None
+    """A folder of more pictures to make textures of, as scripts/general_pictures.py collects them."""
     coded: CountOrZero = 2000
     """Clips that are made once, written as H.264 files and read back."""
     coded_share: Share = 0.5
@@ -160,6 +162,10 @@ class Loss:
     videos have several labels, the class's negatives over its positives)."""
     flow_weight: Weights = (1.0, 1.0)
     """Weight of the optical-flow loss at the start and the end of the run; it acts on generated clips alone."""
+    teacher: str | None = None
+    """A model whose features the trained one imitates beside its task: a name, folder, file or hub id; null: none."""
+    teacher_weight: NotNegative = 1.0
+    """Weight of the loss on the teacher's features."""
 
 
 @dataclass(frozen=True, kw_only=True)

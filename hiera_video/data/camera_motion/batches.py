@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,62 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from hiera_video.data.camera_motion.coded import Sample, kept_clips
 from hiera_video.data.camera_motion.generator import (
     FASTEST,
     LABELS,
     MIN_TEXTURE,
     SLOWEST,
     draw_motion,
-    draw_patches,
     fitting_texels,
     flow,
-    make_video,
     noise,
     render,
     screen,
     texture,
 )
-from hiera_video.data.camera_motion.textures import photographs, procedural_picture
+from hiera_video.data.camera_motion.objects import draw_scene
+from hiera_video.data.camera_motion.textures import Pool, make_pool
 from hiera_video.data.dataset import Problem
 from hiera_video.data.loader import Batch, Made, Order, Stream
-from hiera_video.data.reading.reader import open_video
-from hiera_video.data.sampling import train_clips
-from hiera_video.data.transforms import fit_crops
 from hiera_video.errors import RequestError
-from hiera_video.files import replacing
 from hiera_video.spec import ClipSpec
 
 log = logging.getLogger("hiera_video")
 
-Sample = tuple[Tensor, Tensor, int]
-"""A clip ``[3, T, S, S]`` in [0, 255], its flow ``[4, T / 2, S / 4, S / 4]`` and its label."""
-
-
-def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> list[Tensor]:
-    """Up to ``count`` procedural pictures uint8 ``[3, size, size]`` and, for every two of them, a crop of a photograph
-    (of those held out from training, where asked), its side 40 to 100 % of the photograph's short one.
-    Procedural ones with too little texture as a whole are left out.
-    """
-    rng = np.random.default_rng(seed)
-    made = (procedural_picture(rng, size) for _ in range(count))
-    chosen = [picture for picture in made if texture(picture) > 2 * MIN_TEXTURE]
-    photos = photographs(held_out=held_out)
-    for _ in range(count // 2):
-        photo = photos[rng.integers(len(photos))]
-        side = int(min(photo.shape[1:]) * rng.uniform(0.4, 1))
-        top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
-        crop = photo[torch.from_numpy(rng.permutation(3)), top : top + side, left : left + side]
-        chosen.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0])
-    return chosen
-
 
 def rendered_clip(
-    rng: np.random.Generator, pool: list[Tensor], spec: ClipSpec, num_frames: int, size: int, ease: float
+    rng: np.random.Generator, pool: Pool, spec: ClipSpec, num_frames: int, size: int, ease: float
 ) -> Sample:
     """A clip as if sampled by ``spec`` from a video of some frame rate. ``ease`` from 0 (the task, its range of speeds
-    widened by a quarter) to 1 (no slow motions, no shake, few patches), where a model from scratch finds a hold.
+    widened by a quarter) to 1 (no slow motions, no shake, few things in view), where a model from scratch finds a hold.
     """
     label = int(rng.integers(len(LABELS)))
     fps = float(rng.choice([10, 12, 15, 20, 24, 25, 30, 30, 50, 60]))
@@ -81,43 +50,24 @@ def rendered_clip(
     times = times[:: spec.num_frames // num_frames]
     if rng.random() < 0.08:  # a video shorter than a clip repeats its last frame
         times = np.minimum(times, times[-1] * rng.uniform(0.4, 1))
-    motion = draw_motion(rng, label, times, slowest=SLOWEST / 1.25 * 4**ease, fastest=FASTEST * 1.25, shake=1 - ease)
-    patches = draw_patches(rng, times, share=0.65 * (1 - 0.8 * ease))
-    picture, *others = (pool[rng.integers(len(pool))].float() for _ in range(1 + len(patches)))
+    shake = (1 - ease) * (rng.uniform(1, 3) if rng.random() < 0.1 else 1)
+    motion = draw_motion(rng, label, times, slowest=SLOWEST / 1.25 * 4**ease, fastest=FASTEST * 1.25, shake=shake)
+    patches, others = draw_scene(rng, motion, times, pool.pictures, pool.cutouts, ease=ease)
     # Rendered at 1.5 times the size and shrunk: a clean picture for half the pixels of twice the size.
     large = (size * 3 // 2,) * 2
-    texels = min(size * float(rng.uniform(1.0, 2.6)), fitting_texels(motion, picture, large))
-    frames = render(picture, others, motion, patches, large, texels).transpose(0, 1)
-    frames = F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
-    return frames.transpose(0, 1), flow(motion, patches, size // 4), label
-
-
-def _coded_part(seed: int, videos: int, spec: ClipSpec) -> list[Sample]:
-    torch.set_num_threads(1)
-    pool = pictures(60, seed, 640)
-    rng = np.random.default_rng(seed)
-    samples: list[Sample] = []
-    for video_number in range(videos):
-        coded, label = io.BytesIO(), video_number % len(LABELS)
-        made = make_video(coded, rng, label, pool, rng.uniform(2.2, 3.0))
-        with open_video(coded) as video:
-            for row in train_clips(video.times, spec, rng, num_clips=2):
-                clip, _ = fit_crops(video.frames(row).pixels, spec, 1)
-                seen = flow(made.motion.at(row), [patch.at(row) for patch in made.patches], spec.size[0] // 4)
-                samples.append((clip, seen.half(), label))
-    return samples
-
-
-def coded_clips(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
-    """``count`` clips uint8 that went through H.264 and our own reader, made by ``workers`` processes."""
-    part = min(36, -(-count // 2))
-    jobs = -(-count // (2 * part))
-    samples: list[Sample] = []
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
-        parts = executor.map(_coded_part, range(seed, seed + jobs), [part] * jobs, [spec] * jobs)
-        for made in tqdm(parts, total=jobs, desc="coded clips", unit="part"):
-            samples += made
-    return samples[:count]
+    shutter = float(rng.uniform(0, 0.25)) if rng.random() < 0.1 * (1 - ease) else 0.0
+    # A cut, between the pairs of frames that the flow is of: the camera goes on the same way elsewhere.
+    cut = 2 * int(rng.integers(1, num_frames // 2)) if rng.random() < 0.05 * (1 - ease) else 0
+    parts = []
+    for frames in (np.arange(cut), np.arange(cut, num_frames)):
+        if len(frames):
+            picture = pool.pictures[rng.integers(len(pool.pictures))].float()
+            texels = min(size * float(rng.uniform(1.0, 2.6)), fitting_texels(motion, picture, large))
+            moved = [patch.at(frames) for patch in patches]
+            parts.append(render(picture, others, motion.at(frames), moved, large, texels, shutter=shutter))
+    shown = torch.cat(parts, dim=1).transpose(0, 1)
+    shown = F.interpolate(shown, size=(size, size), mode="bilinear", antialias=True)
+    return shown.transpose(0, 1), flow(motion, patches, size // 4, others), label
 
 
 def photometric(rng: np.random.Generator, clip: Tensor) -> Tensor:
@@ -141,18 +91,25 @@ def photometric(rng: np.random.Generator, clip: Tensor) -> Tensor:
     return clip.clamp(0, 255)
 
 
+#: Probability that a clip is turned upside down, and that it is transposed: what a model knows of the look of things is
+#: mostly of upright ones.
+TURNED = 0.25
+
+
 def symmetric(rng: np.random.Generator, clip: Tensor, seen: Tensor, label: int) -> Sample:
-    """The clip mirrored, turned upside down, played backwards or transposed, with the flow and label that then hold."""
+    """The clip mirrored, played backwards, and sometimes turned upside down or transposed, with the flow and label that
+    then hold.
+    """
     opposite = [0, 2, 1, 4, 3, 6, 5, 8, 7]
     if rng.random() < 0.5:
         clip, seen = clip.flip(3), seen.flip(3) * torch.tensor([-1.0, 1, -1, 1]).view(4, 1, 1, 1)
         label = opposite[label] if label in (1, 2, 7, 8) else label
-    if rng.random() < 0.5:
+    if rng.random() < TURNED:
         clip, seen = clip.flip(2), seen.flip(2) * torch.tensor([1.0, -1, 1, -1]).view(4, 1, 1, 1)
         label = opposite[label] if label in (3, 4, 7, 8) else label
     if rng.random() < 0.5:
         clip, seen, label = clip.flip(1), -seen.flip(1), opposite[label]
-    if rng.random() < 0.5:  # x and y change places: a picture that moved right now moves down
+    if rng.random() < TURNED:  # x and y change places: a picture that moved right now moves down
         clip, seen = clip.transpose(2, 3), seen[[1, 0, 3, 2]].transpose(2, 3)
         label = [0, 3, 4, 1, 2, 5, 6, 8, 7][label]
     return clip, seen, label
@@ -173,7 +130,7 @@ class MotionBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     num_frames: int
     size: int
     spec: ClipSpec
-    pool: list[Tensor]
+    pool: Pool
     coded: list[Sample]
     coded_share: float
     growing: bool
@@ -212,7 +169,8 @@ class MotionLoader:
 
     Clips are of ``spec``; ``num_frames`` (a divisor of the spec's, over the same seconds) and ``size`` make them
     smaller, where none is coded. ``num_pictures``, ``num_coded``: how many pictures (and half as many photographs) and
-    clips read back from H.264 files there are to draw from, ``coded_share`` of a batch being such. They take minutes to
+    clips read back from H.264 files there are to draw from, ``coded_share`` of a batch being such; ``photographs`` is a
+    folder of more pictures (:func:`~hiera_video.data.camera_motion.textures.make_pool`). They take minutes to
     make; ``cache``, a folder, keeps coded ones for the next run, and for other processes if the first makes them alone.
     ``growing``: from easy to the task over the first two thirds of ``total_steps``. Raises :class:`RequestError`.
     """
@@ -225,6 +183,7 @@ class MotionLoader:
         num_frames: int | None = None,
         size: int | None = None,
         num_pictures: int = 1500,
+        photographs: Path | None = None,
         num_coded: int = 2000,
         coded_share: float = 0.5,
         growing: bool = False,
@@ -251,8 +210,8 @@ class MotionLoader:
             num_frames=frames,
             size=size,
             spec=spec,
-            pool=_pool(num_pictures, seed, size),
-            coded=_coded(num_coded, seed, spec, num_workers, cache) if coded_share else [],
+            pool=_pool(num_pictures, seed, size, photographs),
+            coded=kept_clips(num_coded, seed, spec, photographs, num_workers, cache) if coded_share else [],
             coded_share=coded_share,
             growing=growing,
             batches_per_step=num_processes * accumulate,
@@ -336,31 +295,7 @@ def _check(
         raise RequestError(f"total_steps is {total_steps}, but a task that grows needs the number of steps of the run")
 
 
-def _pool(count: int, seed: int, size: int) -> list[Tensor]:
+def _pool(count: int, seed: int, size: int, photographs: Path | None) -> Pool:
     """Pictures of 384 pixels, shrunk with a smaller window: a small clip shows as much."""
     log.info("making %d pictures for generated clips", count)
-    made, side = pictures(count, seed, 384), min(384, 6 * size)
-    if side == 384:
-        return made
-    return [F.interpolate(picture[None], size=(side, side), mode="bilinear", antialias=True)[0] for picture in made]
-
-
-def _coded(count: int, seed: int, spec: ClipSpec, num_workers: int, cache: Path | None) -> list[Sample]:
-    """Coded clips, from ``cache`` where it has these, else put there."""
-
-    def made() -> list[Sample]:
-        return coded_clips(count, seed + 1_000_000, spec, workers=max(1, num_workers))
-
-    if cache is None:
-        return made()
-    digest = hashlib.sha256(json.dumps(spec.to_dict()).encode()).hexdigest()[:8]
-    path = cache / f"coded_{count}_{seed}_{digest}.pt"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            torch.save(made(), temporary)
-    try:
-        # Use whichever file won the race: several processes may have made one.
-        return torch.load(path, weights_only=True)
-    except Exception as error:  # a cut file raises one of many kinds
-        raise RequestError(f"{path} is damaged: delete it, and it is made again") from error
+    return make_pool(count, seed, min(384, 6 * size), photographs)

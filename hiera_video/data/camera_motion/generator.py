@@ -8,19 +8,15 @@ photograph) that it moves over; up to three foreign patches cross the view on th
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-
-from hiera_video.data.reading.mp4 import write_mp4
 
 LABELS = (
     "static",
@@ -78,15 +74,39 @@ class Motion:
 
 @dataclass
 class Patch:
-    """A foreign patch: its own path on the screen, half its size in windows, and whether it is round."""
+    """A foreign patch: its own path on the screen, its size in windows, and its outline.
+
+    Its own coordinates go from -1 to 1 in x and from ``-aspect`` to ``aspect`` in y. A picture with an alpha channel
+    is its own outline. ``bend [T, 2]`` shears it along x by ``amplitude * sin(3 y + phase)``, as cloth and fish do.
+    """
 
     path: Path2D
     round: bool
     opacity: float
+    aspect: float = 1.0
+    bend: Floats | None = None
 
     def at(self, frames: Sequence[int] | NDArray[np.int64]) -> Patch:
         """The patch at some frames alone."""
-        return Patch(self.path.at(frames), self.round, self.opacity)
+        return replace(self, path=self.path.at(frames), bend=None if self.bend is None else self.bend[frames])
+
+    def material(self, local: Tensor, *, back: bool = False) -> Tensor:
+        """The points of its picture at own coordinates ``[T, ..., 2]``; or, ``back``, where such points are seen."""
+        if self.bend is None:
+            return local
+        amplitude, phase = torch.from_numpy(self.bend).float().view(-1, *[1] * (local.ndim - 2), 2).unbind(-1)
+        x, y = local.unbind(-1)
+        shear = amplitude * torch.sin(3 * y + phase)
+        return torch.stack([x + shear if back else x - shear, y], dim=-1)
+
+    def covers(self, material: Tensor, picture: Tensor | None) -> Tensor:
+        """How much it hides at points of its picture ``[..., 2]``: float ``[...]`` from 0 to ``opacity``."""
+        scaled = material / torch.tensor([1.0, self.aspect])
+        if picture is not None and len(picture) == 4:
+            alpha = F.grid_sample(picture[None, 3:], scaled.reshape(1, 1, -1, 2), "bilinear", "zeros", False)
+            return alpha.view(material.shape[:-1]) * (self.opacity / 255)
+        inside = scaled.square().sum(-1) < 1 if self.round else scaled.abs().amax(-1) < 1
+        return inside * self.opacity
 
 
 def draw_motion(
@@ -189,46 +209,75 @@ def _sample(picture: Tensor, points: Tensor, texels: float) -> Tensor:
     return F.grid_sample(picture[None], grid[None], "bilinear", "reflection", False)[0]
 
 
-def _covers(patch: Patch, local: Tensor) -> Tensor:
-    """Where a patch is, by its own coordinates ``[..., 2]``: boolean ``[...]``."""
-    return local.square().sum(-1) < 1 if patch.round else local.abs().amax(-1) < 1
+def _box(patch: Patch, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the screen that a patch ever touches."""
+    wide = 1 + (0 if patch.bend is None else float(np.abs(patch.bend[:, 0]).max()))
+    reach = (np.exp(-patch.path.log_zoom) * math.hypot(wide, patch.aspect))[:, None]
+    first, last = (patch.path.center - reach).min(axis=0), (patch.path.center + reach).max(axis=0)
+    columns, rows = (
+        slice(max(0, math.floor(low * min(size) + n / 2)), max(0, min(n, math.ceil(high * min(size) + n / 2))))
+        for low, high, n in zip(first, last, reversed(size), strict=True)
+    )
+    return rows, columns
 
 
 def render(
-    picture: Tensor, others: list[Tensor], motion: Motion, patches: list[Patch], size: tuple[int, int], texels: float
+    picture: Tensor,
+    others: list[Tensor],
+    motion: Motion,
+    patches: list[Patch],
+    size: tuple[int, int],
+    texels: float,
+    *,
+    shutter: float = 0.0,
 ) -> Tensor:
     """Frames ``[3, T, H, W]`` float in [0, 255].
 
-    ``picture`` is the scene, float ``[3, h, w]``; ``others[k]`` that of patch ``k``; ``texels`` are picture pixels to
-    a window at zoom one. Values between pixels are bilinear: for a clean picture render larger and shrink.
+    ``picture`` is the scene, float ``[3, h, w]``; ``others[k]`` that of patch ``k``, or, ``[4, h, w]``, a cut-out that
+    fills the patch; ``texels`` are picture pixels to a window at zoom one. Values between pixels are bilinear: for a
+    clean picture render larger and shrink. ``shutter`` is the share of the time between two frames in which a rolling
+    shutter reads one, from its top to its bottom row.
     """
     points = screen(*size)
     seen = _apply(motion.camera.matrices()[:, None, None], points)
+    if shutter and len(motion.camera.angle) > 1:
+        velocity = torch.from_numpy(np.gradient(motion.camera.center, axis=0)).float()[:, None, None]
+        seen = seen + shutter * points[..., 1:] * velocity
     frames = _sample(picture, seen.flatten(1, 2), texels).unflatten(2, size)
     for patch, other in zip(patches, others, strict=True):
-        local = _apply(_inverse(patch.path.matrices())[:, None, None], points)
-        inside = _covers(patch, local)
-        half = math.exp(-patch.path.log_zoom[0])
-        shown = _sample(other, local[inside][None], texels * half)[:, 0]
-        frames[:, inside] += patch.opacity * (shown - frames[:, inside])
+        rows, columns = _box(patch, size)
+        local = _apply(_inverse(patch.path.matrices())[:, None, None], points[rows, columns])
+        material = patch.material(local)
+        hidden = patch.covers(material, other)
+        inside = hidden > 0
+        if len(other) == 4:
+            grid = (material[inside] / torch.tensor([1.0, patch.aspect]))[None, None]
+            shown = F.grid_sample(other[None, :3], grid, "bilinear", "border", False)[0, :, 0]
+        else:
+            shown = _sample(other, material[inside][None], texels * math.exp(-patch.path.log_zoom[0]))[:, 0]
+        below = frames[:, :, rows, columns]
+        below[:, inside] += hidden[inside] * (shown - below[:, inside])
     return frames
 
 
-def flow(motion: Motion, patches: list[Patch], grid: int) -> Tensor:
+def flow(motion: Motion, patches: list[Patch], grid: int, others: Sequence[Tensor | None] = ()) -> Tensor:
     """Optical flow on a ``grid x grid`` raster of the square window, ``[4, T // 2, grid, grid]``, in windows.
 
     The first two channels: where what is seen at frame ``2j`` has moved by frame ``2j + 1``. The last two: the
-    motion of the camera's trend over the whole clip, divided by ``T - 1``, patches and shake left out.
+    motion of the camera's trend over the whole clip, divided by ``T - 1``, patches and shake left out. ``others`` as in
+    :func:`render`, for the outlines of cut-outs.
     """
     points = screen(grid, grid)
     camera, trend = motion.camera.matrices(), motion.trend.matrices()
     step = camera[1::2].shape[0]
     first, second = camera[0 : 2 * step : 2, None, None], camera[1::2, None, None]
     moved = _apply(_inverse(second), _apply(first, points)) - points
-    for patch in patches:
-        path = patch.path.matrices()
-        local = _apply(_inverse(path[0 : 2 * step : 2, None, None]), points)
-        moved = torch.where(_covers(patch, local)[..., None], _apply(path[1::2, None, None], local) - points, moved)
+    early, late = np.arange(0, 2 * step, 2), np.arange(1, 2 * step, 2)
+    for patch, other in zip(patches, others or [None] * len(patches), strict=True):
+        before, after = patch.at(early), patch.at(late)
+        material = before.material(_apply(_inverse(before.path.matrices()[:, None, None]), points))
+        there = _apply(after.path.matrices()[:, None, None], after.material(material, back=True))
+        moved = torch.where((before.covers(material, other) > 0.3)[..., None], there - points, moved)
     whole = (_apply(_inverse(trend[-1]), _apply(trend[0], points)) - points) / (len(trend) - 1)
     both = torch.cat([moved, whole.expand_as(moved)], dim=-1)
     return both.permute(3, 0, 1, 2)
@@ -256,49 +305,6 @@ def fitting_texels(motion: Motion, picture: Tensor, size: tuple[int, int]) -> fl
     reach = _apply(motion.camera.matrices()[:, None], corners).abs().amax(dim=(0, 1))
     height, width = picture.shape[-2:]
     return min(width / 2 / float(reach[0]), height / 2 / float(reach[1]))
-
-
-@dataclass
-class Generated:
-    """A generated video: what moves in it, and how it was encoded."""
-
-    motion: Motion
-    patches: list[Patch]
-    fps: int
-    size: tuple[int, int]
-    crf: int
-
-
-SIZES = ((120, 160), (144, 176), (160, 160), (180, 320), (240, 240), (240, 320), (320, 180), (270, 480))
-
-
-def make_video(
-    path: Path | io.BytesIO, rng: np.random.Generator, label: int, pool: list[Tensor], seconds: float
-) -> Generated:
-    """Writes one mp4 (H.264, crf 18 to 36; two in three at 28 or worse) of a motion of class ``label``.
-
-    Pictures uint8 ``[3, h, w]`` for the scene and the patches are drawn from ``pool``; one with too little texture
-    (:func:`texture` of the first frame) is drawn again, ten times at most.
-    """
-    fps = int(rng.choice([12, 15, 24, 25, 30, 50, 60], p=[0.15, 0.15, 0.2, 0.2, 0.24, 0.03, 0.03]))
-    size = SIZES[rng.choice(len(SIZES), p=[0.25, 0.2, 0.2, 0.1, 0.08, 0.09, 0.05, 0.03])]
-    times = np.arange(max(round(seconds * fps), 1)) / fps
-    motion, patches = draw_motion(rng, label, times), draw_patches(rng, times)
-    others = [pool[rng.integers(len(pool))].float() for _ in patches]
-    first = motion.at([0])
-    for _ in range(10):
-        picture = pool[rng.integers(len(pool))].float()
-        texels = min(fitting_texels(motion, picture, size), min(size) * rng.uniform(1.0, 1.6))
-        if texture(render(picture, [], first, [], size, texels)[:, 0]) > 2 * MIN_TEXTURE:
-            break
-    frames = render(picture, others, motion, patches, size, texels)
-    frames = frames * rng.uniform(0.75, 1.1) + float(rng.uniform(-10, 10))
-    if rng.random() < 0.5:
-        frames = frames + noise(rng, frames.shape) * float(rng.exponential(3))
-    crf = int(rng.integers(28, 37)) if rng.random() < 2 / 3 else int(rng.integers(18, 28))
-    pictures = frames.clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().numpy()
-    write_mp4(path, pictures, fps, crf=crf, options={"preset": "veryfast"})
-    return Generated(motion, patches, fps, size, crf)
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:

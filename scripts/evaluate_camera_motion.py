@@ -2,10 +2,13 @@
 
     python scripts/evaluate_camera_motion.py --kind generated --output /tmp/generated                    # 900 clips
     python scripts/evaluate_camera_motion.py --kind real --videos ../shared/videos --output /tmp/real    # 180 clips
+    python scripts/evaluate_camera_motion.py --kind parallax --output /tmp/parallax                      # 270 clips
 
 ``generated`` moves a window over procedural pictures of a seed never trained on and over photographs held out from
-training; ``real`` over single frames of real videos. A picture with too little texture (``camera_motion.texture``, of
-the first frame alone) is drawn again up to ten times; a clip that still has too little is left out and counted.
+training; ``real`` over single frames of real videos; ``parallax`` is as ``generated``, with one to three ragged planes
+nearer than the background, which move more than it and, in half of the zooms, grow more (a dolly). A picture with too
+little texture (``camera_motion.texture``, of the first frame alone) is drawn again up to ten times; a clip that still
+has too little is left out and counted.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from tqdm import tqdm
 
 from hiera_video.data.camera_motion.coded import make_video
 from hiera_video.data.camera_motion.generator import LABELS, MIN_TEXTURE, texture
-from hiera_video.data.camera_motion.textures import pictures
+from hiera_video.data.camera_motion.textures import Pool, make_pool, pictures
 from hiera_video.data.reading.reader import open_video
 from hiera_video.data.views import load_views
 from hiera_video.errors import UnreadableVideo
@@ -52,12 +55,14 @@ def real_pictures(folder: Path, per_video: int) -> list[Tensor]:
     return found
 
 
-def make_one(output: Path, videos: Path | None, seed: int, number: int) -> dict[str, Any]:
+def make_one(output: Path, videos: Path | None, parallax: bool, seed: int, number: int) -> dict[str, Any]:
     """Writes video ``number``, 2.2 to 5 s long, and returns its row of ``labels.csv``."""
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, number))
     label, path = number % len(LABELS), output / f"{number:04d}.mp4"
-    made = make_video(path, rng, label, _pool(videos, seed), rng.uniform(2.2, 5.0))
+    pool = _pool(videos, parallax, seed)
+    cutouts = pool.cutouts if parallax else None
+    made = make_video(path, rng, label, pool.pictures, rng.uniform(2.2, 5.0), cutouts, parallax=parallax)
     with open_video(path) as video:
         first = torch.from_numpy(video.frames([0]).pixels[0]).permute(2, 0, 1)
     return {
@@ -72,16 +77,18 @@ def make_one(output: Path, videos: Path | None, seed: int, number: int) -> dict[
 
 
 @cache
-def _pool(videos: Path | None, seed: int) -> list[Tensor]:
+def _pool(videos: Path | None, parallax: bool, seed: int) -> Pool:
     """What the videos look at: made once in each process."""
-    return pictures(300, seed, 768, held_out=True) if videos is None else real_pictures(videos, 6)
+    if parallax:
+        return make_pool(300, seed, 768, held_out=True)
+    return Pool(pictures(300, seed, 768, held_out=True) if videos is None else real_pictures(videos, 6), [])
 
 
-def make_set(output: Path, videos: Path | None, count: int, seed: int) -> None:
+def make_set(output: Path, videos: Path | None, parallax: bool, count: int, seed: int) -> None:
     """Writes ``count`` videos and, when all are there, ``labels.csv``."""
     output.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
-        rows = executor.map(partial(make_one, output, videos, seed), range(count), chunksize=10)
+        rows = executor.map(partial(make_one, output, videos, parallax, seed), range(count), chunksize=10)
         found = list(tqdm(rows, total=count, desc="making videos"))
     with (output / "labels.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(found[0]))
@@ -100,7 +107,7 @@ def fast_answers(paths: list[str], model: str | None) -> Iterator[dict[str, Any]
 
 
 def evaluate(
-    kind: Literal["generated", "real"],
+    kind: Literal["generated", "real", "parallax"],
     output: Path,
     videos: Path | None = None,
     count: int | None = None,
@@ -115,7 +122,8 @@ def evaluate(
     if kind == "real" and videos is None:
         raise SystemExit("evaluate_camera_motion.py --kind real needs --videos FOLDER, a folder of real videos.")
     if not (output / "labels.csv").exists():
-        make_set(output, videos if kind == "real" else None, count or (900 if kind == "generated" else 180), seed)
+        usual = {"generated": 900, "real": 180, "parallax": 270}[kind]
+        make_set(output, videos if kind == "real" else None, kind == "parallax", count or usual, seed)
     with (output / "labels.csv").open(newline="") as file:
         rows = {str(output / row["file"]): row for row in csv.DictReader(file)}
     truth = {path: row for path, row in rows.items() if float(row["texture"]) >= MIN_TEXTURE}

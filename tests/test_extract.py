@@ -252,7 +252,7 @@ def test_what_is_written_is_what_the_call_gives(clips: Path, tmp_path: Path) -> 
     expected = {(str(path), one.number): one.embedding for path in clips.iterdir() for one in extractor(path, hop=0.5)}
     assert_same(found, expected)  # type: ignore[arg-type]
     table = pq.read_table(tmp_path / "out" / "windows")
-    assert set(table["model"].to_pylist()) == {"hiera_nano_16x64.camera_motion"}
+    assert set(table["model"].to_pylist()) == {"hiera_nano_16x64.general"}
     short = table.filter([name.endswith("/0.mp4") for name in table["input"].to_pylist()]).to_pylist()
     assert [(row["padded"], row["windows"], row["end"]) for row in short] == [(True, 1, pytest.approx(0.3))]
 

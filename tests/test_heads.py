@@ -69,9 +69,9 @@ def test_a_picture_has_no_differences() -> None:
     assert token_statistics(StageTokens(torch.ones(2, 4, 4, 5), (4, 4), ((2, 2),))).shape == (2, 15)
 
 
-@pytest.mark.parametrize("head", ["attentive", "stages"])
+@pytest.mark.parametrize("head", ["attentive", "stages", "readout"])
 def test_a_head_is_saved_and_read_back_here_and_in_transformers_form(head: str, tmp_path: Path) -> None:
-    model = model_with(head, head_strides=(1, 2))
+    model = model_with(head, head_strides=(1, 2) if head == "stages" else (1,), readout_dim=24)
     clip = clips(8, 32, 64) if head == "stages" else clips(4, 32, 32)
     logits = model(clip)
     again = from_pretrained(save_pretrained(model, tmp_path / "ours"))
@@ -88,15 +88,16 @@ def test_an_attentive_head_sees_tokens_in_any_order_and_weighs_them() -> None:
     assert model.forward_head(tokens, pre_logits=True).shape == (2, model.num_features)
 
 
-def test_a_head_of_stages_refuses_tokens_and_masks_in_one_sentence() -> None:
-    model = model_with("stages")
+@pytest.mark.parametrize("head", ["stages", "readout"])
+def test_a_head_of_stages_refuses_tokens_and_masks_in_one_sentence(head: str) -> None:
+    model = model_with(head)
     with pytest.raises(RequestError, match="sees statistics of stages, not the last tokens"):
         model.forward_head(torch.zeros(1, 4, model.num_features))
     with pytest.raises(RequestError, match="sees whole clips: leave keep out"):
         model(clips(8, 32, 64), torch.ones(2, 16, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("head", ["linear", "attentive", "stages"])
+@pytest.mark.parametrize("head", ["linear", "attentive", "stages", "readout"])
 def test_without_classes_the_answer_is_the_embedding(head: str) -> None:
     model, clip = model_with(head), clips(4, 32, 32)
     embedding = model.embedding(clip)
@@ -107,14 +108,60 @@ def test_without_classes_the_answer_is_the_embedding(head: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"head": "deep"}, "head 'deep' must be one of linear, attentive, stages"),
+        ({"head": "deep"}, "head 'deep' must be one of linear, attentive, stages, readout"),
         ({"head_stages": (1, 7)}, r"head_stages \(1, 7\) must be stages from 1 to 4"),
+        ({"head": "readout", "head_strides": (1, 2)}, "a readout sees every frame"),
+        ({"readout_dim": 0}, "readout_dim 0 must be at least 1"),
         ({"head_strides": (0,)}, r"head_strides \(0,\) must be numbers of frames, at least 1"),
     ],
 )
 def test_a_head_that_cannot_be_is_one_sentence(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         replace(TINY, **fields)  # type: ignore[arg-type]
+
+
+def test_a_readout_is_a_layer_on_statistics_and_the_mean_and_stays_with_its_trunk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_with("readout", head_stages=(2,), readout_dim=24, num_classes=0)
+    clip = clips(4, 32, 32)
+    *_, last = model.stages(clip)
+    seen = torch.cat([model.statistics(clip), model.norm(last.tokens.flatten(1, -2).mean(dim=1))], dim=1)
+    weight, bias = model.state_dict()["head.readout.weight"], model.state_dict()["head.readout.bias"]
+    expected = F.linear(seen, weight, bias)
+    torch.testing.assert_close(model(clip), expected)
+    folder = save_pretrained(model, tmp_path / "model")
+    again = from_pretrained(folder)
+    torch.testing.assert_close(again(clip), expected)
+    assert (again.arch.num_classes, again.new_head, caplog.messages) == (0, False, [])
+    classes = from_pretrained(folder, num_classes=3)  # a new layer on the same embedding
+    torch.testing.assert_close(classes.embedding(clip), expected)
+    assert classes(clip).shape == (2, 3) and classes.new_head and "a new head of 3 classes starts" in caplog.text
+    plain = from_pretrained(folder, head="linear")
+    assert plain(clip).shape == (2, plain.num_features)
+
+
+def test_a_run_that_trains_leaves_the_readout_and_one_that_fits_a_head_keeps_it(tmp_path: Path) -> None:
+    model = model_with("readout", readout_dim=24, num_classes=0)
+    model.spec = ClipSpec(num_frames=4, size=(32, 32), resize=36)
+    folder = str(save_pretrained(model, tmp_path / "model"))
+    optim, run = Optim(lr=1, lr_videos=1), Run(duration="2pass", videos_per_step=1, batch_size=1)
+    recipe = Finetuning(model=FinetuneModel(start=folder), optim=optim, run=run)
+    assert starting_classifier(recipe, ["a", "b"]).arch.head == "linear"
+    fitted = FinetuneModel(start=folder, head="best", head_strides=(1, 2), fit_head=True)
+    recipe = replace(recipe, model=fitted, run=replace(run, duration="0pass"))
+    assert starting_classifier(recipe, ["a", "b"]).arch.head == "stages"
+    (other,) = with_linear_head(recipe, ["a", "b"], None)
+    assert (other.arch.head, other.head_features, other.arch.num_classes) == ("readout", 24, 2)
+
+
+def test_what_has_no_classes_is_refused_where_an_answer_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, clip = write_colours(tmp_path / "videos", 1, seed=0), H264.write(tmp_path)
+    for words in (["classify", str(clip)], ["evaluate", "--val", str(folder)]):
+        assert main([*words, "--model", "hiera_nano_16x64.general"]) == 2
+        assert "the model has no classes: extract features with it, or start from it" in capsys.readouterr().err
 
 
 def test_features_and_exports_are_those_of_the_head(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_flat_folder_without_labels_is_enough_for_an_mae_and_too_little_for_cl
         path.rename(tmp_path / "flat" / f"{path.parent.name}_{path.name}")
     flat = str(tmp_path / "flat")
     recipe = own_pretraining({"data.train": flat, "run.duration": "2st", "data.num_workers": "0"})
-    assert (recipe.model.start, recipe.run.videos_per_step) == ("hiera_nano_16x64.camera_motion", 6)
+    assert (recipe.model.start, recipe.run.videos_per_step) == ("hiera_nano_16x64.general", 6)
     (*_, done) = pretrain(replace(recipe, run=replace(recipe.run, output=str(tmp_path / "mae"))))
     assert done.kind == "done" and done.step == 2
     with pytest.raises(RequestError, match="6 videos have no label; fine-tuning needs one for each"):

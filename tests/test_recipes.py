@@ -313,7 +313,7 @@ PUBLISHED = (
     + ["mae_ssv2_large", "finetune_ssv2_large", "finetune_ssv2_large_32", "finetune_ucf101_base"]
     + ["finetune_hmdb51_base", "evaluate_k400", "evaluate_ssv2", "evaluate_in1k"]
 )
-OURS = [name for name in files.names("configs") if name.startswith(("camera_motion", "creatures"))]
+OURS = [name for name in files.names("configs") if name.startswith(("general", "creatures"))]
 
 
 def shipped(name: str) -> tuple[Path, Pretraining | Finetuning | Evaluation]:

@@ -158,7 +158,7 @@ def test_ones_own_videos_need_no_recipe(
     assert main(["finetune", *argv, "--data.num_workers", "1", "--data.size", "32"]) == 0
     said = caplog.text
     capsys.readouterr()
-    assert "37 videos of 3 classes. Model: hiera_nano_16x64.camera_motion (there is no GPU here" in said
+    assert "37 videos of 3 classes. Model: hiera_nano_16x64.general (there is no GPU here" in said
     assert "two heads are fitted, one on the first stages, one on the last; the better is kept" in said
     assert "Judged on the 12 videos" in said
     assert {"report.md", "confusion.png", "metrics.jsonl", "model.safetensors"} <= set(os.listdir(output))

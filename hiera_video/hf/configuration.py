@@ -28,9 +28,10 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
         qkv_bias: Whether queries, keys and values have a bias.
         head_dropout: Dropout before the head.
         head_init_scale: What a new head's weights are multiplied by.
-        head: What the logits are made of: linear, attentive or stages, as in :class:`hiera_video.Architecture`.
-        head_stages: The stages whose statistics a head of stages sees.
+        head: What the logits are made of: linear, attentive, stages, readout, as in :class:`hiera_video.Architecture`.
+        head_stages: The stages whose statistics a head of stages or a readout sees.
         head_strides: At which speeds it sees a clip.
+        readout_dim: Channels of the embedding that a readout makes.
         position_resize: How ``interpolate_pos_encoding`` does it: "plain", as transformers, or "window".
         clip: What a clip is, :class:`hiera_video.ClipSpec` as a dict.
         views: Test views, clips x crops.
@@ -70,6 +71,7 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
     head: str = "linear"
     head_stages: list[int] | tuple[int, ...] = (1, 2)
     head_strides: list[int] | tuple[int, ...] = (1,)
+    readout_dim: int = 256
     position_resize: str = "plain"
     clip: dict[str, Any] | None = None
     views: str | None = None

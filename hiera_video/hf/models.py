@@ -27,6 +27,7 @@ from hiera_video.hf.outputs import (
 )
 from hiera_video.hf.pretrained import PLACES, read_foreign
 from hiera_video.models.checkpoints.formats import State
+from hiera_video.models.heads import SEE_STAGES
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
@@ -210,8 +211,8 @@ class HieraModel(HieraPreTrainedModel):
             *_, last = self.trunk.stages(clip, self.trunk.keep_ids(clip, keep))
         trunk, pooled = self.trunk, None
         if isinstance(trunk, Hiera):
-            stages = trunk.arch.head == "stages"
-            pooled = trunk.statistics(clip) if stages else trunk.forward_head(last.tokens, pre_logits=True)
+            whole = trunk.arch.head in SEE_STAGES
+            pooled = trunk.embedding(clip) if whole else trunk.forward_head(last.tokens, pre_logits=True)
         output = HieraModelOutput(
             last_hidden_state=as_sequence(last.tokens),
             pooler_output=pooled,

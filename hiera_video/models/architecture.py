@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from hiera_video.errors import RequestError
-from hiera_video.models.heads import HEADS
+from hiera_video.models.heads import HEADS, SEE_STAGES
 from hiera_video.models.layers import ACTIVATIONS
 from hiera_video.models.unroll import Size, token_grid, unit_size, units
 
@@ -70,11 +70,14 @@ class Architecture:
     """Whether queries, keys and values have a bias."""
     head: str = "linear"
     """What the logits are made of: linear (the normalised mean of the last stage's tokens), attentive (what a learned
-    query gathers from them), or stages (statistics of the tokens of head_stages)."""
+    query gathers from them), stages (statistics of the tokens of head_stages), or readout (a projection of both the
+    statistics and the mean)."""
     head_stages: Size = (1, 2)
-    """The stages, counted from 1, whose statistics a head of stages sees."""
+    """The stages, counted from 1, whose statistics a head of stages or a readout sees."""
     head_strides: Size = (1,)
     """At which speeds a head of stages sees a clip: every frame, every second one, ..."""
+    readout_dim: int = 256
+    """Channels of the embedding that a readout makes."""
 
     def __post_init__(self) -> None:
         dims, changes = len(self.input_size), len(self.stages) - 1
@@ -101,8 +104,12 @@ class Architecture:
             raise RequestError(f"head_stages {self.head_stages} must be stages from 1 to {len(self.stages)}")
         if not self.head_strides or min(self.head_strides) < 1:
             raise RequestError(f"head_strides {self.head_strides} must be numbers of frames, at least 1")
-        if self.head == "stages" and dims == 1:
-            raise RequestError("a head of stages sees images and videos, not sequences")
+        if self.head in SEE_STAGES and dims == 1:
+            raise RequestError(f"a head of {self.head} sees images and videos, not sequences")
+        if self.head == "readout" and self.head_strides != (1,):
+            raise RequestError(f"head_strides {self.head_strides} are for a head of stages: a readout sees every frame")
+        if self.readout_dim < 1:
+            raise RequestError(f"readout_dim {self.readout_dim} must be at least 1")
         for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
             if heads < 1 or dim % heads:
                 raise RequestError(f"stage {stage} has {dim} channels, which {heads} attention heads do not divide")

@@ -13,7 +13,11 @@ HEADS = {
     "linear": "the normalised mean of the last stage's tokens",
     "attentive": "what a learned query gathers from the last stage's normalised tokens",
     "stages": "mean, deviation and maximum of the first stages' tokens, and of their differences in time",
+    "readout": "a fitted projection of these statistics and of the last stage's mean",
 }
+
+#: Heads that see earlier stages, so that tokens of the last one alone are not enough.
+SEE_STAGES = ("stages", "readout")
 
 
 class Head(nn.Module):
@@ -64,6 +68,21 @@ class AttentiveHead(Head):
         query = self.query.expand(len(tokens), -1, -1)
         gathered = query + self.attention(query, tokens, tokens, need_weights=False)[0]
         return (gathered + self.mlp(self.mlp_norm(gathered)))[:, 0]
+
+
+class ReadoutHead(Head):
+    """A head on a projection of what stages say: the embedding that features are.
+
+    Args:
+        seen_dim: Channels of the statistics and of the last stage's mean together.
+        dim: Channels of the embedding.
+        num_classes: Logits; 0 for none.
+        dropout: Probability that a channel of the embedding is dropped.
+    """
+
+    def __init__(self, seen_dim: int, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__(dim, num_classes, dropout)
+        self.readout = nn.Linear(seen_dim, dim)
 
 
 def token_statistics(stage: StageTokens) -> Tensor:

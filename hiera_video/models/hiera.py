@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture
-from hiera_video.models.heads import AttentiveHead, Head, token_statistics
+from hiera_video.models.heads import SEE_STAGES, AttentiveHead, Head, ReadoutHead, token_statistics
 from hiera_video.models.layers import init_weights
 from hiera_video.models.masks import Mask
 from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import Size
 from hiera_video.spec import ClipSpec
+
+#: Said of a model that gives features alone, such as the general built-in one, where a classifier is asked for.
+WITHOUT_CLASSES = "the model has no classes: extract features with it, or start from it (hiera-video finetune --model)"
 
 
 class Hiera(HieraTrunk):
@@ -49,6 +52,9 @@ class Hiera(HieraTrunk):
         arch = self.arch
         if arch.head == "attentive":
             return AttentiveHead(self.num_features, arch.heads[-1], arch.num_classes, arch.head_dropout)
+        if arch.head == "readout":
+            seen = arch.num_statistics + self.num_features
+            return ReadoutHead(seen, arch.readout_dim, arch.num_classes, arch.head_dropout)
         return Head(self.head_features, arch.num_classes, arch.head_dropout)
 
     def _scale_head(self) -> None:
@@ -59,7 +65,8 @@ class Hiera(HieraTrunk):
     @property
     def head_features(self) -> int:
         """Channels of the embedding that the head's linear layer sees."""
-        return self.arch.num_statistics if self.arch.head == "stages" else self.num_features
+        arch = self.arch
+        return {"stages": arch.num_statistics, "readout": arch.readout_dim}.get(arch.head, self.num_features)
 
     @property
     def clip_size(self) -> Size:
@@ -72,12 +79,14 @@ class Hiera(HieraTrunk):
         return (self.spec.num_frames, *self.spec.size) if len(size) == 3 else self.spec.size
 
     def reset_classifier(self, num_classes: int, **head: Any) -> None:
-        """Makes a new head, started as in training; what was said of the old one's classes is dropped.
+        """Makes a new head, started as in training; what was said of the old one's classes is dropped. A readout, which
+        is made with the trunk, stays.
 
         Args:
             num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding, as in
                 timm: ``[B, C]``, where the head sees stages ``[B, arch.num_statistics]``.
-            head: ``head``, ``head_stages``, ``head_strides`` of :class:`hiera_video.Architecture`, for another kind.
+            head: ``head``, ``head_stages``, ``head_strides``, ``readout_dim`` of :class:`hiera_video.Architecture`, for
+                another kind.
 
         Raises:
             RequestError: A value of ``head`` cannot be.
@@ -85,6 +94,8 @@ class Hiera(HieraTrunk):
         self.arch = replace(self.arch, num_classes=num_classes, **head)
         new = self._new_head().train(self.training)
         new.apply(lambda module: init_weights(module, bias=0.02))
+        if isinstance(new, ReadoutHead) and isinstance(self.head, ReadoutHead):
+            new.readout.load_state_dict(self.head.readout.state_dict())
         self.head = new.to(self.norm.weight.device, self.norm.weight.dtype)
         self._scale_head()
         self.labels, self.multi_label = None, False
@@ -136,6 +147,13 @@ class Hiera(HieraTrunk):
         """
         if self.arch.head == "stages":
             return self.statistics(clip)
+        if isinstance(self.head, ReadoutHead):
+            wanted, seen = self.arch.head_stages, {}
+            for stage, last in enumerate(self.stages(clip), start=1):
+                if stage in wanted:
+                    seen[stage] = token_statistics(last)
+            mean = self.norm(last.tokens.flatten(1, -2).mean(dim=1)).float()
+            return self.head.readout(torch.cat([*(seen[stage] for stage in wanted), mean], dim=-1))
         *_, last = self.stages(clip)
         return self.forward_head(last.tokens, pre_logits=True)
 
@@ -153,7 +171,7 @@ class Hiera(HieraTrunk):
         Raises:
             RequestError: The head sees earlier stages, not these tokens.
         """
-        if self.arch.head == "stages":
+        if self.arch.head in SEE_STAGES:
             raise RequestError("this model's head sees statistics of stages, not the last tokens: call the whole model")
         tokens = tokens.flatten(1, -2)
         if isinstance(self.head, AttentiveHead):
@@ -176,9 +194,9 @@ class Hiera(HieraTrunk):
             SizeError, RequestError: The clip's size does not fit the model, ``keep`` does not fit the clip, or the
                 head sees statistics of stages, which are those of whole clips.
         """
-        if self.arch.head == "stages":
+        if self.arch.head in SEE_STAGES:
             if keep is not None:
                 raise RequestError("a head on the statistics of stages sees whole clips: leave keep out")
-            return self.head(self.statistics(clip))
+            return self.head(self.embedding(clip))
         *_, last = self.stages(clip, self.keep_ids(clip, keep))
         return self.forward_head(last.tokens)

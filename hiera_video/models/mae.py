@@ -31,12 +31,14 @@ class MAEOutput(NamedTuple):
         prediction: Predicted pixels of those P positions (or of all that there are), ``[B, P, patch]``, row-major.
         target: The true pixels, of the same shape, each patch normalised.
         keep: Boolean ``[B, num_mask_units]``, on the device where it was given or drawn.
+        embedding: The mean of the encoder's tokens, ``[B, C]``.
     """
 
     loss: Tensor
     prediction: Tensor
     target: Tensor
     keep: Tensor
+    embedding: Tensor
 
 
 class HieraMAE(HieraTrunk):
@@ -130,7 +132,7 @@ class HieraMAE(HieraTrunk):
         if all_positions:
             order = places.argsort(dim=1)
             prediction, target = _gather(prediction, order), _gather(target, order)
-        return MAEOutput(loss, prediction, target, keep)
+        return MAEOutput(loss, prediction, target, keep, latent.mean(dim=1))
 
     def encode(self, clip: Tensor, ids: Tensor) -> Tensor:
         """Encodes the visible mask units, and fuses the stages.

@@ -102,6 +102,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     **_published("hiera_large_16x224", 87.3),
     **_published("hiera_huge_16x224", 87.8),
     "hiera_nano_16x64.camera_motion": Checkpoint(license="apache-2.0", num_classes=9),
+    "hiera_nano_16x64.general": Checkpoint(license="apache-2.0", num_classes=0),
 }
 
 #: Checkpoints that ship inside the package, each a folder of our own format.
@@ -121,6 +122,7 @@ ClassifierName = Literal[
     "hiera_base_16x224.mae_k400_ft_k400", "hiera_base_16x224.mae_k400", "hiera_base_plus_16x224.mae_k400_ft_k400",
     "hiera_base_plus_16x224.mae_k400", "hiera_large_16x224.mae_k400_ft_k400", "hiera_large_16x224.mae_k400",
     "hiera_huge_16x224.mae_k400_ft_k400", "hiera_huge_16x224.mae_k400", "hiera_nano_16x64.camera_motion",
+    "hiera_nano_16x64.general",
 ]
 MAEName = Literal[
     "mae_hiera_tiny_224", "mae_hiera_small_224", "mae_hiera_base_224", "mae_hiera_base_plus_224",

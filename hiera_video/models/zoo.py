@@ -34,8 +34,10 @@ from hiera_video.models.published import ARCHITECTURES, AUTHORS, MAE_ARCHITECTUR
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
 from hiera_video.models.unroll import Size
 
-#: The model that ships with the package and answers without a network; and the first to name for Kinetics actions.
+#: The models that ship with the package and answer without a network: one names how a camera moves, one is for
+#: features, search and as a start; and the first to name for Kinetics actions.
 BUILT_IN = "hiera_nano_16x64.camera_motion"
+GENERAL = "hiera_nano_16x64.general"
 KINETICS = "hiera_base_16x224.mae_k400_ft_k400"
 
 

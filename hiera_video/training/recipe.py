@@ -133,8 +133,9 @@ class FinetuneModel:
     """How many stages, counted from the input and with the patch embedding, do not learn."""
     head: Literal["linear", "attentive", "stages", "best"] | None = None
     """What the logits are made of: linear (the last stage's mean), attentive (what a learned query gathers there),
-    stages (statistics of the first stages; fitted, not trained), or the best of linear, on clips as the starting model
-    has them, and stages, by cross-validation; null: as the starting model."""
+    stages (statistics of the first stages; fitted, not trained), or the best, by cross-validation, of stages and the
+    starting model's embedding of clips as it has them; null: as the starting model, but linear where that has a readout
+    and the run trains."""
     head_strides: Strides = (1,)
     """At which speeds a head of stages sees a clip: every frame, every second one, ..."""
     fit_head: bool = False
@@ -164,6 +165,17 @@ class Loss:
     """Weight of the optical-flow loss at the start and the end of the run; it acts on generated clips alone."""
     teacher: str | None = None
     """A model whose features the trained one imitates beside its task: a name, folder, file or hub id; null: none."""
+    teacher_weight: NotNegative = 1.0
+    """Weight of the loss on the teacher's features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainLoss:
+    """What is minimised beside the error of the predicted pixels."""
+
+    teacher: str | None = None
+    """A model whose features of the whole clip the encoder tells from what it sees: a name, folder, file or hub id;
+    null: none."""
     teacher_weight: NotNegative = 1.0
     """Weight of the loss on the teacher's features."""
 
@@ -247,6 +259,7 @@ class Pretraining:
     data: Data = Data()
     augment: Augment = PRETRAIN
     model: PretrainModel
+    loss: PretrainLoss = PretrainLoss()
     optim: Optim
     run: Run
 

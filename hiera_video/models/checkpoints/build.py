@@ -114,21 +114,11 @@ def assemble(
     target = classifier_form(arch or trained)
     head = state.get("head.projection.weight")
     kept = target.num_classes if head is None or _is_inflated(trained, target) else head.shape[0]
-    target = changed(target, num_classes or kept, input_size, config)
+    target = changed(target, kept if num_classes is None else num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
     state, spec = _fit(state, facts.spec, trained, target, way)
-    labels = facts.labels
-    if head is None or head.shape[0] != target.num_classes:
-        new = f"head of {target.num_classes} classes"
-        new = f"a new {new} starts" if "norm.weight" in state else f"a new norm and {new} start"
-        if decoder:
-            log.warning("the decoder of %s was left behind: %s; %s untrained", source, _summary(decoder), new)
-        else:
-            was = "has no head" if head is None else f"has {head.shape[0]} classes"
-            log.warning("%s %s: %s untrained", source, was, new)
-        state = {key: value for key, value in state.items() if not key.startswith("head.")}
-        labels = None
-    fresh = () if "head.projection.weight" in state else ("head.",)
+    state, fresh = _head_of(state, decoder, target, source)
+    labels = None if fresh else facts.labels
     model = Hiera(target, spec)
     # An encoder (of an MAE, or transformers' bare model) may have no final norm either.
     load_state(model, state, source=source, fresh=(*fresh, "norm.") if head is None else fresh)
@@ -139,6 +129,26 @@ def assemble(
     model.new_head = bool(fresh)
     model.multi_label = facts.multi_label and not fresh
     return model.eval()
+
+
+def _head_of(state: State, decoder: State, target: Architecture, source: str) -> tuple[State, tuple[str, ...]]:
+    """The tensors without a head that is of other classes, which is said; and the names that then start anew."""
+    if target.head != "readout":
+        state = {key: value for key, value in state.items() if not key.startswith("head.readout.")}
+    if target.num_classes == 0 and not decoder:
+        return {key: value for key, value in state.items() if not key.startswith("head.projection.")}, ()
+    head = state.get("head.projection.weight")
+    if head is not None and head.shape[0] == target.num_classes:
+        return state, ()
+    new = f"head of {target.num_classes} classes"
+    new = f"a new {new} starts" if "norm.weight" in state else f"a new norm and {new} start"
+    if decoder:
+        log.warning("the decoder of %s was left behind: %s; %s untrained", source, _summary(decoder), new)
+    else:
+        was = "has no head" if head is None else f"has {head.shape[0]} classes"
+        log.warning("%s %s: %s untrained", source, was, new)
+    # A readout was made with the trunk: it is not the old head's.
+    return {key: value for key, value in state.items() if not key.startswith("head.") or "readout" in key}, ("head.",)
 
 
 def assemble_mae(
@@ -261,8 +271,8 @@ def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str
         RequestError: There is no such field (the nearest is named), or its value cannot be.
         SizeError: The input size does not fit the model; the nearest that fit are named.
     """
-    if num_classes < 1:
-        raise RequestError(f"num_classes must be at least 1, not {num_classes}")
+    if num_classes < 0:
+        raise RequestError(f"num_classes must be at least 0 (no head), not {num_classes}")
     size = tuple(input_size) if input_size is not None else arch.input_size
     if len(size) != len(arch.input_size):
         axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]

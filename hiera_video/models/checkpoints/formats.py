@@ -45,7 +45,7 @@ CONFIG_NAMES = {
     **{"mask_unit_attn": "masked_unit_attention", "patch_kernel": "patch_size"},
     **{name: name for name in ("patch_stride", "patch_padding", "mlp_ratio", "drop_path_rate", "sep_pos_embed")},
     **{name: name for name in ("hidden_act", "layer_norm_eps", "head_dropout", "head_init_scale", "qkv_bias")},
-    **{name: name for name in ("head", "head_stages", "head_strides")},
+    **{name: name for name in ("head", "head_stages", "head_strides", "readout_dim")},
 }
 
 #: What only an MAE has, in our names.

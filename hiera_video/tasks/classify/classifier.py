@@ -23,7 +23,7 @@ from hiera_video.data.reading.child_process import IsolatedReader, isolated_read
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.views import Loaded, Segment, load_ahead, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
@@ -265,6 +265,8 @@ class VideoClassifier:
 
     def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
         refuse_name(model, "VideoClassifier")
+        if not model.arch.num_classes:
+            raise RequestError(WITHOUT_CLASSES)
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device)

@@ -25,7 +25,7 @@ from hiera_video.data.sampling import sampler_of
 from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Scored, Scorer, score_views
@@ -107,6 +107,8 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     listed = list_videos(source, root=data.root, split=data.split, fold=data.fold, images=data.images)
     with state.local_main_process_first():  # one of them downloads
         model = from_pretrained(start).to(device)
+    if not model.arch.num_classes:
+        raise RequestError(WITHOUT_CLASSES)
     if data.pixel_aspect is not None:
         model.spec = model.spec.replace(pixel_aspect=data.pixel_aspect)
     videos = match_classes(listed, model.labels, model.arch.num_classes)

@@ -21,8 +21,9 @@ from hiera_video.data.views import Views
 from hiera_video.data.windows import CROPS, Crop, Walk, Windows, walk
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
+from hiera_video.models.heads import SEE_STAGES
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import BUILT_IN, from_pretrained
+from hiera_video.models.zoo import GENERAL, from_pretrained
 from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision, refuse_name
 
 #: Seconds from one window of an image model to the next: it looks at single pictures.
@@ -115,7 +116,7 @@ class FeatureExtractor:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = BUILT_IN, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
+        cls, model: str | Path = GENERAL, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
     ) -> FeatureExtractor:
         """The extractor of any model that :func:`hiera_video.from_pretrained` reads.
 
@@ -271,7 +272,7 @@ class FeatureExtractor:
         with autocast(self.device, self.precision):
             values: dict[str, Tensor] = {}
             maps: list[Tensor] = []
-            if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
+            if model.arch.head in SEE_STAGES and "embedding" in names:
                 values["embedding"] = model.embedding(clip)
             if "statistics" in names:
                 values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)

@@ -72,9 +72,10 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> None:
     there = read_facts(folder)
     for name, here in facts.items():
         if there.get(name) != here and name != "model":  # the same weights may go by another name
-            raise RequestError(
-                f"{folder} was made with {name} {there.get(name)}, not {here}: name another folder as output"
-            )
+            remedy = "name another folder as output"
+            if there.get("model") != facts["model"]:
+                remedy += f", or go on with --model {there.get('model')}"
+            raise RequestError(f"{folder} was made with {name} {there.get(name)}, not {here}: {remedy}")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

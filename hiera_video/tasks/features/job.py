@@ -21,7 +21,7 @@ from hiera_video.data.reading.child_process import keep_freed_memory
 from hiera_video.data.windows import CROPS, Crop, Decoded, Walk, Windows, read_ahead
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
-from hiera_video.models.zoo import BUILT_IN
+from hiera_video.models.zoo import GENERAL
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import VECTORS, FeatureExtractor, WindowFeatures, feature_names
 from hiera_video.tasks.features.feature_table import DTYPES, FORMAT, Writer, open_folder, read_done, read_failures
@@ -80,7 +80,7 @@ def extract(
     Args:
         inputs: Video files, image files, folders, globs, http(s) addresses, and lists of them (.txt, .csv).
         output: The folder to write to. The same command goes on where it was stopped, every window once.
-        model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: the built-in model.
+        model: A name (see `hiera-video models`), a file, a folder or a hub id. Default: hiera_nano_16x64.general.
         features: embedding, statistics (of stages 1 and 2), stage1 to stage4, several with commas; all: but statistics.
         window: Seconds of one window. Default: the model's clip; of statistics alone 32 frames, 1.28 s.
         hop: Seconds from one window to the next. Default: as long as a window.
@@ -105,7 +105,7 @@ def extract(
         OutputError: Where the folder cannot be written.
         WeightsError: Where the model cannot be had.
     """
-    share, name = parse_part(part), model or BUILT_IN
+    share, name = parse_part(part), model or GENERAL
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
     names = feature_names(extractor.model, features)

@@ -30,6 +30,7 @@ from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import input_size_of, spec_of
 from hiera_video.training.accelerator import export, whole
 from hiera_video.training.devices import pick_precision
+from hiera_video.training.durations import duration_of
 from hiera_video.training.loop import Draw, Loader, Training
 from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import Plan
@@ -55,6 +56,7 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
     """
     start, data = recipe.model, recipe.data
     head: str | None = "stages" if start.head == "best" else start.head
+    trains = duration_of(recipe.run.duration)[0] > 0
     config = {name: getattr(start, name) for name in ("drop_path_rate", "head_dropout", "head_init_scale")}
     torch.manual_seed(recipe.run.seed)
     if read is None and start.start in list_models():
@@ -69,7 +71,9 @@ def starting_classifier(recipe: Finetuning, classes: list[str], read: Hiera | No
             init_narrow(model)
     else:
         model = from_pretrained(start.start, **config) if read is None else rebuilt(read, **config)
-        size, head = input_size_of(data, model.arch.input_size), head or model.arch.head
+        if head is None:  # a readout is of the trunk as it is
+            head = "linear" if trains and model.arch.head == "readout" else model.arch.head
+        size = input_size_of(data, model.arch.input_size)
         if size != model.arch.input_size and head != "stages":
             model = rebuilt(model, input_size=size)
         if model.labels is not None and head == model.arch.head and sorted(model.labels) == sorted(classes):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from hiera_video.cells import cells
+from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.tasks.evaluate.metrics import Scores, metrics
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
@@ -17,8 +19,10 @@ from hiera_video.tasks.train.fitted_head import fit_head
 from hiera_video.tasks.train.generated import train_on_generated
 from hiera_video.tasks.train.head_alone import head_alone, with_linear_head
 from hiera_video.tasks.train.report import write_report
+from hiera_video.tasks.train.teacher import TaughtStep, WithTeacher, taught_dim, teacher_of
 from hiera_video.training.accelerator import prepare, start_accelerator
 from hiera_video.training.checkpointing import latest
+from hiera_video.training.durations import duration_of
 from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import param_groups
 from hiera_video.training.recipe import Finetuning
@@ -27,12 +31,13 @@ from hiera_video.training.run_folder import open_run
 log = logging.getLogger("hiera_video")
 
 
-def finetune(recipe: Finetuning) -> Iterator[Metrics]:
+def finetune(recipe: Finetuning, *, teacher: Callable[[Tensor], Tensor] | None = None) -> Iterator[Metrics]:
     """Fine-tunes a classifier by a recipe; figures come as the run goes on.
 
     Args:
         recipe: Of :func:`~hiera_video.load_recipe` or :func:`~hiera_video.own_recipe`. Without ``run.output`` the run
             is in ``runs/NAME-DATE``, NAME being that of the training videos; the log says where.
+        teacher: In place of ``loss.teacher`` a function: clips float32 [B, C, T, h, w] in [0, 1] -> features [B, D].
 
     Yields:
         Means of training, figures of validation, and at the end a record of kind "done".
@@ -55,6 +60,9 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
     lists = labelled(read.lists, data)
     train = lists.train
     assert train is not None
+    who = teacher_of(teacher or recipe.loss.teacher, accelerator.device)
+    if who is not None and (run.shard or duration_of(run.duration)[0] == 0):
+        raise RequestError("a teacher teaches a whole model that trains: leave run.shard out, and name run.duration")
     with open_run(recipe, len(train), accelerator, read.notes) as (recipe, plan):
         models = [model := starting_classifier(recipe, train.classes, read.model)]
         if recipe.model.head == "best":
@@ -71,20 +79,34 @@ def finetune(recipe: Finetuning) -> Iterator[Metrics]:
                 log.info("the head alone, by cross-validation: %s", cells(metrics(scores, train)))
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None
-        step = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)
+        classify = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)
+        trained: nn.Module = model
+        step: Callable[..., dict[str, Tensor]] = classify
+        groups = param_groups(model, recipe.optim)
+        if who is not None:
+            trained = taught = WithTeacher(model, taught_dim(who, model.spec, accelerator.device))
+            groups.append({"params": list(taught.imitation.parameters()), "lr_scale": 1.0})
+            step = TaughtStep(classify, who, recipe.loss.teacher_weight)
         yield from train_classifier(
             recipe,
             plan,
             accelerator,
-            trained=model,
-            groups=param_groups(model, recipe.optim),
+            trained=trained,
+            groups=groups,
             step=step,
             loader=clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=False),
             num_videos=len(train),
             val=lists.val,
-            classifier_of=lambda module: module,
+            classifier_of=_classifier,
             report=lambda scores: _report(recipe, model, lists, scores, accelerator),
         )
+
+
+def _classifier(module: nn.Module) -> Hiera:
+    """The classifier of a trained module."""
+    model = module.model if isinstance(module, WithTeacher) else module
+    assert isinstance(model, Hiera)
+    return model
 
 
 def _report(recipe: Finetuning, model: Hiera, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:

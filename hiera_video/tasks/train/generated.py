@@ -23,7 +23,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.classifier import ClassStep, starting_classifier, train_classifier
 from hiera_video.tasks.train.data import check_files, judging, lists_of
-from hiera_video.tasks.train.teacher import Imitation, Taught, Teacher, load_teacher
+from hiera_video.tasks.train.teacher import Imitation, Taught, Teacher, pixels, taught_dim, teacher_of
 from hiera_video.training.accelerator import prepare
 from hiera_video.training.loop import Draw
 from hiera_video.training.metrics import Metrics
@@ -61,7 +61,7 @@ def train_on_generated(recipe: Finetuning, accelerator: Accelerator) -> Iterator
         model.freeze_stages(recipe.model.freeze_stages)
         prepare(model, run)
         groups = param_groups(model, recipe.optim)
-        teacher = None if recipe.loss.teacher is None else load_teacher(recipe.loss.teacher, accelerator.device)
+        teacher = teacher_of(recipe.loss.teacher, accelerator.device)
         trained = WithTargets(model, None if teacher is None else taught_dim(teacher, model.spec, accelerator.device))
         groups.append({"params": [*trained.flow.parameters(), *trained.imitation.parameters()], "lr_scale": 1.0})
         with accelerator.main_process_first():  # it makes coded clips that the others then find
@@ -135,7 +135,7 @@ class GeneratedStep:
 
     def __call__(self, model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         clip, label, target = self.classify.inputs(batch, draw)
-        taught = None if self.teacher is None else self.teacher(batch["clip"].to(clip.device).float() / 255)
+        taught = None if self.teacher is None else self.teacher(pixels(self.classify.spec, clip))
         logits, flow_loss, teacher_loss = model(clip, batch["flow"].to(clip.device, non_blocking=True), taught)
         figures = self.classify.figures(logits, label, target)
         first, last = self.loss.flow_weight
@@ -189,17 +189,3 @@ class WithTargets(nn.Module):
             embedding = self.model.forward_head(tokens, pre_logits=True)
             imitated = self.imitation(embedding, maps[-2][:, time], taught)
         return self.model.forward_head(tokens), torch.stack(losses).mean(), imitated
-
-
-def taught_dim(teacher: Teacher, spec: ClipSpec, device: torch.device) -> int:
-    """How many channels a teacher's features have, as it says of a black clip.
-
-    Args:
-        teacher: Is asked once.
-        spec: Of the student's clips.
-        device: Where the teacher computes.
-
-    Returns:
-        The number.
-    """
-    return teacher(torch.zeros(1, 3, spec.num_frames, *spec.size, device=device)).embedding.shape[-1]

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 
@@ -15,6 +16,7 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.files import replacing
 from hiera_video.models.heads import HEADS
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.zoo import from_pretrained
 from hiera_video.tasks.evaluate.metrics import metrics
 from hiera_video.tasks.train.classifier import best_figure, starting_classifier, validation_scores
 from hiera_video.tasks.train.data import Lists
@@ -29,7 +31,8 @@ log = logging.getLogger("hiera_video")
 
 
 def with_linear_head(recipe: Finetuning, classes: list[str], read: Hiera | None) -> list[Hiera]:
-    """The other candidate of ``model.head`` best: a head on the embedding of clips as the starting model has them.
+    """The other candidate of ``model.head`` best: a head on the embedding of clips as the starting model has them, a
+    readout where it has one.
 
     Args:
         recipe: Of the run.
@@ -44,7 +47,9 @@ def with_linear_head(recipe: Finetuning, classes: list[str], read: Hiera | None)
         WeightsError: The checkpoint cannot be had.
     """
     own = replace(recipe.data, num_frames=None, frame_stride=None, target_fps=None, size=None, resize=None)
-    linear = replace(recipe, data=own, model=replace(recipe.model, head="linear"))
+    read = from_pretrained(recipe.model.start) if read is None else read
+    kind: Literal["linear"] | None = None if read.arch.head == "readout" else "linear"
+    linear = replace(recipe, data=own, model=replace(recipe.model, head=kind))
     model = starting_classifier(linear, classes, read)
     fits = (model.spec.num_frames, *model.spec.size) == model.arch.input_size
     return [model] if fits else []

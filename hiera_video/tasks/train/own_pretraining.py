@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hiera_video.data.lists.video_list import list_videos
 from hiera_video.errors import RequestError
-from hiera_video.models.zoo import BUILT_IN
+from hiera_video.models.zoo import GENERAL
 from hiera_video.spec import PRETRAIN
 from hiera_video.training.recipe import Data, Optim, Pretraining, PretrainModel, Run
 from hiera_video.training.recipe_file import load_recipe
@@ -34,7 +34,7 @@ def own_pretraining(changes: Mapping[str, str]) -> Pretraining:
         data=Data(repeats=CLIPS_A_VIDEO, frame_stride=2),
         augment=PRETRAIN,
         model=PretrainModel(
-            start=BUILT_IN, mask_ratio=0.75, decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4
+            start=GENERAL, mask_ratio=0.75, decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4
         ),
         optim=Optim(lr=1e-3, lr_videos=32 // CLIPS_A_VIDEO, betas=(0.9, 0.95), warmup="5%", end_lr=1e-5, clip_norm=1.0),
         run=Run(duration="1pass", videos_per_step=1, batch_size=1, save_every="10%", picture_every="25%"),

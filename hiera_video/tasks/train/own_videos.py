@@ -11,11 +11,12 @@ from statistics import median
 import numpy as np
 import torch
 
+from hiera_video.data.camera_motion.generator import LABELS
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.zoo import BUILT_IN, KINETICS, from_pretrained, list_models
+from hiera_video.models.zoo import BUILT_IN, GENERAL, KINETICS, from_pretrained, list_models
 from hiera_video.spec import FINETUNE, Augment
 from hiera_video.tasks.features.extractor import FRAMES, SIDE, STEP_S, STRIDES
 from hiera_video.tasks.train.classifier import best_figure
@@ -79,14 +80,9 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
         raise RequestError(
             "nothing to learn from: name your videos (--train FOLDER --val FOLDER) or a recipe (--config)"
         )
-    start, why = changes.get("model.start"), "as asked"
-    if start is None:
-        start, why = (KINETICS, "the best start for small sets that a GPU trains well")
-        if not torch.cuda.is_available():
-            start, why = BUILT_IN, f"there is no GPU here, and it is small; with one, or with patience, take {KINETICS}"
     stub = {name: value for name, value in changes.items() if name.startswith("data.")}
     blank = Finetuning(
-        model=FinetuneModel(start=start),
+        model=FinetuneModel(start=changes.get("model.start", GENERAL)),
         optim=Optim(lr=1.0, lr_videos=1),
         run=Run(duration="1pass", videos_per_step=1, batch_size=1),
     )
@@ -94,6 +90,8 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     lists = lists_of(data)
     videos = lists.train
     assert videos is not None
+    start, why = _start(changes, videos)
+    blank = replace(blank, model=replace(blank.model, start=start))
     model = None if start in list_models() else from_pretrained(start)
     seconds, fps = _look(videos)
     if model is not None and len(videos) < FITTED_BELOW and _takes_stages(model, changes):
@@ -116,6 +114,17 @@ def own_recipe(changes: Mapping[str, str]) -> Finetuning:
     notes += _notes(recipe, lists, data)
     vars(recipe)["_read"] = ReadBefore(lists, model, notes)  # no field: it is of this object, not of its values
     return recipe
+
+
+def _start(changes: Mapping[str, str], videos: VideoList) -> tuple[str, str]:
+    """The starting model, and why it is that."""
+    if "model.start" in changes:
+        return changes["model.start"], "as asked"
+    if torch.cuda.is_available():
+        return KINETICS, "the best start for small sets that a GPU trains well"
+    if sorted(videos.classes) == sorted(LABELS):
+        return BUILT_IN, "it names these very classes already"
+    return GENERAL, f"there is no GPU here, and it is small; with one, or with patience, take {KINETICS}"
 
 
 def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
@@ -145,7 +154,7 @@ def _notes(recipe: Finetuning, lists: Lists, given: Data) -> list[str]:
 def _takes_stages(model: Hiera, changes: Mapping[str, str]) -> bool:
     """Whether a head on the statistics of stages is the start's best: it is small, and nothing asked for is against."""
     small = model.arch.embed_dim < NARROW and len(model.arch.input_size) == 3
-    trained = changes.get("run.duration", "0pass") != "0pass"
+    trained = changes.get("run.duration", "0pass") != "0pass" or "loss.teacher" in changes
     return small and not trained and changes.get("model.head") in (None, "stages", "best")
 
 

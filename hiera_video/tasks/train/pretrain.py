@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hiera_video.models.zoo import create_model, list_models, mae_from_pretraine
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, spec_of
+from hiera_video.tasks.train.teacher import Teacher, WithTeacher, pixels, taught_dim, teacher_of
 from hiera_video.training.accelerator import export, prepare, start_accelerator, whole
 from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics
@@ -42,12 +42,13 @@ log = logging.getLogger("hiera_video")
 NUM_SHOWN, NUM_VALIDATED = 4, 64
 
 
-def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
+def pretrain(recipe: Pretraining, *, teacher: Callable[[Tensor], Tensor] | None = None) -> Iterator[Metrics]:
     """Pre-trains by MAE (arXiv 2306.00989, section 3); figures come as the run goes on.
 
     Args:
         recipe: Of :func:`~hiera_video.load_recipe`. Without ``run.output`` the run is in ``runs/NAME-DATE``, NAME being
             that of the training videos; the log says where.
+        teacher: In place of ``loss.teacher`` a function: clips float32 [B, C, T, h, w] in [0, 1] -> features [B, D].
 
     Yields:
         Means of training, the validation loss, and at the end a record of kind "done".
@@ -66,34 +67,51 @@ def pretrain(recipe: Pretraining) -> Iterator[Metrics]:
         raise RequestError("pre-training reads videos: name a card, folder or file as data.train")
     check_files(lists, data)
     with open_run(recipe, len(lists.train), accelerator, []) as (recipe, plan):
-        yield from _pretrain(recipe, plan, lists.train, lists.val, accelerator)
+        who = teacher_of(teacher or recipe.loss.teacher, accelerator.device)
+        yield from _pretrain(recipe, plan, lists.train, lists.val, accelerator, who)
 
 
 def _pretrain(
-    recipe: Pretraining, plan: Plan, train: VideoList, val: VideoList | None, accelerator: Accelerator
+    recipe: Pretraining,
+    plan: Plan,
+    train: VideoList,
+    val: VideoList | None,
+    accelerator: Accelerator,
+    teacher: Teacher | None,
 ) -> Iterator[Metrics]:
     run = recipe.run
+    if teacher is not None and run.shard:
+        raise RequestError("run.shard has no teacher beside it yet: leave one of them out")
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
     loader = clip_loader(train, model.spec, recipe.data, recipe.augment, run, plan, accelerator, several_clips=True)
     prepare(model, run)
+    groups = param_groups(model, recipe.optim)
+    trained: HieraMAE | WithTeacher = model
+    if teacher is not None:
+        trained = WithTeacher(model, taught_dim(teacher, model.spec, accelerator.device))
+        groups.append({"params": list(trained.imitation.parameters()), "lr_scale": 1.0})
+    step = MAEStep(model.spec, masking, accelerator.device, teacher, recipe.loss.teacher_weight)
     parts = {"masking": masking, "run": run, "accelerator": accelerator}
-    judge = None
-    if val is not None:
-        judge = partial(validate, clips=fixed_clips(val, NUM_VALIDATED, recipe, model.spec), **parts)
+    judged = None if val is None else fixed_clips(val, NUM_VALIDATED, recipe, model.spec)
+
+    def judge(module: nn.Module) -> dict[str, float]:
+        assert judged is not None
+        return validate(_mae(module), clips=judged, masking=masking, run=run, accelerator=accelerator)
+
     shown = fixed_clips(train if val is None else val, NUM_SHOWN, recipe, model.spec)
     training = Training(
-        model=model,
-        step=partial(mae_step, spec=model.spec, masking=masking, device=accelerator.device),
+        model=trained,
+        step=step,
         loader=loader,
-        groups=param_groups(model, recipe.optim),
+        groups=groups,
         recipe=recipe,
         plan=plan,
         accelerator=accelerator,
         num_videos=len(train),
-        evaluate=judge,
-        export=partial(export, run=run, accelerator=accelerator),
-        show=partial(show_some, clips=shown, **parts),
+        evaluate=None if judged is None else judge,
+        export=lambda module: export(_mae(module), run=run, accelerator=accelerator),
+        show=lambda module, step: show_some(_mae(module), step, clips=shown, **parts),
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 
@@ -162,25 +180,39 @@ class Masking:
         )
 
 
-def mae_step(
-    model: nn.Module, batch: Batch, draw: Draw, *, spec: ClipSpec, masking: Masking, device: torch.device
-) -> dict[str, Tensor]:
+def _mae(module: nn.Module) -> HieraMAE:
+    """The MAE of a trained module."""
+    mae = module.model if isinstance(module, WithTeacher) else module
+    assert isinstance(mae, HieraMAE)
+    return mae
+
+
+@dataclass
+class MAEStep:
     """The loss of one batch.
 
     Args:
-        model: A :class:`HieraMAE`, or its wrapping for several processes.
-        batch: Of a loader.
-        draw: Not needed: masks are drawn by the clips' own keys.
         spec: The model's input facts.
-        masking: Draws the masks.
+        masking: Draws the masks, by the clips' own keys.
         device: Where the model is.
-
-    Returns:
-        ``loss``.
+        teacher: Who is imitated beside it, if anyone: it sees whole clips, the model some of each.
+        weight: Of the loss on the teacher's features.
     """
-    clip = spec.model_input(on_device(batch, spec, device))
-    rows = zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["repeat"].tolist(), strict=True)
-    return {"loss": model(clip, **masking.draw(rows)).loss}
+
+    spec: ClipSpec
+    masking: Masking
+    device: torch.device
+    teacher: Teacher | None = None
+    weight: float = 1.0
+
+    def __call__(self, model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        clip = self.spec.model_input(on_device(batch, self.spec, self.device))
+        rows = zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["repeat"].tolist(), strict=True)
+        masks = self.masking.draw(rows)
+        if self.teacher is None:
+            return {"loss": model(clip, **masks).loss}
+        loss, teacher_loss = model(clip, self.teacher(pixels(self.spec, clip)), **masks)
+        return {"loss": loss + self.weight * teacher_loss, "mae_loss": loss, "teacher_loss": teacher_loss}
 
 
 def fixed_clips(videos: VideoList, count: int, recipe: Pretraining, spec: ClipSpec) -> Tensor:

@@ -1,4 +1,8 @@
-"""Distillation: what a teacher says of a clip, and the loss of a student that learns to say the same."""
+"""Distillation: what a teacher says of a clip, and the loss of a student that learns to say the same.
+
+teacher_of: a name or a function -> Teacher: clips -> Taught; WithTeacher: a classifier or an MAE with a head that tells
+what its teacher says; TaughtStep: its step in fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.data.loader import Batch
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import HieraMAE
 from hiera_video.models.zoo import from_pretrained
+from hiera_video.spec import ClipSpec
+from hiera_video.tasks.train.classifier import ClassStep
+from hiera_video.training.loop import Draw
 
 #: A frame-wise ImageNet network from PyPI, by which the built-in model learns the look of things.
 IMAGE_TEACHER = "efficientnet-lite0"
@@ -35,26 +44,52 @@ class Taught:
 
 
 Teacher = Callable[[Tensor], Taught]
-"""Called with clips, float32 [B, C, T, h, w] in [0, 1], without gradients."""
+"""Called with clips, float32 [B, C, T, h, w] in [0, 1] (of images [B, C, h, w]), without gradients."""
 
 
-def load_teacher(name: str, device: torch.device) -> Teacher:
-    """A teacher by its name.
+def teacher_of(teacher: str | Callable[[Tensor], Tensor] | None, device: torch.device) -> Teacher | None:
+    """A teacher by its name, or of a function.
 
     Args:
-        name: A checkpoint's name, folder, file or hub id of any of our classifiers; or "efficientnet-lite0".
-        device: Where it computes.
+        teacher: A checkpoint's name, folder, file or hub id of any of our classifiers; "efficientnet-lite0"; or a
+            function that takes clips as a :data:`Teacher` does and gives features [B, D].
+        device: Where a named one computes.
 
     Returns:
-        The teacher.
+        The teacher; None for None.
 
     Raises:
         RequestError: It needs a package that is not installed.
         WeightsError: The checkpoint cannot be had.
     """
-    if name == IMAGE_TEACHER:
-        return ImageTeacher(device)
-    return ModelTeacher(from_pretrained(name).to(device))
+    if teacher is None:
+        return None
+    if callable(teacher):
+        return lambda clip: Taught(_features(teacher, clip))
+    return ImageTeacher(device) if teacher == IMAGE_TEACHER else ModelTeacher(from_pretrained(teacher).to(device))
+
+
+@torch.no_grad()
+def _features(teacher: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
+    features = teacher(clip)
+    if features.ndim != 2 or len(features) != len(clip):
+        raise RequestError(f"the teacher gave features {list(features.shape)} of {len(clip)} clips, not [B, D]")
+    return features.float()
+
+
+def taught_dim(teacher: Teacher, spec: ClipSpec, device: torch.device) -> int:
+    """How many channels a teacher's features have, as it says of a black clip.
+
+    Args:
+        teacher: Is asked once.
+        spec: Of the student's clips.
+        device: Where the teacher computes.
+
+    Returns:
+        The number.
+    """
+    black = spec.model_input(torch.zeros(1, 3, spec.num_frames, *spec.size, device=device))
+    return teacher(black).embedding.shape[-1]
 
 
 class ModelTeacher:
@@ -154,3 +189,71 @@ class Imitation(nn.Module):
         places = (taught.map - self.mean) / (self.variance + 1e-5).sqrt()
         guess = self.map(F.layer_norm(features, features.shape[-1:]))
         return (loss + 1 - F.cosine_similarity(guess, places, dim=-1).mean()) / 2
+
+
+class WithTeacher(nn.Module):
+    """A classifier or an MAE, with a linear head that tells its teacher's features from its embedding.
+
+    Args:
+        model: A classifier, or an MAE, whose embedding is the mean of its visible tokens.
+        taught_dim: Channels of the teacher's features.
+    """
+
+    def __init__(self, model: Hiera | HieraMAE, taught_dim: int) -> None:
+        super().__init__()
+        self.model = model
+        dim = model.head_features if isinstance(model, Hiera) else model.num_features
+        self.imitation = Imitation(dim, 0, taught_dim)
+
+    def forward(self, clip: Tensor, taught: Taught, **masks: Any) -> tuple[Tensor, Tensor]:
+        """Both answers.
+
+        Args:
+            clip: float32 [B, C, T, h, w] or [B, C, h, w].
+            taught: What the teacher says of it.
+            masks: Of an MAE.
+
+        Returns:
+            Logits [B, K], or the loss of an MAE; and the loss on the teacher's features.
+        """
+        model = self.model
+        if isinstance(model, Hiera):
+            embedding = model.embedding(clip)
+            return model.head(embedding), self.imitation(embedding, None, taught)
+        out = model(clip, **masks)
+        return out.loss, self.imitation(out.embedding.float(), None, taught)
+
+
+@dataclass
+class TaughtStep:
+    """The step of a classifier beside a teacher, who sees the same augmented, mixed clips.
+
+    Args:
+        classify: The classifier's step.
+        teacher: Who is imitated.
+        weight: Of the loss on the teacher's features.
+    """
+
+    classify: ClassStep
+    teacher: Teacher
+    weight: float
+
+    def __call__(self, model: nn.Module, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        clip, label, target = self.classify.inputs(batch, draw)
+        logits, teacher_loss = model(clip, self.teacher(pixels(self.classify.spec, clip)))
+        figures = self.classify.figures(logits, label, target)
+        more = {"class_loss": figures["loss"], "teacher_loss": teacher_loss}
+        return {**figures, **more, "loss": figures["loss"] + self.weight * teacher_loss}
+
+
+def pixels(spec: ClipSpec, clip: Tensor) -> Tensor:
+    """What a teacher sees of a model's input.
+
+    Args:
+        spec: Of the model.
+        clip: Normalised, float [B, C, T, h, w] or [B, C, h, w].
+
+    Returns:
+        float32 of the same shape in [0, 1].
+    """
+    return spec.denormalize(clip).float() / 255

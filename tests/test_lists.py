@@ -574,12 +574,12 @@ def test_a_wrong_card_is_one_sentence(old: str, new: str, sentence: str, tmp_pat
 
 def test_cards_and_recipes_are_found_by_name_and_paths_are_taken_as_they_are(tmp_path: Path) -> None:
     assert files.find("datasets", "ucf101").name == "ucf101.yaml"
-    assert files.find("configs", "camera_motion").parent.name == "configs"
+    assert files.find("configs", "general").parent.name == "configs"
     assert files.find("datasets", write(tmp_path / "x.yaml")) == tmp_path / "x.yaml"
     with pytest.raises(RequestError, match=r"there is no dataset card 'kinetics40'; did you mean kinetics400\?"):
         files.find("datasets", "kinetics40")
     with pytest.raises(
-        RequestError, match=r"there is no file nowhere/x.yaml; a recipe can be named too: camera_motion"
+        RequestError, match=r"there is no file nowhere/x.yaml; a recipe can be named too: creatures_from_mae"
     ):
         files.find("configs", "nowhere/x.yaml")
 

@@ -10,6 +10,7 @@ import pytest
 from training_sets import write_colours
 
 from hiera_video.errors import RequestError
+from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.train.data import lists_of
 from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.own_pretraining import own_pretraining
@@ -115,9 +116,10 @@ def test_classes_with_a_direction_are_not_mirrored(classes: list[str], flip: flo
 
 
 def test_videos_shorter_than_a_clip_get_half_the_stride_and_what_is_given_stays(tmp_path: Path) -> None:
-    folder = str(write_colours(tmp_path, 3, seed=0))  # of 1.3 s; the model's clip is 2.1 s
+    folder = str(write_colours(tmp_path, 3, seed=0))  # of 1.3 s
     linear = {"data.train": folder, "model.head": "linear"}
-    assert own_recipe(linear).data.frame_stride == 2
+    assert own_recipe(linear).data.frame_stride is None  # the general model's clip is 1.28 s
+    assert own_recipe(linear | {"model.start": BUILT_IN}).data.frame_stride == 2  # and this one's 2.1 s
     assert own_recipe({"data.train": folder, "data.frame_stride": "3"}).data.frame_stride == 3
     changed = own_recipe({"data.train": folder, "optim.lr": "0.1", "run.duration": "3pass"})
     assert (changed.optim.lr, changed.run.duration) == (0.1, "3pass")

@@ -221,7 +221,8 @@ def test_a_file_that_is_no_recipe_says_what_it_is_instead(tmp_path: Path) -> Non
     assert refusal(Pretraining, jobs) == f"{jobs}: job is ['pretrain'], but must be pretrain"
     words = written(tmp_path, "- just\n- words\n")
     assert (
-        refusal(Pretraining, words) == f"{words} is no recipe: expected the sections data, augment, model, optim, run"
+        refusal(Pretraining, words)
+        == f"{words} is no recipe: expected the sections data, augment, model, loss, optim, run"
     )
     missing = tmp_path / "none.yaml"
     assert refusal(Pretraining, missing).startswith(f"there is no file {missing}; a recipe can be named too: ")

@@ -49,7 +49,16 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 0.1), "fp16": (2e-2, 0.1)}
 PEERS = ("reference", "timm", "transformers")
 #: Fields that the reference does not have.
-OURS_ALONE = {"head", "head_stages", "head_strides", "hidden_act", "layer_norm_eps", "qkv_bias", "mask_ratio"}
+OURS_ALONE = {
+    "head",
+    "head_stages",
+    "head_strides",
+    "readout_dim",
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+    "mask_ratio",
+}
 MIB = 2**20
 
 

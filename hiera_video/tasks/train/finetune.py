@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.cells import cells
-from hiera_video.errors import RequestError
+from hiera_video.data.lists.video_list import VideoList
 from hiera_video.models.hiera import Hiera
 from hiera_video.tasks.evaluate.metrics import Scores, metrics
 from hiera_video.tasks.train.classifier import ClassStep, balanced_weights, starting_classifier, train_classifier
@@ -19,10 +19,9 @@ from hiera_video.tasks.train.fitted_head import fit_head
 from hiera_video.tasks.train.generated import train_on_generated
 from hiera_video.tasks.train.head_alone import head_alone, with_linear_head
 from hiera_video.tasks.train.report import write_report
-from hiera_video.tasks.train.teacher import TaughtStep, WithTeacher, taught_dim, teacher_of
+from hiera_video.tasks.train.teacher import TaughtStep, WithTeacher, new_heads, student_of, teacher_of
 from hiera_video.training.accelerator import prepare, start_accelerator
 from hiera_video.training.checkpointing import latest
-from hiera_video.training.durations import duration_of
 from hiera_video.training.metrics import Metrics
 from hiera_video.training.optimization import param_groups
 from hiera_video.training.recipe import Finetuning
@@ -60,9 +59,7 @@ def finetune(recipe: Finetuning, *, teacher: Callable[[Tensor], Tensor] | None =
     lists = labelled(read.lists, data)
     train = lists.train
     assert train is not None
-    who = teacher_of(teacher or recipe.loss.teacher, accelerator.device)
-    if who is not None and (run.shard or duration_of(run.duration)[0] == 0):
-        raise RequestError("a teacher teaches a whole model that trains: leave run.shard out, and name run.duration")
+    who = teacher_of(teacher, recipe, accelerator.device)
     with open_run(recipe, len(train), accelerator, read.notes) as (recipe, plan):
         models = [model := starting_classifier(recipe, train.classes, read.model)]
         if recipe.model.head == "best":
@@ -74,39 +71,30 @@ def finetune(recipe: Finetuning, *, teacher: Callable[[Tensor], Tensor] | None =
             yield from head_alone(recipe, models, lists, accelerator)
             return
         if recipe.model.fit_head and latest(Path(str(recipe.run.output))) is None:
-            scores = fit_head(model, train, recipe, accelerator).scores
-            if len(scores.index):
-                log.info("the head alone, by cross-validation: %s", cells(metrics(scores, train)))
+            _fit_first(model, train, recipe, accelerator)
         prepare(model, run)
         weights = balanced_weights(train).to(accelerator.device) if recipe.loss.class_weights == "balanced" else None
         classify = ClassStep(recipe.loss, model.spec, len(train.classes), run.seed, accelerator.device, weights)
-        trained: nn.Module = model
-        step: Callable[..., dict[str, Tensor]] = classify
-        groups = param_groups(model, recipe.optim)
-        if who is not None:
-            trained = taught = WithTeacher(model, taught_dim(who, model.spec, accelerator.device))
-            groups.append({"params": list(taught.imitation.parameters()), "lr_scale": 1.0})
-            step = TaughtStep(classify, who, recipe.loss.teacher_weight)
+        trained = model if who is None else WithTeacher(model, who, accelerator.device)
         yield from train_classifier(
             recipe,
             plan,
             accelerator,
             trained=trained,
-            groups=groups,
-            step=step,
+            groups=param_groups(model, recipe.optim) + new_heads(trained),
+            step=classify if who is None else TaughtStep(classify, who, recipe.loss.teacher_weight),
             loader=clip_loader(train, model.spec, data, recipe.augment, run, plan, accelerator, several_clips=False),
             num_videos=len(train),
             val=lists.val,
-            classifier_of=_classifier,
+            classifier_of=student_of,
             report=lambda scores: _report(recipe, model, lists, scores, accelerator),
         )
 
 
-def _classifier(module: nn.Module) -> Hiera:
-    """The classifier of a trained module."""
-    model = module.model if isinstance(module, WithTeacher) else module
-    assert isinstance(model, Hiera)
-    return model
+def _fit_first(model: Hiera, train: VideoList, recipe: Finetuning, accelerator: Accelerator) -> None:
+    scores = fit_head(model, train, recipe, accelerator).scores
+    if len(scores.index):
+        log.info("the head alone, by cross-validation: %s", cells(metrics(scores, train)))
 
 
 def _report(recipe: Finetuning, model: Hiera, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:

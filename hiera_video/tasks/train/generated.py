@@ -61,7 +61,7 @@ def train_on_generated(recipe: Finetuning, accelerator: Accelerator) -> Iterator
         model.freeze_stages(recipe.model.freeze_stages)
         prepare(model, run)
         groups = param_groups(model, recipe.optim)
-        teacher = teacher_of(recipe.loss.teacher, accelerator.device)
+        teacher = teacher_of(None, recipe, accelerator.device)
         trained = WithTargets(model, None if teacher is None else taught_dim(teacher, model.spec, accelerator.device))
         groups.append({"params": [*trained.flow.parameters(), *trained.imitation.parameters()], "lr_scale": 1.0})
         with accelerator.main_process_first():  # it makes coded clips that the others then find

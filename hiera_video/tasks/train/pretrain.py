@@ -27,7 +27,7 @@ from hiera_video.models.zoo import create_model, list_models, mae_from_pretraine
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import check_files, clip_loader, input_size_of, lists_of, spec_of
-from hiera_video.tasks.train.teacher import Teacher, WithTeacher, pixels, taught_dim, teacher_of
+from hiera_video.tasks.train.teacher import Teacher, WithTeacher, new_heads, pixels, student_of, teacher_of
 from hiera_video.training.accelerator import export, prepare, start_accelerator, whole
 from hiera_video.training.loop import Draw, Training
 from hiera_video.training.metrics import Metrics
@@ -67,7 +67,7 @@ def pretrain(recipe: Pretraining, *, teacher: Callable[[Tensor], Tensor] | None 
         raise RequestError("pre-training reads videos: name a card, folder or file as data.train")
     check_files(lists, data)
     with open_run(recipe, len(lists.train), accelerator, []) as (recipe, plan):
-        who = teacher_of(teacher or recipe.loss.teacher, accelerator.device)
+        who = teacher_of(teacher, recipe, accelerator.device)
         yield from _pretrain(recipe, plan, lists.train, lists.val, accelerator, who)
 
 
@@ -80,38 +80,32 @@ def _pretrain(
     teacher: Teacher | None,
 ) -> Iterator[Metrics]:
     run = recipe.run
-    if teacher is not None and run.shard:
-        raise RequestError("run.shard has no teacher beside it yet: leave one of them out")
     model = starting_mae(recipe)
     masking = Masking(run.seed, model.num_mask_units(), model.arch.mask_ratio, recipe.model.decode_ratio)
     loader = clip_loader(train, model.spec, recipe.data, recipe.augment, run, plan, accelerator, several_clips=True)
     prepare(model, run)
-    groups = param_groups(model, recipe.optim)
-    trained: HieraMAE | WithTeacher = model
-    if teacher is not None:
-        trained = WithTeacher(model, taught_dim(teacher, model.spec, accelerator.device))
-        groups.append({"params": list(trained.imitation.parameters()), "lr_scale": 1.0})
+    trained = model if teacher is None else WithTeacher(model, teacher, accelerator.device)
     step = MAEStep(model.spec, masking, accelerator.device, teacher, recipe.loss.teacher_weight)
     parts = {"masking": masking, "run": run, "accelerator": accelerator}
     judged = None if val is None else fixed_clips(val, NUM_VALIDATED, recipe, model.spec)
 
     def judge(module: nn.Module) -> dict[str, float]:
         assert judged is not None
-        return validate(_mae(module), clips=judged, masking=masking, run=run, accelerator=accelerator)
+        return validate(student_of(module), clips=judged, masking=masking, run=run, accelerator=accelerator)
 
     shown = fixed_clips(train if val is None else val, NUM_SHOWN, recipe, model.spec)
     training = Training(
         model=trained,
         step=step,
         loader=loader,
-        groups=groups,
+        groups=param_groups(model, recipe.optim) + new_heads(trained),
         recipe=recipe,
         plan=plan,
         accelerator=accelerator,
         num_videos=len(train),
         evaluate=None if judged is None else judge,
-        export=lambda module: export(_mae(module), run=run, accelerator=accelerator),
-        show=lambda module, step: show_some(_mae(module), step, clips=shown, **parts),
+        export=lambda module: export(student_of(module), run=run, accelerator=accelerator),
+        show=lambda module, step: show_some(student_of(module), step, clips=shown, **parts),
     )
     yield from with_curves(training.run(), training.output, plan, accelerator)
 
@@ -178,13 +172,6 @@ class Masking:
         return (
             {"keep": keep} if self.decode_ratio == 1 else {"keep": keep, "decode": ~keep & (ranks < visible + decoded)}
         )
-
-
-def _mae(module: nn.Module) -> HieraMAE:
-    """The MAE of a trained module."""
-    mae = module.model if isinstance(module, WithTeacher) else module
-    assert isinstance(mae, HieraMAE)
-    return mae
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """Distillation: what a teacher says of a clip, and the loss of a student that learns to say the same.
 
-teacher_of: a name or a function -> Teacher: clips -> Taught; WithTeacher: a classifier or an MAE with a head that tells
-what its teacher says; TaughtStep: its step in fine-tuning.
+teacher_of: a function or a recipe -> Teacher: clips -> Taught; WithTeacher: a classifier or an MAE with a head that
+tells what its teacher says; TaughtStep: its step in fine-tuning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.classifier import ClassStep
+from hiera_video.training.durations import duration_of
 from hiera_video.training.loop import Draw
+from hiera_video.training.recipe import Finetuning, Pretraining
 
 #: A frame-wise ImageNet network from PyPI, by which the built-in model learns the look of things.
 IMAGE_TEACHER = "efficientnet-lite0"
@@ -47,34 +50,41 @@ Teacher = Callable[[Tensor], Taught]
 """Called with clips, float32 [B, C, T, h, w] in [0, 1] (of images [B, C, h, w]), without gradients."""
 
 
-def teacher_of(teacher: str | Callable[[Tensor], Tensor] | None, device: torch.device) -> Teacher | None:
-    """A teacher by its name, or of a function.
+def teacher_of(
+    function: Callable[[Tensor], Tensor] | None, recipe: Pretraining | Finetuning, device: torch.device
+) -> Teacher | None:
+    """The teacher of a run.
 
     Args:
-        teacher: A checkpoint's name, folder, file or hub id of any of our classifiers; "efficientnet-lite0"; or a
-            function that takes clips as a :data:`Teacher` does and gives features [B, D].
+        function: Takes clips as a :data:`Teacher` does and gives features [B, D]; None: ``loss.teacher`` is asked.
+        recipe: Names a checkpoint of any of our classifiers, or "efficientnet-lite0", or nobody.
         device: Where a named one computes.
 
     Returns:
-        The teacher; None for None.
+        The teacher; None: there is none.
 
     Raises:
-        RequestError: It needs a package that is not installed.
+        RequestError: It needs a package that is not installed, or there is nobody to teach: the run trains nothing, or
+            has its model in parts.
         WeightsError: The checkpoint cannot be had.
     """
-    if teacher is None:
+    name = recipe.loss.teacher
+    if function is None and name is None:
         return None
-    if callable(teacher):
-        return lambda clip: Taught(_features(teacher, clip))
-    return ImageTeacher(device) if teacher == IMAGE_TEACHER else ModelTeacher(from_pretrained(teacher).to(device))
+    if recipe.run.shard or duration_of(recipe.run.duration)[0] == 0:
+        raise RequestError("a teacher teaches a whole model that trains: leave run.shard out, and name run.duration")
+    if function is not None:
+        return partial(_taught, function)
+    assert name is not None
+    return ImageTeacher(device) if name == IMAGE_TEACHER else ModelTeacher(from_pretrained(name).to(device))
 
 
 @torch.no_grad()
-def _features(teacher: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
-    features = teacher(clip)
+def _taught(function: Callable[[Tensor], Tensor], clip: Tensor) -> Taught:
+    features = function(clip)
     if features.ndim != 2 or len(features) != len(clip):
         raise RequestError(f"the teacher gave features {list(features.shape)} of {len(clip)} clips, not [B, D]")
-    return features.float()
+    return Taught(features.float())
 
 
 def taught_dim(teacher: Teacher, spec: ClipSpec, device: torch.device) -> int:
@@ -196,14 +206,15 @@ class WithTeacher(nn.Module):
 
     Args:
         model: A classifier, or an MAE, whose embedding is the mean of its visible tokens.
-        taught_dim: Channels of the teacher's features.
+        teacher: Is asked once, how many channels its features have.
+        device: Where it computes.
     """
 
-    def __init__(self, model: Hiera | HieraMAE, taught_dim: int) -> None:
+    def __init__(self, model: Hiera | HieraMAE, teacher: Teacher, device: torch.device) -> None:
         super().__init__()
         self.model = model
         dim = model.head_features if isinstance(model, Hiera) else model.num_features
-        self.imitation = Imitation(dim, 0, taught_dim)
+        self.imitation = Imitation(dim, 0, taught_dim(teacher, model.spec, device))
 
     def forward(self, clip: Tensor, taught: Taught, **masks: Any) -> tuple[Tensor, Tensor]:
         """Both answers.
@@ -222,6 +233,32 @@ class WithTeacher(nn.Module):
             return model.head(embedding), self.imitation(embedding, None, taught)
         out = model(clip, **masks)
         return out.loss, self.imitation(out.embedding.float(), None, taught)
+
+
+def new_heads(trained: nn.Module) -> list[dict[str, Any]]:
+    """What an optimizer learns of a trained module beside its model.
+
+    Args:
+        trained: A model, or a :class:`WithTeacher`.
+
+    Returns:
+        Groups of parameters.
+    """
+    if not isinstance(trained, WithTeacher):
+        return []
+    return [{"params": list(trained.imitation.parameters()), "lr_scale": 1.0}]
+
+
+def student_of(trained: nn.Module) -> Any:
+    """The model in a trained module.
+
+    Args:
+        trained: A model, or a :class:`WithTeacher`.
+
+    Returns:
+        The classifier or MAE.
+    """
+    return trained.model if isinstance(trained, WithTeacher) else trained
 
 
 @dataclass

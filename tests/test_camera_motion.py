@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.training.metrics import read_metrics
 
+ROOT = Path(__file__).parents[1]
 SPEC = ClipSpec(size=(64, 64), resize=64, antialias=True)
 
 
@@ -281,6 +285,27 @@ def test_a_generated_video_is_a_real_file_that_its_seed_decides(tmp_path: Path, 
             frames.append(video.frames(range(len(video))).pixels.astype(float))
     assert made[0].crf == made[1].crf
     assert np.abs(frames[0] - frames[1]).mean() < 1  # x264's own rounding varies from run to run
+
+
+def test_the_evaluator_of_camerabench_reads_its_labels(tmp_path: Path, pool: list[Tensor]) -> None:
+    rows = [
+        ("pan_left", ["pan-left", "no-shaking"]),
+        ("zoom_in", ["dolly-in"]),
+        ("static", ["no-motion", "slow-speed"]),
+    ]
+    for number, (own, _) in enumerate(rows):
+        make_video(tmp_path / f"{own}.mp4", np.random.default_rng(20 + number), LABELS.index(own), pool, 2.2)
+    lines = [json.dumps({"path": f"{own}.mp4", "labels": labels, "caption": ""}) for own, labels in rows]
+    (tmp_path / "test.jsonl").write_text("\n".join([*lines, json.dumps({"path": "gone.mp4", "labels": ["pan-left"]})]))
+    script = [sys.executable, str(ROOT / "scripts" / "evaluate_camerabench.py"), "--folder", str(tmp_path)]
+    said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert "gone.mp4: " in said
+    name, picture = said.split("by what the picture does:")
+    assert "one motion alone: 2 of 2 right" in name and "zoom_in" not in name  # a dolly is no zoom by name
+    assert "one motion alone: 3 of 3 right" in picture
+    (tmp_path / "test.jsonl").write_text('{"path": "static.mp4"}')
+    wrong = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1 and "test.jsonl, line 1: expected a JSON object with path and labels" in wrong.stderr
 
 
 def test_texture_is_low_where_a_direction_has_none() -> None:

@@ -5,8 +5,8 @@
 
 A line of ``test.jsonl`` has ``path`` and ``labels``. Two tables are printed. For each label that one of our classes
 means, the average precision of that class's score over all clips: by name (rotations and zooms), and by what the
-picture does, where a truck counts as a pan, a pedestal as a tilt, a dolly as a zoom. And the top-1 of clips whose labels
-name one such motion alone. A clip that cannot be read is named and left out. The model's nine classes do not know arcs,
+picture does, where a truck counts as a pan, a pedestal as a tilt, a dolly as a zoom. And the top-1 of clips whose
+labels name one such motion alone. A clip that cannot be read is named and left out. The nine classes do not know arcs,
 tracking shots, steadiness and speed.
 """
 

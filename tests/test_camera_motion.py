@@ -293,8 +293,8 @@ def test_the_evaluator_of_camerabench_reads_its_labels(tmp_path: Path, pool: lis
         ("zoom_in", ["dolly-in"]),
         ("static", ["no-motion", "slow-speed"]),
     ]
-    for number, (own, _) in enumerate(rows):
-        make_video(tmp_path / f"{own}.mp4", np.random.default_rng(20 + number), LABELS.index(own), pool, 2.2)
+    for own, _ in rows:
+        make_video(tmp_path / f"{own}.mp4", np.random.default_rng(24), LABELS.index(own), pool, 2.2)
     lines = [json.dumps({"path": f"{own}.mp4", "labels": labels, "caption": ""}) for own, labels in rows]
     (tmp_path / "test.jsonl").write_text("\n".join([*lines, json.dumps({"path": "gone.mp4", "labels": ["pan-left"]})]))
     script = [sys.executable, str(ROOT / "scripts" / "evaluate_camerabench.py"), "--folder", str(tmp_path)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hiera_video.models.architecture import Architecture
+from hiera_video.models.checkpoints.formats import OURS_ALONE
 
 #: Fields that the reference does not have.
-LACKS = {"head", "head_stages", "head_strides", "readout_dim", "hidden_act", "layer_norm_eps", "qkv_bias"}
+LACKS = {*OURS_ALONE, "hidden_act", "layer_norm_eps"}
 
 
 def reference_fields(arch: Architecture, *others: str) -> dict[str, Any]:

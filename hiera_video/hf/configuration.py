@@ -32,6 +32,13 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
         head_stages: The stages whose statistics a head of stages or a readout sees.
         head_strides: At which speeds it sees a clip.
         readout_dim: Channels of the embedding that a readout makes.
+        abs_win_pos_embed: Whether positions are absolute-window embeddings, as in :class:`hiera_video.Architecture`.
+        global_pos_size: The grid of their background.
+        pos_antialias: Whether it is resized by the antialiased bicubic.
+        layer_scale: What the factors on each branch start at.
+        expand_proj: Whether the shortcut of a stage change is projected.
+        windows: Tokens along each side of an attention window, by stage.
+        global_blocks: Blocks that attend to everything.
         position_resize: How ``interpolate_pos_encoding`` does it: "plain", as transformers, or "window".
         clip: What a clip is, :class:`hiera_video.ClipSpec` as a dict.
         views: Test views, clips x crops.
@@ -72,6 +79,13 @@ class HieraConfig(BackboneConfigMixin, PreTrainedConfig):
     head_stages: list[int] | tuple[int, ...] = (1, 2)
     head_strides: list[int] | tuple[int, ...] = (1,)
     readout_dim: int = 256
+    abs_win_pos_embed: bool = False
+    global_pos_size: list[int] | tuple[int, ...] = ()
+    pos_antialias: bool = False
+    layer_scale: float | None = None
+    expand_proj: bool = True
+    windows: list[int] | tuple[int, ...] | None = None
+    global_blocks: list[int] | tuple[int, ...] = ()
     position_resize: str = "plain"
     clip: dict[str, Any] | None = None
     views: str | None = None

@@ -21,8 +21,9 @@ from hiera_video.hf.models import (
 )
 from hiera_video.hf.pretrained import values_of
 from hiera_video.hf.processing import image_processor
+from hiera_video.models.architecture import Architecture
 from hiera_video.models.checkpoints.build import default_spec
-from hiera_video.models.checkpoints.formats import State, convert
+from hiera_video.models.checkpoints.formats import OURS_ALONE, State, convert
 from hiera_video.models.checkpoints.io import load_state, save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
@@ -122,7 +123,8 @@ def _transformers_own(model: HieraPreTrainedModel) -> transformers.PreTrainedMod
         HieraModel: transformers.HieraModel,
     }
     kind = kinds.get(type(model))
-    ours_alone = replace(config.encoder(), qkv_bias=True, head="linear") != config.encoder() or config.sep_pos_embed
+    plain = replace(config.encoder(), **{name: getattr(Architecture(), name) for name in OURS_ALONE})
+    ours_alone = plain != config.encoder() or config.sep_pos_embed
     if kind is None or len(config.input_size) != 2 or ours_alone:
         raise RequestError(
             f"transformers' hiera layout holds images alone: HieraModel, HieraForImageClassification and "

@@ -68,6 +68,22 @@ class Architecture:
     """Added to the variance in every norm."""
     qkv_bias: bool = True
     """Whether queries, keys and values have a bias."""
+    abs_win_pos_embed: bool = False
+    """Whether the position embedding (in space, where time has its own) is that of a place within a mask unit, which
+    repeats, plus a coarse background, resized to the clip (arXiv 2311.05613): one model then takes any size."""
+    global_pos_size: Size = ()
+    """The grid of that background."""
+    pos_antialias: bool = False
+    """Whether resizing it is torch's antialiased bicubic (timm), not the plain one (SAM 2)."""
+    layer_scale: float | None = None
+    """What the learned factors on each branch start at (arXiv 2103.17239); None: there are none."""
+    expand_proj: bool = True
+    """Whether the shortcut of a stage change is projected, or made of maximum and mean over the pooling window."""
+    windows: Size | None = None
+    """Tokens along each side of an attention window, by stage; None: mask units, and everything where mask_unit_attn is
+    off. Where a size is no multiple, maps are padded."""
+    global_blocks: Size = ()
+    """Blocks, counted from 0, whose attention sees everything whatever windows says."""
     head: str = "linear"
     """What the logits are made of: linear (the normalised mean of the last stage's tokens), attentive (what a learned
     query gathers from them), stages (statistics of the tokens of head_stages), or readout (a projection of both the
@@ -96,6 +112,13 @@ class Architecture:
             raise RequestError(f"mask_unit_attn needs {len(self.stages)} entries, one per stage")
         if self.sep_pos_embed and dims != 3:
             raise RequestError("sep_pos_embed needs an input_size of (frames, height, width)")
+        spaces = dims - self.sep_pos_embed
+        if self.abs_win_pos_embed and len(self.global_pos_size) != spaces:
+            raise RequestError(f"global_pos_size {self.global_pos_size} must have {spaces} numbers, one per axis")
+        if self.windows is not None and len(self.windows) != len(self.stages):
+            raise RequestError(f"windows {self.windows} must have {len(self.stages)} numbers, one per stage")
+        if not self.expand_proj and self.dim_mul != 2:
+            raise RequestError("without expand_proj the channels double at a stage change: dim_mul must be 2")
         if self.hidden_act not in ACTIVATIONS:
             raise RequestError(f"hidden_act {self.hidden_act!r} must be one of {', '.join(ACTIVATIONS)}")
         if self.head not in HEADS:
@@ -122,7 +145,8 @@ class Architecture:
     @property
     def block_options(self) -> dict[str, Any]:
         """What all blocks have alike, as arguments of :class:`hiera_video.models.layers.Block`."""
-        return {name: getattr(self, name) for name in ("mlp_ratio", "hidden_act", "layer_norm_eps", "qkv_bias")}
+        names = ("mlp_ratio", "hidden_act", "layer_norm_eps", "qkv_bias", "layer_scale", "expand_proj")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def dims(self) -> tuple[int, ...]:

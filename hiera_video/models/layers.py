@@ -82,6 +82,19 @@ class PatchEmbed(nn.Module):
         """
         return self.proj(pixels).flatten(2).transpose(1, 2)
 
+    def grid(self, size: Size) -> Size:
+        """How many patches an input has.
+
+        Args:
+            size: Of the input in pixels (frames), one number for each axis.
+
+        Returns:
+            Patches along each axis.
+        """
+        conv = self.proj
+        facts = zip(size, conv.padding, conv.kernel_size, conv.stride, strict=True)
+        return tuple((n + 2 * padding - kernel) // stride + 1 for n, padding, kernel, stride in facts)
+
     def visible_units(self, pixels: Tensor, keep_ids: Tensor, units: Size) -> Tensor:
         """Embeds the visible mask units alone.
 
@@ -206,6 +219,17 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(tokens)))
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return branch * self.gamma
+
+
 class Block(nn.Module):
     """A transformer block; the first of a stage changes the width and may pool, on the shortcut too."""
 
@@ -222,27 +246,57 @@ class Block(nn.Module):
         hidden_act: str,
         layer_norm_eps: float,
         qkv_bias: bool,
+        layer_scale: float | None = None,
+        expand_proj: bool = True,
     ) -> None:
         super().__init__()
-        self.q_stride = q_stride
+        self.q_stride, self.widens = q_stride, dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.attn = MaskUnitAttention(dim, dim_out, heads, q_stride=q_stride, local=local, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim_out, eps=layer_norm_eps)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), hidden_act)
         self.drop_path = DropPath(drop_path_rate)
-        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.proj = nn.Linear(dim, dim_out) if self.widens and expand_proj else None
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim_out, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim_out, layer_scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         normed = self.norm1(tokens)
-        if self.proj is not None:
-            tokens = self.proj(normed)
-        if self.q_stride is not None:
-            tokens = pool(tokens, self.q_stride)
-        tokens = tokens + self.drop_path(self.attn(normed))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return self.second_half(self.shortcut(tokens, normed, pool), self.attn(normed))
+
+    def shortcut(self, tokens: Tensor, normed: Tensor, pooling: Callable[..., Tensor]) -> Tensor:
+        """What goes past the attention: as wide and as pooled as what comes out of it.
+
+        Args:
+            tokens: Of the block before.
+            normed: The same, normalised.
+            pooling: ``pooling(tokens, stride, mean=False)``, for their order.
+
+        Returns:
+            Tokens of the block's own width.
+        """
+        if self.widens and self.proj is None:
+            if self.q_stride is None:
+                return torch.cat([tokens, tokens], dim=-1)
+            return torch.cat([pooling(tokens, self.q_stride), pooling(tokens, self.q_stride, mean=True)], dim=-1)
+        wide = tokens if self.proj is None else self.proj(normed)
+        return wide if self.q_stride is None else pooling(wide, self.q_stride)
+
+    def second_half(self, shortcut: Tensor, mixed: Tensor) -> Tensor:
+        """Adds attention and MLP.
+
+        Args:
+            shortcut: Of :meth:`shortcut`.
+            mixed: What attention gives, of the same shape.
+
+        Returns:
+            The block's output.
+        """
+        tokens = shortcut + self.drop_path(self.ls1(mixed))
+        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
 
 
-def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tensor:
+def resize_positions(table: Tensor, old: Size, new: Size, window: Size, *, antialias: bool = False) -> Tensor:
     """Resizes a table of position embeddings: the last two axes together (bicubic), a single axis linearly.
 
     Args:
@@ -252,6 +306,7 @@ def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tenso
         window: The part of the grid whose phase is kept; it divides both grids. With the mask unit, each place within
             a unit is interpolated over units alone: plain interpolation shifts the phases that mask-unit attention
             has learned, which is known to hurt (arXiv 2311.05613). A window of ones is the plain way.
+        antialias: Whether bicubic is torch's antialiased one, as timm resizes backgrounds.
 
     Returns:
         ``[1, prod(new), C]``, of the table's dtype.
@@ -275,7 +330,7 @@ def resize_positions(table: Tensor, old: Size, new: Size, window: Size) -> Tenso
         units = F.interpolate(units, size=sizes, mode="linear", align_corners=False)
     elif list(units.shape[-2:]) != sizes[-2:]:
         frames = units.transpose(1, 2).flatten(0, 1) if dims == 3 else units
-        frames = F.interpolate(frames, size=sizes[-2:], mode="bicubic", align_corners=False)
+        frames = F.interpolate(frames, size=sizes[-2:], mode="bicubic", align_corners=False, antialias=antialias)
         units = frames.unflatten(0, (-1, sizes[0])).transpose(1, 2) if dims == 3 else frames
     units = units.unflatten(0, lead)
     merged = [position for axis in range(dims) for position in (dims + 1 + axis, axis)]

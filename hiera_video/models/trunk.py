@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from hiera_video.models.unroll import (
     unroll,
     window_order,
 )
+from hiera_video.models.windows import run_on_map, walk_units, window_of
 from hiera_video.spec import ClipSpec
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ class HieraTrunk(nn.Module):
         )
         self.strides = arch.strides
         self.trained_grid = grid = arch.token_grid(arch.input_size)
-        if arch.sep_pos_embed:
+        if arch.abs_win_pos_embed:
+            space = slice(1 if arch.sep_pos_embed else 0, None)
+            self.pos_embed = nn.Parameter(torch.zeros(1, arch.embed_dim, *arch.global_pos_size))
+            self.pos_embed_window = nn.Parameter(torch.zeros(1, arch.embed_dim, *arch.mask_unit_size[space]))
+            if arch.sep_pos_embed:
+                self.pos_embed_temporal = nn.Parameter(torch.zeros(1, grid[0], arch.embed_dim))
+        elif arch.sep_pos_embed:
             self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(grid[1:]), arch.embed_dim))
             self.pos_embed_temporal = nn.Parameter(torch.zeros(1, grid[0], arch.embed_dim))
         else:
@@ -143,7 +150,7 @@ class HieraTrunk(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of what weight decay leaves alone beside biases and norms, as in the reference package."""
-        return {"pos_embed", "pos_embed_spatial", "pos_embed_temporal"}
+        return {"pos_embed", "pos_embed_window", "pos_embed_spatial", "pos_embed_temporal"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """timm's groups for layer-wise learning-rate decay: embeddings, each block, then the rest (norm, head)."""
@@ -166,10 +173,30 @@ class HieraTrunk(nn.Module):
         trained = self.trained_grid
         window = self.arch.mask_unit_size if self.position_resize == "window" else (1,) * len(grid)
         if not self.arch.sep_pos_embed:
+            if self.arch.abs_win_pos_embed:
+                return self._background_and_window(grid)
             return resize_positions(self.pos_embed, trained, grid, window)
-        space = resize_positions(self.pos_embed_spatial, trained[1:], grid[1:], window[1:])
+        if self.arch.abs_win_pos_embed:
+            space = self._background_and_window(grid[1:])
+        else:
+            space = resize_positions(self.pos_embed_spatial, trained[1:], grid[1:], window[1:])
         time = resize_positions(self.pos_embed_temporal, trained[:1], grid[:1], (1,))
         return (time[:, :, None] + space[:, None]).flatten(1, 2)
+
+    def _background_and_window(self, grid: Size) -> Tensor:
+        """The absolute-window embedding of a grid (arXiv 2311.05613, section 4), row-major ``[1, N, C]``."""
+        arch, window = self.arch, self.pos_embed_window
+        background = resize_positions(
+            self.pos_embed.flatten(2).transpose(1, 2),
+            arch.global_pos_size,
+            grid,
+            (1,) * len(grid),
+            antialias=arch.pos_antialias,
+        )
+        tiled = window.tile([-(-n // w) for n, w in zip(grid, window.shape[2:], strict=True)])
+        for axis, side in enumerate(grid, start=2):
+            tiled = tiled.narrow(axis, 0, side)
+        return background + tiled.flatten(2).transpose(1, 2)
 
     def unit_grid(self, size: Size | None = None) -> Size:
         """The grid of mask units.
@@ -228,6 +255,9 @@ class HieraTrunk(nn.Module):
             SizeError: Mask units do not divide the clip's size.
         """
         arch, strides = self.arch, self.strides
+        if arch.windows is not None and not walk_units(arch, self.patch_embed.grid(tuple(clip.shape[2:]))):
+            yield from self._stages_on_maps(clip, ids, attentions)
+            return
         grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
         positions = self.position_embedding(grid)
         if ids is None:
@@ -247,11 +277,28 @@ class HieraTrunk(nn.Module):
                 grid, strides = units(grid, strides[:1]), strides[1:]
             yield StageTokens(tokens, grid, strides)
 
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def _stages_on_maps(
+        self, clip: Tensor, ids: Tensor | None, attentions: list[Tensor] | None
+    ) -> Iterator[StageTokens]:
+        """The same walk where windows are no mask units: tokens in row-major order, as one unit without strides."""
+        arch, index = self.arch, 0
+        if ids is not None or attentions is not None:
+            raise RequestError("masks and attentions need a size at which the model's windows are its mask units")
+        grid = self.patch_embed.grid(tuple(clip.shape[2:]))
+        tokens = (self.patch_embed(clip) + self.position_embedding(grid)).unflatten(1, grid)
+        for stage, blocks in enumerate(arch.stages):
+            for place in range(blocks):
+                window = window_of(arch, stage, stage > 0 and place == 0, index)
+                tokens = self._run(self.blocks[index], tokens, window)
+                index += 1
+            yield StageTokens(tokens.flatten(1, -2).unsqueeze(1), tuple(tokens.shape[1:-1]), ())
+
+    def _run(self, block: Any, tokens: Tensor, window: Size | Literal["units"] | None = "units") -> Tensor:
         """``block(tokens)``, to be computed again in the backward pass where gradient checkpointing is on."""
+        run, args = (block, (tokens,)) if window == "units" else (run_on_map, (block, tokens, window))
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+            return checkpoint(run, *args, use_reentrant=False)
+        return run(*args)
 
     def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
         """The tokens of the last stage, not normalised.

@@ -209,17 +209,19 @@ def scatter_units(visible: Tensor, keep_ids: Tensor, tokens: Tensor) -> Tensor:
     return tokens.scatter(1, keep_ids[:, :, None, None].expand_as(visible), visible)
 
 
-def pool(tokens: Tensor, stride: Size) -> Tensor:
-    """Takes the maximum over each pooling window.
+def pool(tokens: Tensor, stride: Size, mean: bool = False) -> Tensor:
+    """Takes the maximum, or the mean, over each pooling window.
 
     Args:
         tokens: Unrolled ``[B, M, T, C]``.
         stride: The first of the strides that the tokens were unrolled by.
+        mean: Whether to take the mean.
 
     Returns:
         ``[B, M, T / prod(stride), C]``, unrolled by the strides that follow.
     """
-    return tokens.unflatten(2, (math.prod(stride), -1)).amax(dim=2)
+    windows = tokens.unflatten(2, (math.prod(stride), -1))
+    return windows.mean(dim=2) if mean else windows.amax(dim=2)
 
 
 def public_order(stage: StageTokens, *, by_unit: bool) -> Tensor:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video.models.architecture import Architecture, MAEArchitecture
-from hiera_video.models.checkpoints.formats import convert
+from hiera_video.models.checkpoints.formats import OURS_ALONE, convert
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.published import ARCHITECTURES, MAE_ARCHITECTURES
@@ -49,16 +49,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 0.1), "fp16": (2e-2, 0.1)}
 PEERS = ("reference", "timm", "transformers")
 #: Fields that the reference does not have.
-OURS_ALONE = {
-    "head",
-    "head_stages",
-    "head_strides",
-    "readout_dim",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-    "mask_ratio",
-}
+LACKS = {*OURS_ALONE, "hidden_act", "layer_norm_eps", "mask_ratio"}
 MIB = 2**20
 
 
@@ -94,7 +85,7 @@ def build(case: Case, who: str) -> nn.Module:
             from hiera import Hiera as Reference
             from hiera.hiera_mae import MaskedAutoencoderHiera
 
-            unknown = OURS_ALONE | ({"num_classes", "head_init_scale"} if case.task == "mae" else set())
+            unknown = LACKS | ({"num_classes", "head_init_scale"} if case.task == "mae" else set())
             fields = {name: value for name, value in vars(arch).items() if name not in unknown}
             model = MaskedAutoencoderHiera(**fields) if case.task == "mae" else Reference(**fields)
             if case.task != "mae":

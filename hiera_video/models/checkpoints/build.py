@@ -112,8 +112,13 @@ def assemble(
     trained = facts.arch or _given(arch, state) or architecture_of(state, source)
     trained = classifier_form(mae_form(trained) if decoder else trained)
     target = classifier_form(arch or trained)
+    if _is_inflated(trained, target):  # windows of SAM 2 become mask units and everything, as published for video
+        names = ("abs_win_pos_embed", "global_pos_size", "pos_antialias", "layer_scale", "expand_proj")
+        target = replace(target, **{name: getattr(trained, name) for name in names})
     head = state.get("head.projection.weight")
     kept = target.num_classes if head is None or _is_inflated(trained, target) else head.shape[0]
+    if head is None and facts.num_classes is not None:
+        kept = facts.num_classes
     target = changed(target, kept if num_classes is None else num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
     state, spec = _fit(state, facts.spec, trained, target, way)
@@ -136,6 +141,8 @@ def _head_of(state: State, decoder: State, target: Architecture, source: str) ->
     if target.head != "readout":
         state = {key: value for key, value in state.items() if not key.startswith("head.readout.")}
     if target.num_classes == 0 and not decoder:
+        if "norm.weight" not in state:
+            log.warning("%s has no final norm: the embedding's starts untrained, maps are what was trained", source)
         return {key: value for key, value in state.items() if not key.startswith("head.projection.")}, ()
     head = state.get("head.projection.weight")
     if head is not None and head.shape[0] == target.num_classes:

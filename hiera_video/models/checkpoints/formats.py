@@ -38,14 +38,20 @@ IMAGE_FORM: dict[str, Any] = {
     "sep_pos_embed": False,
 }
 
+#: Fields of an architecture that neither the reference package nor transformers has.
+OURS_ALONE: tuple[str, ...] = (
+    *("head", "head_stages", "head_strides", "readout_dim", "abs_win_pos_embed", "global_pos_size", "pos_antialias"),
+    *("layer_scale", "expand_proj", "windows", "global_blocks", "qkv_bias"),
+)
+
 #: Our fields of an architecture by transformers' names, but for those that are not the same there.
 CONFIG_NAMES = {
     **{"in_chans": "num_channels", "embed_dim": "embed_dim", "dim_mul": "embed_dim_multiplier", "stages": "depths"},
     **{"q_pool": "num_query_pool", "q_stride": "query_stride", "mask_unit_size": "masked_unit_size"},
     **{"mask_unit_attn": "masked_unit_attention", "patch_kernel": "patch_size"},
     **{name: name for name in ("patch_stride", "patch_padding", "mlp_ratio", "drop_path_rate", "sep_pos_embed")},
-    **{name: name for name in ("hidden_act", "layer_norm_eps", "head_dropout", "head_init_scale", "qkv_bias")},
-    **{name: name for name in ("head", "head_stages", "head_strides", "readout_dim")},
+    **{name: name for name in ("hidden_act", "layer_norm_eps", "head_dropout", "head_init_scale")},
+    **{name: name for name in OURS_ALONE},
 }
 
 #: What only an MAE has, in our names.
@@ -66,7 +72,20 @@ TRANSFORMERS = (
     (r"^decoder\.", ""),
 )
 TRANSFORMERS_OURS = ((r"^(?:hiera\.)?trunk\.", ""), (r"^classifier\.", "head.projection."))
-TIMM = ((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.projection."), (r"^pos_embed_abs$", "pos_embed"))
+TIMM = (
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "head.projection."),
+    (r"^pos_embed_abs$", "pos_embed"),
+    (r"^pos_embed_win$", "pos_embed_window"),
+)
+#: SAM 2's trunk, in the authors' files and in transformers' classes.
+SAM2 = (
+    (r"^(?:image_encoder\.trunk|(?:vision_encoder\.)?backbone)\.", ""),
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.mlp\.(?:layers\.0|proj_in)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:layers\.1|proj_out)\.", ".mlp.fc2."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +94,7 @@ class Facts:
 
     Args:
         arch: The architecture; an MAE's where there is a decoder.
+        num_classes: Of the head, where the architecture is left to the tensors.
         spec: What a clip is.
         labels: Class names.
         views: Test views, clips x crops.
@@ -83,6 +103,7 @@ class Facts:
     """
 
     arch: Architecture | None = None
+    num_classes: int | None = None
     spec: ClipSpec | None = None
     labels: list[str] | None = None
     multi_label: bool = False
@@ -100,18 +121,25 @@ def convert(state: State) -> State:
     Returns:
         The same tensors under our names.
 
-    Raises:
-        WeightsError: They are of timm's "abswin" variants, another architecture under the same name.
     """
+    if any(re.search(r"(^|\.)(image_encoder\.trunk|backbone)\.pos_embed_window$", key) for key in state) or any(
+        key.endswith(".layer_norm1.weight") for key in state
+    ):
+        trunk = {key: value for key, value in state.items() if not _beside_trunk(key, state)}
+        return _renamed(trunk, SAM2)
     if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
         return _renamed(_numbered(state), TRANSFORMERS)
     if any(re.match(r"(hiera\.)?trunk\.", key) for key in state):
         return _renamed(state, TRANSFORMERS_OURS)
     if any(key.startswith(("head.norm.", "head.fc.")) for key in state):
-        if any(key == "pos_embed_win" or ".ls1." in key for key in state):
-            raise WeightsError("timm's abswin variants of Hiera (window embeddings, layer scale) are not supported")
         return _renamed(state, TIMM)
     return state
+
+
+def _beside_trunk(key: str, state: State) -> bool:
+    """Whether a tensor of SAM 2 is of its neck, memory or decoder: all but the trunk's, which a prefix tells."""
+    prefix = next((other[: -len("pos_embed_window")] for other in state if other.endswith("pos_embed_window")), "")
+    return not key.startswith(prefix)
 
 
 def split_state(state: State) -> tuple[State, State]:
@@ -166,6 +194,8 @@ def describe(config: dict[str, Any], source: str) -> Facts:
             return _ours(config)
         if config.get("model_type") in ("hiera", "hiera_video"):
             return _transformers(config)
+        if str(config.get("model_type", "")).startswith("sam2"):
+            return _sam2(config)
         if str(config.get("architecture", "")).startswith("hiera_"):
             return _timm(config)
         if "stages" in config and "embed_dim" in config:
@@ -241,6 +271,28 @@ def _transformers(config: dict[str, Any]) -> Facts:
     )
 
 
+def _sam2(config: dict[str, Any]) -> Facts:
+    """transformers' Sam2Model, Sam2VisionModel or Sam2HieraDetModel; what a config leaves out is the tiny model's."""
+    vision = config.get("vision_config", config)
+    trunk = vision.get("backbone_config", vision)
+    size = trunk.get("image_size", (1024, 1024))
+    side = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    values = IMAGE_FORM | {
+        "input_size": side,
+        "num_classes": 0,
+        "embed_dim": trunk.get("hidden_size", 96),
+        "num_heads": trunk.get("num_attention_heads", 1),
+        "stages": trunk.get("blocks_per_stage", (1, 2, 7, 2)),
+        "q_pool": trunk.get("num_query_pool_stages", 3),
+        "abs_win_pos_embed": True,
+        "global_pos_size": trunk.get("window_positional_embedding_background_size", (7, 7)),
+        "windows": trunk.get("window_size_per_stage", (8, 4, 14, 7)),
+        "global_blocks": trunk.get("global_attention_blocks", (5, 7, 9)),
+    }
+    spec = IMAGE_SPEC.replace(size=side, resize=min(side))
+    return Facts(arch=from_mapping(Architecture, values), spec=spec, license="apache-2.0")
+
+
 def _timm(config: dict[str, Any]) -> Facts:
     """The architecture is left to the tensors: timm's config has only its name."""
     cfg = config.get("pretrained_cfg", {})
@@ -252,4 +304,5 @@ def _timm(config: dict[str, Any]) -> Facts:
     if "input_size" in cfg:
         height, width = cfg["input_size"][-2:]
         spec = spec.replace(size=(height, width), resize=int(min(height, width) / cfg.get("crop_pct", 0.875)))
-    return Facts(spec=spec, labels=config.get("label_names"), license=cfg.get("license"))
+    classes = config.get("num_classes")
+    return Facts(spec=spec, num_classes=classes, labels=config.get("label_names"), license=cfg.get("license"))

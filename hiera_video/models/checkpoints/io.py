@@ -176,7 +176,9 @@ def inflate(state: State, video: Architecture) -> State:
         inflated["patch_embed.proj.weight"] = kernel[:, :, None].repeat(1, 1, frames, 1, 1) / frames
     if "pos_embed" in state:
         table, times = state["pos_embed"], video.input_size[0] // video.patch_stride[0]
-        if video.sep_pos_embed:
+        if video.abs_win_pos_embed:
+            inflated["pos_embed_temporal"] = table.new_zeros(1, times, table.shape[1])
+        elif video.sep_pos_embed:
             del inflated["pos_embed"]
             inflated["pos_embed_spatial"] = table
             inflated["pos_embed_temporal"] = table.new_zeros(1, times, table.shape[-1])
@@ -204,11 +206,14 @@ def architecture_of(state: State, source: str) -> Architecture:
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.norm1\.weight$", key))]
     if kernel is None or not blocks:
         raise WeightsError(f"{source} holds no Hiera: it has no patch_embed.proj.weight or no blocks")
-    starts = sorted(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.proj\.weight$", key)))
+    widths = [[state[f"blocks.{n}.norm{part}.weight"].shape for part in (1, 2)] for n in sorted(blocks)]
+    starts = [number for number, (before, after) in enumerate(widths) if before != after]
     ends = [*starts, max(blocks) + 1]
     stages = tuple(end - start for start, end in zip([0, *starts], ends, strict=True))
     for arch in ARCHITECTURES.values():
         if (arch.embed_dim, arch.stages, arch.patch_kernel) == (kernel.shape[0], stages, tuple(kernel.shape[2:])):
+            if "pos_embed_window" in state:
+                return _with_windows(state, replace(arch, in_chans=kernel.shape[1]))
             joint = "pos_embed" in state
             arch = replace(arch, in_chans=kernel.shape[1], sep_pos_embed=arch.sep_pos_embed and not joint)
             return replace(arch, input_size=_input_size(state, arch))
@@ -216,6 +221,26 @@ def architecture_of(state: State, source: str) -> Architecture:
         f"{source} is of an architecture without a name here (embed_dim {kernel.shape[0]}, stages {stages}, "
         f"patch kernel {tuple(kernel.shape[2:])}); put its config.json beside it, or pass arch="
     )
+
+
+#: SAM 2's windows and global blocks, by width and blocks (sam2/configs): files of tensors alone do not say them.
+SAM2_WINDOWS: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {
+    (96, (1, 2, 7, 2)): {"windows": (8, 4, 14, 7), "global_blocks": (5, 7, 9)},
+    (96, (1, 2, 11, 2)): {"windows": (8, 4, 14, 7), "global_blocks": (7, 10, 13)},
+    (112, (2, 3, 16, 3)): {"windows": (8, 4, 14, 7), "global_blocks": (12, 16, 20)},
+    (144, (2, 6, 36, 4)): {"windows": (8, 4, 16, 8), "global_blocks": (23, 33, 43)},
+}
+
+
+def _with_windows(state: State, arch: Architecture) -> Architecture:
+    """An architecture with absolute-window embeddings: timm's abswin, which has layer scale, or SAM 2's trunk."""
+    background = tuple(state["pos_embed"].shape[2:])
+    arch = replace(arch, abs_win_pos_embed=True, global_pos_size=background, sep_pos_embed=False)
+    if "blocks.0.ls1.gamma" in state:
+        expands = any(re.match(r"blocks\.\d+\.proj\.weight$", key) for key in state)
+        return replace(arch, input_size=(256, 256), layer_scale=1e-5, expand_proj=expands, pos_antialias=True)
+    known = SAM2_WINDOWS.get((arch.embed_dim, arch.stages), {})
+    return replace(arch, input_size=(1024, 1024), num_classes=0, **known)
 
 
 def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:

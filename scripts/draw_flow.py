@@ -41,7 +41,7 @@ def main() -> None:
     shown = hiera_video.load_views(clip_file, big, 1, 1).clips[0].permute(1, 2, 3, 0).numpy()
     with torch.inference_mode():
         logits_input = spec.normalize(small_views.clips)
-        _, maps = model.forward_intermediates(logits_input)
+        _, maps = model.forward_intermediates(logits_input, output_fmt="NHWC")
         scores = model(logits_input).softmax(dim=-1)[0]
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), dpi=100, layout="constrained")
     middle = shown[len(shown) // 2]

@@ -50,7 +50,7 @@ def test_statistics_are_those_of_the_maps() -> None:
     for stride, parts in ((1, (clip[:, :, :4], clip[:, :, 4:])), (2, (clip[:, :, ::2],))):
         looks = []
         for part in parts:
-            maps = dict(zip((1, 2), model.forward_intermediates(part, stages=[1, 2])[1], strict=True))
+            maps = dict(zip((1, 2), model.forward_intermediates(part, [0, 1], output_fmt="NHWC")[1], strict=True))
             row = []
             for stage in (2, 1):
                 tokens = maps[stage].detach().numpy()

@@ -296,7 +296,7 @@ def test_a_video_model_is_ours_with_time_in_front() -> None:
     clips = pixels(2, 4, 3, 64, 64)
     found = model(clips, output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(found.logits, native(clips.transpose(1, 2)))
-    tokens, maps = native.forward_intermediates(clips.transpose(1, 2))
+    tokens, maps = native.forward_intermediates(clips.transpose(1, 2), output_fmt="NHWC")
     for one, other in zip(found.reshaped_hidden_states[1:], maps, strict=True):
         torch.testing.assert_close(one, other)
     assert found.reshaped_hidden_states[0].shape == (2, 2, 16, 16, 8)

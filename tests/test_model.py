@@ -215,7 +215,7 @@ def test_every_output_equals_that_of_a_model_which_never_leaves_row_major_order(
 
     assert_near(model(clip, keep), expected.logits)
     assert_near(model.forward_features(clip, keep), expected.tokens)
-    tokens, maps = model.forward_intermediates(clip, keep=keep)
+    tokens, maps = model.forward_intermediates(clip, keep=keep, output_fmt="NHWC")
     assert_near(tokens, expected.tokens)
     for got, want in zip(maps, expected.maps, strict=True):
         assert_near(got, want)
@@ -231,7 +231,7 @@ def test_every_output_equals_that_of_a_model_which_never_leaves_row_major_order(
 def test_features_are_the_last_map_flattened_and_the_head_finishes_them() -> None:
     model = build(VIDEO)
     clip = clip_of(VIDEO)
-    tokens, maps = model.forward_intermediates(clip)
+    tokens, maps = model.forward_intermediates(clip, output_fmt="NHWC")
     assert torch.equal(model.forward_features(clip), maps[-1].flatten(1, -2))
     assert torch.equal(tokens, maps[-1].flatten(1, -2))
     assert_near(model.forward_head(tokens), model(clip))
@@ -243,12 +243,27 @@ def test_features_are_the_last_map_flattened_and_the_head_finishes_them() -> Non
 def test_intermediates_come_for_the_stages_asked_in_the_order_asked() -> None:
     model = build(VIDEO)
     clip = clip_of(VIDEO)
-    _, every = model.forward_intermediates(clip)
-    assert [tuple(m.shape[1:]) for m in every] == [(2, 16, 24, 8), (2, 8, 12, 16), (2, 4, 6, 32), (2, 2, 3, 64)]
-    _, some = model.forward_intermediates(clip, stages=[4, 2])
-    assert all(torch.equal(got, every[stage - 1]) for got, stage in zip(some, (4, 2), strict=True))
-    with pytest.raises(RequestError, match=r"^stage 5 does not exist; this model has stages 1 to 4$"):
-        model.forward_intermediates(clip, stages=[1, 5])
+    tokens, every = model.forward_intermediates(clip)
+    assert [tuple(m.shape[1:]) for m in every] == [(8, 2, 16, 24), (16, 2, 8, 12), (32, 2, 4, 6), (64, 2, 2, 3)]
+    for indices, expected in (([3, 1], (1, 3)), ([-1], (3,)), (2, (2, 3)), (None, range(4)), ([-4, 0], (0,))):
+        some = model.forward_intermediates(clip, indices, intermediates_only=True)
+        assert all(torch.equal(got, every[stage]) for got, stage in zip(some, expected, strict=True))
+    early, (first,) = model.forward_intermediates(clip, [0])
+    assert torch.equal(early, first.flatten(2).transpose(1, 2))
+    assert torch.equal(model.forward_intermediates(clip, [0], stop_early=False)[0], tokens)
+    blocks = model.forward_intermediates(clip, coarse=False, intermediates_only=True)
+    assert len(blocks) == len(model.blocks)
+    assert all(torch.equal(blocks[end], one) for end, one in zip((0, 2, 4, 5), every, strict=True))
+    for wrong, sentence in (
+        ({"indices": [0, 4]}, r"^index 4 does not exist; this model has stages 0 to 3$"),
+        ({"indices": 5}, r"^index -1 does not exist; this model has stages 0 to 3$"),
+        ({"indices": []}, "name none of the stages 0 to 3"),
+        ({"indices": [6], "coarse": False}, "has blocks 0 to 5"),
+        ({"norm": True}, "stages before the last have no norm"),
+        ({"output_fmt": "CHW"}, r"must be NCHW \(NCTHW\) or NHWC"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            model.forward_intermediates(clip, **wrong)
 
 
 @torch.no_grad()
@@ -374,7 +389,7 @@ def test_another_size_on_the_fly_equals_a_model_built_for_it(arch: Architecture,
 def test_sixteen_frame_video_models_take_fewer_frames_larger_and_non_square_pictures(size: tuple[int, ...]) -> None:
     model = build(replace(VIDEO, input_size=(16, 64, 64)))
     clip = clip_of(VIDEO, size=size, batch=1)
-    tokens, maps = model.forward_intermediates(clip)
+    tokens, maps = model.forward_intermediates(clip, output_fmt="NHWC")
     grid = (size[0] // 2, size[1] // 32, size[2] // 32)
     assert maps[-1].shape == (1, *grid, 64)
     assert tokens.shape == (1, math.prod(grid), 64)
@@ -601,15 +616,17 @@ def test_feature_info_tells_channels_reduction_and_module_of_each_stage() -> Non
     model = build(VIDEO)
     assert model.num_features == 64
     assert model.feature_info == [
-        {"num_chs": 8, "reduction": (2, 4, 4), "module": "blocks.0"},
-        {"num_chs": 16, "reduction": (2, 8, 8), "module": "blocks.2"},
-        {"num_chs": 32, "reduction": (2, 16, 16), "module": "blocks.4"},
-        {"num_chs": 64, "reduction": (2, 32, 32), "module": "blocks.5"},
+        {"num_chs": 8, "reduction": 4, "temporal_reduction": 2, "module": "blocks.0"},
+        {"num_chs": 16, "reduction": 8, "temporal_reduction": 2, "module": "blocks.2"},
+        {"num_chs": 32, "reduction": 16, "temporal_reduction": 2, "module": "blocks.4"},
+        {"num_chs": 64, "reduction": 32, "temporal_reduction": 2, "module": "blocks.5"},
     ]
     _, maps = model.forward_intermediates(clip_of(VIDEO))
     for info, feature in zip(model.feature_info, maps, strict=True):
-        assert info["num_chs"] == feature.shape[-1]
-        assert info["reduction"] == tuple(n // m for n, m in zip(VIDEO.input_size, feature.shape[1:-1], strict=True))
+        assert info["num_chs"] == feature.shape[1]
+        assert (info["temporal_reduction"], info["reduction"], info["reduction"]) == tuple(
+            n // m for n, m in zip(VIDEO.input_size, feature.shape[2:], strict=True)
+        )
 
 
 @pytest.mark.parametrize("arch", [VIDEO, IMAGE], ids=["video", "image"])

@@ -156,7 +156,7 @@ def differences(reference: nn.Module, ours: Hiera, *, batch: int) -> dict[str, f
     generator = torch.Generator().manual_seed(1)
     clip = torch.randn(batch, 3, *ours.arch.input_size, generator=generator)
     logits, maps = reference(clip, return_intermediates=True)
-    tokens, our_maps = ours.forward_intermediates(clip)
+    tokens, our_maps = ours.forward_intermediates(clip, output_fmt="NHWC")
     errors = {"logits": relative(ours.forward_head(tokens), logits)}
     for stage, (got, expected) in enumerate(zip(our_maps, maps, strict=True), start=1):
         errors[f"map {stage}"] = relative(got, expected)
@@ -164,7 +164,7 @@ def differences(reference: nn.Module, ours: Hiera, *, batch: int) -> dict[str, f
     hidden = int(0.75 * ours.num_mask_units())
     keep = torch.rand(batch, ours.num_mask_units(), generator=generator).argsort(dim=1).argsort(dim=1) >= hidden
     masked_tokens, masked_maps = reference(clip, mask=keep, return_intermediates=True)
-    tokens, our_maps = ours.forward_intermediates(clip, keep=keep)
+    tokens, our_maps = ours.forward_intermediates(clip, keep=keep, output_fmt="NHWC")
     # The reference leaves its tokens unrolled, units fastest; ours come unit by unit. With q_pool 3 that is the same.
     masked_tokens = masked_tokens.unflatten(1, (-1, ours.num_mask_units() - hidden)).transpose(1, 2).flatten(1, 2)
     errors["masked tokens"] = relative(tokens, masked_tokens)

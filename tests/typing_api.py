@@ -18,7 +18,7 @@ def classifiers(clip: Tensor, keep: Tensor) -> None:
     assert_type(model, Hiera)
     assert_type(model(clip, keep), Tensor)
     assert_type(model.forward_features(clip, keep), Tensor)
-    assert_type(model.forward_intermediates(clip, stages=[1, 4])[1], list[Tensor])
+    assert_type(model.forward_intermediates(clip, [0, 3])[1], list[Tensor])
     assert_type(model.forward_head(model.forward_features(clip), pre_logits=True), Tensor)
     model.reset_classifier(10)
     tuned = hiera_video.create_model("hiera_base_16x224.mae_k400_ft_k400", pretrained=True, num_classes=10)

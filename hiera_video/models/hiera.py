@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from hiera_video.models.architecture import Architecture
 from hiera_video.models.heads import SEE_STAGES, AttentiveHead, Head, ReadoutHead, token_statistics
 from hiera_video.models.layers import init_weights
 from hiera_video.models.masks import Mask
+from hiera_video.models.timm_form import pretrained_cfg, taken
 from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import Size
 from hiera_video.spec import ClipSpec
@@ -35,7 +36,7 @@ class Hiera(HieraTrunk):
 
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
         super().__init__(arch, spec)
-        self.norm = nn.LayerNorm(self.num_features, eps=arch.layer_norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=arch.layer_norm_eps)
         self.head = self._new_head()
         self._init_trunk(bias=0.02)
         self._scale_head()
@@ -78,25 +79,74 @@ class Hiera(HieraTrunk):
             return size
         return (self.spec.num_frames, *self.spec.size) if len(size) == 3 else self.spec.size
 
-    def reset_classifier(self, num_classes: int, **head: Any) -> None:
+    @property
+    def num_classes(self) -> int:
+        """Logits; 0 for a model without a head."""
+        return self.arch.num_classes
+
+    @property
+    def head_hidden_size(self) -> int:
+        """As timm calls :attr:`head_features`."""
+        return self.head_features
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's facts about the model (:func:`hiera_video.models.timm_form.pretrained_cfg`)."""
+        return pretrained_cfg(self.arch, self.spec, self.license)
+
+    default_cfg = pretrained_cfg
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives logits, as in timm; without classes an identity."""
+        return self.head.projection
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the blocks behind the last of the stages asked for, as timm's nets of features do.
+
+        Args:
+            indices: As in :meth:`forward_intermediates`.
+            prune_norm: Whether to drop the norm.
+            prune_head: Whether to drop the head.
+
+        Returns:
+            The stages, from 0. Only :meth:`forward_intermediates` of these can be called then.
+
+        Raises:
+            RequestError: There is no such stage.
+        """
+        chosen = taken(self.arch, indices)
+        self.blocks = self.blocks[: sum(self.arch.stages[: chosen[-1] + 1])]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.arch, self.head = replace(self.arch, num_classes=0, head="linear"), Head(self.num_features, 0, 0.0)
+        return chosen
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, **head: Any) -> None:
         """Makes a new head, started as in training; what was said of the old one's classes is dropped. A readout, which
         is made with the trunk, stays.
 
         Args:
             num_classes: Classes of the new head. With 0 there is none, and :meth:`forward` gives the embedding, as in
                 timm: ``[B, C]``, where the head sees stages ``[B, arch.num_statistics]``.
+            global_pool: timm's name of the pooling: "avg", which is the only one, or None.
             head: ``head``, ``head_stages``, ``head_strides``, ``readout_dim`` of :class:`hiera_video.Architecture`, for
                 another kind.
 
         Raises:
-            RequestError: A value of ``head`` cannot be.
+            RequestError: A value of ``head`` cannot be, or the pooling is another.
         """
+        if global_pool not in (None, "avg"):
+            raise RequestError(f"global_pool {global_pool!r} must be avg: tokens of Hiera are averaged")
         self.arch = replace(self.arch, num_classes=num_classes, **head)
         new = self._new_head().train(self.training)
         new.apply(lambda module: init_weights(module, bias=0.02))
         if isinstance(new, ReadoutHead) and isinstance(self.head, ReadoutHead):
             new.readout.load_state_dict(self.head.readout.state_dict())
-        self.head = new.to(self.norm.weight.device, self.norm.weight.dtype)
+        weight = self.patch_embed.proj.weight
+        self.head = new.to(weight.device, weight.dtype)
         self._scale_head()
         self.labels, self.multi_label = None, False
 

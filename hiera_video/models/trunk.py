@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.layers import Block, PatchEmbed, init_weights, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, unit_ids
+from hiera_video.models.timm_form import stage_info, taken
 from hiera_video.models.unroll import (
     Size,
     StageTokens,
@@ -25,7 +26,7 @@ from hiera_video.models.unroll import (
     unroll,
     window_order,
 )
-from hiera_video.models.windows import run_on_map, walk_units, window_of
+from hiera_video.models.windows import walk_maps, walk_units
 from hiera_video.spec import ClipSpec
 
 if TYPE_CHECKING:
@@ -100,21 +101,9 @@ class HieraTrunk(nn.Module):
         return self.arch.dims[-1]
 
     @property
-    def feature_info(self) -> list[dict[str, object]]:
-        """What timm says of each stage.
-
-        Returns:
-            For each stage ``num_chs`` (channels), ``reduction`` (pixels, or frames, of a token along each axis) and
-            ``module`` (the name of its last block).
-        """
-        info: list[dict[str, object]] = []
-        reduction, last = self.arch.patch_stride, -1
-        for stage, blocks in enumerate(self.arch.stages):
-            if 0 < stage <= self.arch.q_pool:
-                reduction = tuple(r * s for r, s in zip(reduction, self.arch.q_stride, strict=True))
-            last += blocks
-            info.append({"num_chs": self.arch.dims[stage], "reduction": reduction, "module": f"blocks.{last}"})
-        return info
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What timm says of each stage (:func:`hiera_video.models.timm_form.stage_info`)."""
+        return stage_info(self.arch)
 
     def freeze_stages(self, count: int) -> None:
         """Stops the training of the embeddings and of the first stages' blocks.
@@ -239,7 +228,12 @@ class HieraTrunk(nn.Module):
         return moved(unit_ids(mask, count), clip.device)
 
     def stages(
-        self, clip: Tensor, ids: Tensor | None = None, *, attentions: list[Tensor] | None = None
+        self,
+        clip: Tensor,
+        ids: Tensor | None = None,
+        *,
+        attentions: list[Tensor] | None = None,
+        every_block: bool = False,
     ) -> Iterator[StageTokens]:
         """Walks through the stages (paper, Figure 2): the one walk that all forwards here consume.
 
@@ -247,6 +241,7 @@ class HieraTrunk(nn.Module):
             clip: Normalised float ``[B, C, *size]``.
             ids: The visible mask units, int64 ``[B, K]`` (:meth:`keep_ids`): nothing is computed for all others.
             attentions: A list that gets each block's attention, ``[B, windows, heads, queries, keys]``, unrolled.
+            every_block: Whether to say what each block leaves, in place of each stage.
 
         Yields:
             What each stage leaves.
@@ -256,7 +251,11 @@ class HieraTrunk(nn.Module):
         """
         arch, strides = self.arch, self.strides
         if arch.windows is not None and not walk_units(arch, self.patch_embed.grid(tuple(clip.shape[2:]))):
-            yield from self._stages_on_maps(clip, ids, attentions)
+            if ids is not None or attentions is not None:
+                raise RequestError("masks and attentions need a size at which the model's windows are its mask units")
+            tokens, grid = self.patch_embed(clip), self.patch_embed.grid(tuple(clip.shape[2:]))
+            tokens = (tokens + self.position_embedding(grid)).unflatten(1, grid)
+            yield from walk_maps(arch, self.blocks, tokens, self._run, every_block)
             return
         grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
         positions = self.position_embedding(grid)
@@ -268,34 +267,18 @@ class HieraTrunk(nn.Module):
             tokens = tokens + gather_units(unroll(positions, grid, strides).expand(len(clip), -1, -1, -1), ids)
         index = 0
         for stage, blocks in enumerate(arch.stages):
-            for block in self.blocks[index : index + blocks]:
+            for place, block in enumerate(self.blocks[index : index + blocks]):
                 if attentions is not None:
                     attentions.append(block.attn.weights(block.norm1(tokens)))
                 tokens = self._run(block, tokens)
+                if place == 0 < stage <= arch.q_pool:
+                    grid, strides = units(grid, strides[:1]), strides[1:]
+                if every_block or place == blocks - 1:
+                    yield StageTokens(tokens, grid, strides)
             index += blocks
-            if 0 < stage <= arch.q_pool:
-                grid, strides = units(grid, strides[:1]), strides[1:]
-            yield StageTokens(tokens, grid, strides)
 
-    def _stages_on_maps(
-        self, clip: Tensor, ids: Tensor | None, attentions: list[Tensor] | None
-    ) -> Iterator[StageTokens]:
-        """The same walk where windows are no mask units: tokens in row-major order, as one unit without strides."""
-        arch, index = self.arch, 0
-        if ids is not None or attentions is not None:
-            raise RequestError("masks and attentions need a size at which the model's windows are its mask units")
-        grid = self.patch_embed.grid(tuple(clip.shape[2:]))
-        tokens = (self.patch_embed(clip) + self.position_embedding(grid)).unflatten(1, grid)
-        for stage, blocks in enumerate(arch.stages):
-            for place in range(blocks):
-                window = window_of(arch, stage, stage > 0 and place == 0, index)
-                tokens = self._run(self.blocks[index], tokens, window)
-                index += 1
-            yield StageTokens(tokens.flatten(1, -2).unsqueeze(1), tuple(tokens.shape[1:-1]), ())
-
-    def _run(self, block: Any, tokens: Tensor, window: Size | Literal["units"] | None = "units") -> Tensor:
-        """``block(tokens)``, to be computed again in the backward pass where gradient checkpointing is on."""
-        run, args = (block, (tokens,)) if window == "units" else (run_on_map, (block, tokens, window))
+    def _run(self, run: Callable[..., Tensor], *args: Any) -> Tensor:
+        """``run(*args)``, to be computed again in the backward pass where gradient checkpointing is on."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(run, *args, use_reentrant=False)
         return run(*args)
@@ -317,31 +300,77 @@ class HieraTrunk(nn.Module):
         *_, last = self.stages(clip, self.keep_ids(clip, keep))
         return public_order(last, by_unit=keep is not None)
 
+    @overload
     def forward_intermediates(
-        self, clip: Tensor, *, stages: list[int] | None = None, keep: Mask | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The tokens of the last stage, and feature maps.
+        self,
+        clip: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        *,
+        intermediates_only: Literal[True],
+        coarse: bool = ...,
+        keep: Mask | None = ...,
+    ) -> list[Tensor]: ...
+    @overload
+    def forward_intermediates(
+        self,
+        clip: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        intermediates_only: Literal[False] = ...,
+        coarse: bool = ...,
+        keep: Mask | None = ...,
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def forward_intermediates(
+        self,
+        clip: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        coarse: bool = True,
+        keep: Mask | None = None,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps, as timm's models give them, and tokens.
 
         Args:
             clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
-            stages: Which stages to give maps of, counted from 1. Default: all.
+            indices: Which stages to give maps of, counted from 0 (negative ones from the end); a number: so many last
+                ones; None: all. Maps come in the order of the stages.
+            norm: Not there, as in timm's Hiera: stages before the last have no norm.
+            stop_early: Whether to compute nothing behind the last stage asked for, whose tokens then come out.
+            output_fmt: ``NCHW`` (of video the same as ``NCTHW``), or channels last: ``NHWC`` (``NTHWC``).
+            intermediates_only: Whether to give the maps alone.
+            coarse: Whether indices are of stages; otherwise of blocks.
             keep: As in :meth:`forward_features`.
 
         Returns:
-            The tokens as :meth:`forward_features` gives them, and for each of ``stages`` a map ``[B, T', H', W', C]``
-            (images ``[B, H', W', C]``), whose hidden places are zero.
+            The tokens as :meth:`forward_features` gives them, and the maps ``[B, C, T', H', W']`` (images
+            ``[B, C, H', W']``), whose hidden places are zero.
 
         Raises:
-            SizeError, RequestError: As in :meth:`forward_features`; or the model has no such stage.
+            SizeError, RequestError: As in :meth:`forward_features`; or there is no such stage, block or format.
         """
-        total = len(self.arch.stages)
-        chosen = range(1, total + 1) if stages is None else stages
-        if bad := [stage for stage in chosen if not 1 <= stage <= total]:
-            raise RequestError(f"stage {bad[0]} does not exist; this model has stages 1 to {total}")
+        first = output_fmt in ("NCHW", "NCTHW", "NCL")
+        if not first and output_fmt not in ("NHWC", "NTHWC", "NLC"):
+            raise RequestError(f"output_fmt {output_fmt!r} must be NCHW (NCTHW) or NHWC (NTHWC)")
+        if norm:
+            raise RequestError("norm=True: stages before the last have no norm of their own; leave it out")
+        chosen = taken(self.arch, indices, coarse=coarse)
         ids = self.keep_ids(clip, keep)
-        outputs = list(self.stages(clip, ids))
-        maps = [reroll(*outputs[stage - 1], ids) for stage in chosen]
-        return public_order(outputs[-1], by_unit=keep is not None), maps
+        maps = []
+        for number, last in enumerate(self.stages(clip, ids, every_block=not coarse)):
+            if number in chosen:
+                shown = reroll(*last, ids)
+                maps.append(shown.movedim(-1, 1) if first else shown)
+            if stop_early and number == chosen[-1]:
+                break
+        return maps if intermediates_only else (public_order(last, by_unit=keep is not None), maps)
 
     @torch.no_grad()
     def forward_attentions(self, clip: Tensor, keep: Mask | None = None) -> list[Tensor]:

@@ -7,12 +7,14 @@ each block pads its map to whole windows, as SAM 2's code does: zeros behind the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.layers import Block
-from hiera_video.models.unroll import Size, units
+from hiera_video.models.unroll import Size, StageTokens, units
 
 
 def walk_units(arch: Architecture, grid: Size) -> bool:
@@ -46,22 +48,34 @@ def walk_units(arch: Architecture, grid: Size) -> bool:
     return True
 
 
-def window_of(arch: Architecture, stage: int, first: bool, index: int) -> Size | None:
-    """The windows that a block attends in.
+def walk_maps(
+    arch: Architecture, blocks: Sequence[Block], tokens: Tensor, run: Callable[..., Tensor], every_block: bool
+) -> Iterator[StageTokens]:
+    """The walk through the stages on row-major maps.
 
     Args:
         arch: The architecture, which has ``windows``.
-        stage: The block's stage, from 0.
-        first: Whether it is the first of a stage after the first.
-        index: Its number in the model.
+        blocks: The trunk's.
+        tokens: With their positions, ``[B, *grid, C]``.
+        run: ``run(function, *args)`` calls it, with activation checkpointing where that is on.
+        every_block: Whether to say what each block leaves, in place of each stage.
 
-    Returns:
-        Tokens of a window along each axis, before pooling; None for everything.
+    Yields:
+        What each stage leaves, as one mask unit without strides.
     """
+    index = 0
+    for stage, count in enumerate(arch.stages):
+        for place in range(count):
+            tokens = run(run_on_map, blocks[index], tokens, _window(arch, stage, stage > 0 and place == 0, index))
+            index += 1
+            if every_block or place == count - 1:
+                yield StageTokens(tokens.flatten(1, -2).unsqueeze(1), tuple(tokens.shape[1:-1]), ())
+
+
+def _window(arch: Architecture, stage: int, first: bool, index: int) -> Size | None:
+    """The window of a block, before pooling; None for everything. A stage's first attends by the one before."""
     assert arch.windows is not None
-    if index in arch.global_blocks:
-        return None
-    return _sides(arch.windows[stage - first], len(arch.input_size))
+    return None if index in arch.global_blocks else _sides(arch.windows[stage - first], len(arch.input_size))
 
 
 def _sides(side: int, dims: int) -> Size:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
+
+from torch import nn
 
 from hiera_video.errors import RequestError, UnknownModel, WeightsError
 from hiera_video.files import labels_of
@@ -24,6 +27,7 @@ from hiera_video.models.checkpoints.build import (
     from_disk,
     from_hub,
     position_way,
+    with_channels,
 )
 from hiera_video.models.checkpoints.download import Hub, UnavailableError, author_file, hub_file
 from hiera_video.models.checkpoints.formats import Facts, State, convert
@@ -32,6 +36,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.published import ARCHITECTURES, AUTHORS, MAE_ARCHITECTURES, SHIPPED, ClassifierName, MAEName
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
+from hiera_video.models.timm_form import taken
 from hiera_video.models.unroll import Size
 
 #: The models that ship with the package and answer without a network: one names how a camera moves, one is for
@@ -66,8 +71,11 @@ def create_model(
     pretrained: bool = ...,
     checkpoint: str | None = ...,
     num_classes: int | None = ...,
+    features_only: Literal[False] = ...,
     **options: Any,
 ) -> Hiera: ...
+@overload
+def create_model(name: str, *, features_only: Literal[True], **options: Any) -> nn.Module: ...
 @overload
 def create_model(
     name: str, *, num_classes: int, pretrained: bool = ..., checkpoint: str | None = ..., **options: Any
@@ -87,8 +95,10 @@ def create_model(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **config: Any,
-) -> Hiera | HieraMAE:
+) -> Hiera | HieraMAE | nn.Module:
     """Builds a model by its published name, with new weights or with those of a checkpoint.
 
     Args:
@@ -101,7 +111,11 @@ def create_model(
         revision: As in :func:`from_pretrained`.
         cache_dir: As in :func:`from_pretrained`.
         local_files_only: As in :func:`from_pretrained`.
-        config: Other fields of :class:`hiera_video.Architecture` or, for an MAE, :class:`hiera_video.MAEArchitecture`.
+        features_only: Whether to give timm's net of a classifier's feature maps alone (``FeatureGetterNet``, which has
+            ``feature_info``), its blocks and head behind the last map dropped.
+        out_indices: The stages of these maps, from 0. Default: all.
+        config: Other fields of :class:`hiera_video.Architecture` or, for an MAE, :class:`hiera_video.MAEArchitecture`;
+            ``drop_rate`` is timm's name of ``head_dropout``.
 
     Returns:
         A :class:`hiera_video.Hiera`; under a name that starts with ``mae_`` a :class:`hiera_video.HieraMAE`. New
@@ -113,6 +127,10 @@ def create_model(
         SizeError: The input size does not fit the model; the nearest that fit are named.
         WeightsError: The weights cannot be had, or do not fit.
     """
+    if features_only:
+        how = {"input_size": input_size, "position_resize": position_resize, "revision": revision, **config}
+        how |= {"checkpoint": checkpoint, "num_classes": num_classes, "cache_dir": cache_dir, "pretrained": pretrained}
+        return _feature_net(create_model(name, local_files_only=local_files_only, **how), out_indices)
     arch_name, tag = _split(name, checkpoint)
     arch = _architecture(arch_name)
     if isinstance(arch, MAEArchitecture) and num_classes is not None:
@@ -121,20 +139,29 @@ def create_model(
         full = _full_name(arch_name, tag)
         hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
         state, facts = _from_checkpoint(full, hub)
-        how: dict[str, Any] = {"input_size": input_size, "position_resize": position_resize, "config": config}
+        how = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
         is_mae = isinstance(arch, MAEArchitecture)
         return assemble_mae(state, facts, **how) if is_mae else assemble(state, facts, num_classes=num_classes, **how)
     entry = CHECKPOINTS.get(f"{arch_name}.{tag}")
     classes = arch.num_classes if entry is None else entry.num_classes
     arch = changed(arch, classes if num_classes is None else num_classes, input_size, config)
-    spec = fitted(entry.spec if entry and entry.spec else default_spec(arch), arch.input_size)
-    model = HieraMAE(arch, spec) if isinstance(arch, MAEArchitecture) else Hiera(arch, spec)
+    spec = with_channels(fitted(entry.spec if entry and entry.spec else default_spec(arch), arch.input_size), arch)
+    model: Hiera | HieraMAE = HieraMAE(arch, spec) if isinstance(arch, MAEArchitecture) else Hiera(arch, spec)
     model.position_resize = position_way(position_resize)
     if isinstance(model, Hiera) and entry:
         model.labels = labels_of(entry.labels) if entry.labels and arch.num_classes == entry.num_classes else None
         model.views = entry.views or model.views
     return model
+
+
+def _feature_net(model: Any, indices: int | Sequence[int] | None) -> nn.Module:
+    """timm's net of a classifier's maps alone."""
+    from timm.models._features import FeatureGetterNet
+
+    if not isinstance(model, Hiera):
+        raise RequestError("features_only is for classifiers: an MAE has no head to leave away")
+    return FeatureGetterNet(model, out_indices=taken(model.arch, indices))
 
 
 def from_pretrained(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from hiera_video.errors import RequestError, SizeError, WeightsError
 from hiera_video.fields import from_mapping
 from hiera_video.models.architecture import Architecture, MAEArchitecture, classifier_form, mae_form
@@ -121,7 +123,8 @@ def assemble(
         kept = facts.num_classes
     target = changed(target, kept if num_classes is None else num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
-    state, spec = _fit(state, facts.spec, trained, target, way)
+    state, spec = _fit(_in_channels(state, target.in_chans), facts.spec, trained, target, way)
+    spec = with_channels(spec, target)
     state, fresh = _head_of(state, decoder, target, source)
     labels = None if fresh else facts.labels
     model = Hiera(target, spec)
@@ -134,6 +137,40 @@ def assemble(
     model.new_head = bool(fresh)
     model.multi_label = facts.multi_label and not fresh
     return model.eval()
+
+
+def _in_channels(state: State, count: int) -> State:
+    """The patch kernel of three colours for other channels, as timm does it: their sum for one, else repeated, with
+    the same size of answers.
+    """
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is None or kernel.shape[1] == count or kernel.shape[1] != 3:
+        return state
+    if count == 1:
+        changed_kernel = kernel.sum(dim=1, keepdim=True)
+    else:
+        rows = torch.arange(count) % 3
+        changed_kernel = kernel[:, rows] * (3 / count)
+    return state | {"patch_embed.proj.weight": changed_kernel}
+
+
+def with_channels(spec: ClipSpec, arch: Architecture) -> ClipSpec:
+    """A spec whose statistics are those of as many channels as the architecture takes.
+
+    Args:
+        spec: Of three colours, or of these channels.
+        arch: Says how many there are.
+
+    Returns:
+        The spec; means and deviations of other channels are those of the colours in turn, of one channel their mean.
+    """
+    count = arch.in_chans
+    if len(spec.mean) == count:
+        return spec
+    if count == 1:
+        return spec.replace(mean=(sum(spec.mean) / len(spec.mean),), std=(sum(spec.std) / len(spec.std),))
+    places = [index % len(spec.mean) for index in range(count)]
+    return spec.replace(mean=tuple(spec.mean[i] for i in places), std=tuple(spec.std[i] for i in places))
 
 
 def _head_of(state: State, decoder: State, target: Architecture, source: str) -> tuple[State, tuple[str, ...]]:
@@ -280,6 +317,8 @@ def changed(arch: A, num_classes: int, input_size: Size | None, config: dict[str
     """
     if num_classes < 0:
         raise RequestError(f"num_classes must be at least 0 (no head), not {num_classes}")
+    if "drop_rate" in config:  # timm's name
+        config = {"head_dropout" if name == "drop_rate" else name: value for name, value in config.items()}
     size = tuple(input_size) if input_size is not None else arch.input_size
     if len(size) != len(arch.input_size):
         axes = {1: "(length,)", 2: "(height, width)", 3: "(frames, height, width)"}[len(arch.input_size)]

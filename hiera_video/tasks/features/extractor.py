@@ -277,7 +277,9 @@ class FeatureExtractor:
             if "statistics" in names:
                 values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)
             if stages or set(names) - set(values):
-                tokens, maps = model.forward_intermediates(clip, stages=stages)
+                indices = [stage - 1 for stage in stages]
+                tokens, maps = model.forward_intermediates(clip, indices or 1, output_fmt="NHWC", stop_early=False)
+                maps = maps if stages else []
                 if "embedding" in names and "embedding" not in values:
                     values["embedding"] = model.forward_head(tokens, pre_logits=True)
         for stage, stage_map in zip(stages, maps, strict=True):

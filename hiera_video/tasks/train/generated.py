@@ -175,7 +175,7 @@ class WithTargets(nn.Module):
             give; and that on the teacher's features, in the embedding and the map of the last stage but one. Flow is
             compared on a scale that is logarithmic above 0.8 % of the window per frame: slow motions count too.
         """
-        tokens, maps = self.model.forward_intermediates(clip)
+        tokens, maps = self.model.forward_intermediates(clip, output_fmt="NHWC")
         target = flow.sign() * (flow.abs() / 0.008).log1p()
         losses = []
         for head, features in zip(self.flow, maps, strict=True):

@@ -145,6 +145,23 @@ def test_timms_abswin_is_read_with_its_config_and_without(name: str, classes: in
             assert (ours_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
 
 
+@pytest.mark.parametrize("size", [(64, 96), (224, 224)])
+def test_timms_form_of_sam_2_is_read(size: tuple[int, int], tmp_path: Path) -> None:
+    theirs = shaken(timm.create_model("sam2_hiera_tiny", num_classes=0))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    cfg = {"input_size": [3, 896, 896], "license": "apache-2.0", "crop_pct": 1.0}
+    config = {"architecture": "sam2_hiera_tiny", "num_classes": 0, "pretrained_cfg": cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = from_pretrained(tmp_path)
+    assert ours.arch.num_classes == 0 and ours.spec.size == (896, 896)
+    clip = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(clip, intermediates_only=True)
+        for our_map, their_map in zip(ours.forward_intermediates(clip)[1], expected, strict=True):
+            assert (our_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
+        torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-3, atol=1e-4)
+
+
 # --- our own models with them -----------------------------------------------------------------------------------------
 
 ABSWIN = {"abs_win_pos_embed": True, "layer_scale": 0.1}

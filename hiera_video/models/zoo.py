@@ -34,7 +34,15 @@ from hiera_video.models.checkpoints.formats import Facts, State, convert
 from hiera_video.models.checkpoints.io import read_state
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
-from hiera_video.models.published import ARCHITECTURES, AUTHORS, MAE_ARCHITECTURES, SHIPPED, ClassifierName, MAEName
+from hiera_video.models.published import (
+    ARCHITECTURES,
+    AUTHORS,
+    MAE_ARCHITECTURES,
+    SHIPPED,
+    Checkpoint,
+    ClassifierName,
+    MAEName,
+)
 from hiera_video.models.published import CHECKPOINTS as CHECKPOINTS
 from hiera_video.models.timm_form import taken
 from hiera_video.models.unroll import Size
@@ -143,7 +151,20 @@ def create_model(
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
         is_mae = isinstance(arch, MAEArchitecture)
         return assemble_mae(state, facts, **how) if is_mae else assemble(state, facts, num_classes=num_classes, **how)
-    entry = CHECKPOINTS.get(f"{arch_name}.{tag}")
+    return _with_new_weights(
+        arch, CHECKPOINTS.get(f"{arch_name}.{tag}"), num_classes, input_size, position_resize, config
+    )
+
+
+def _with_new_weights(
+    arch: Architecture,
+    entry: Checkpoint | None,
+    num_classes: int | None,
+    input_size: Size | None,
+    position_resize: str | None,
+    config: dict[str, Any],
+) -> Hiera | HieraMAE:
+    """A model of new weights, with the facts of the checkpoint that was named beside it."""
     classes = arch.num_classes if entry is None else entry.num_classes
     arch = changed(arch, classes if num_classes is None else num_classes, input_size, config)
     spec = with_channels(fitted(entry.spec if entry and entry.spec else default_spec(arch), arch.input_size), arch)

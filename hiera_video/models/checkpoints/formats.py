@@ -196,7 +196,7 @@ def describe(config: dict[str, Any], source: str) -> Facts:
             return _transformers(config)
         if str(config.get("model_type", "")).startswith("sam2"):
             return _sam2(config)
-        if str(config.get("architecture", "")).startswith("hiera_"):
+        if str(config.get("architecture", "")).startswith(("hiera_", "sam2_hiera_", "hieradet_")):
             return _timm(config)
         if "stages" in config and "embed_dim" in config:
             return _authors(config)

@@ -223,15 +223,6 @@ def architecture_of(state: State, source: str) -> Architecture:
     )
 
 
-#: SAM 2's windows and global blocks, by width and blocks (sam2/configs): files of tensors alone do not say them.
-SAM2_WINDOWS: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {
-    (96, (1, 2, 7, 2)): {"windows": (8, 4, 14, 7), "global_blocks": (5, 7, 9)},
-    (96, (1, 2, 11, 2)): {"windows": (8, 4, 14, 7), "global_blocks": (7, 10, 13)},
-    (112, (2, 3, 16, 3)): {"windows": (8, 4, 14, 7), "global_blocks": (12, 16, 20)},
-    (144, (2, 6, 36, 4)): {"windows": (8, 4, 16, 8), "global_blocks": (23, 33, 43)},
-}
-
-
 def _with_windows(state: State, arch: Architecture) -> Architecture:
     """An architecture with absolute-window embeddings: timm's abswin, which has layer scale, or SAM 2's trunk."""
     background = tuple(state["pos_embed"].shape[2:])
@@ -239,8 +230,10 @@ def _with_windows(state: State, arch: Architecture) -> Architecture:
     if "blocks.0.ls1.gamma" in state:
         expands = any(re.match(r"blocks\.\d+\.proj\.weight$", key) for key in state)
         return replace(arch, input_size=(256, 256), layer_scale=1e-5, expand_proj=expands, pos_antialias=True)
-    known = SAM2_WINDOWS.get((arch.embed_dim, arch.stages), {})
-    return replace(arch, input_size=(1024, 1024), num_classes=0, **known)
+    for own in ARCHITECTURES.values():  # the tensors do not say what SAM 2's windows are
+        if own.windows is not None and (own.embed_dim, own.stages) == (arch.embed_dim, arch.stages):
+            arch = replace(arch, windows=own.windows, global_blocks=own.global_blocks)
+    return replace(arch, input_size=(1024, 1024), num_classes=0)
 
 
 def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:

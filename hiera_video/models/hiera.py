@@ -97,7 +97,11 @@ class Hiera(HieraTrunk):
     default_cfg = pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
-        """The layer that gives logits, as in timm; without classes an identity."""
+        """The layer that gives logits, as in timm.
+
+        Returns:
+            A linear layer; without classes an identity.
+        """
         return self.head.projection
 
     def prune_intermediate_layers(

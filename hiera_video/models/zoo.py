@@ -140,20 +140,20 @@ def create_model(
         how |= {"checkpoint": checkpoint, "num_classes": num_classes, "cache_dir": cache_dir, "pretrained": pretrained}
         return _feature_net(create_model(name, local_files_only=local_files_only, **how), out_indices)
     arch_name, tag = _split(name, checkpoint)
-    arch = _architecture(arch_name)
-    if isinstance(arch, MAEArchitecture) and num_classes is not None:
+    if isinstance(arch := _architecture(arch_name), MAEArchitecture) and num_classes is not None:
         raise RequestError(f"{arch_name} has no classes: leave num_classes out")
     if pretrained:
         full = _full_name(arch_name, tag)
-        hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-        state, facts = _from_checkpoint(full, hub)
+        state, facts = _from_checkpoint(
+            full, Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        )
         how = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
-        is_mae = isinstance(arch, MAEArchitecture)
-        return assemble_mae(state, facts, **how) if is_mae else assemble(state, facts, num_classes=num_classes, **how)
-    return _with_new_weights(
-        arch, CHECKPOINTS.get(f"{arch_name}.{tag}"), num_classes, input_size, position_resize, config
-    )
+        if isinstance(arch, MAEArchitecture):
+            return assemble_mae(state, facts, **how)
+        return assemble(state, facts, num_classes=num_classes, **how)
+    entry = CHECKPOINTS.get(f"{arch_name}.{tag}")
+    return _with_new_weights(arch, entry, num_classes, input_size, position_resize, config)
 
 
 def _with_new_weights(

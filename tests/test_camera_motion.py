@@ -287,6 +287,7 @@ def test_a_generated_video_is_a_real_file_that_its_seed_decides(tmp_path: Path, 
     assert np.abs(frames[0] - frames[1]).mean() < 1  # x264's own rounding varies from run to run
 
 
+@pytest.mark.slow  # a process that imports everything, twice
 def test_the_evaluator_of_camerabench_reads_its_labels(tmp_path: Path, pool: list[Tensor]) -> None:
     rows = [
         ("pan_left", ["pan-left", "no-shaking"]),

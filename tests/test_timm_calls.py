@@ -15,10 +15,11 @@ from timm.models import FeatureInfo
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import save_pretrained
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.published import ARCHITECTURES
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 
 NAMES = list_models("hiera_*")
-#: One block a stage and small pictures: names differ in widths, heads and axes.
+#: One block a stage, few channels and small pictures: names differ in heads, axes, windows and embeddings.
 SMALL: dict[str, Any] = {"stages": (1, 1, 1, 1)}
 
 
@@ -28,7 +29,8 @@ def size_of(name: str) -> tuple[int, ...]:
 
 def small(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    return create_model(name, input_size=size_of(name), **SMALL, **options).eval()
+    width = 16 * ARCHITECTURES[name].num_heads
+    return create_model(name, input_size=size_of(name), embed_dim=width, **SMALL, **options).eval()
 
 
 def clip_for(name: str, batch: int = 2, channels: int = 3) -> torch.Tensor:
@@ -48,8 +50,8 @@ def test_forward_gives_logits_and_features_and_the_head_give_them_too(name: str)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_classifier_is_found_reset_and_left_out(name: str) -> None:
-    model, clip = small(name), clip_for(name)
-    assert model.get_classifier().out_features == model.num_classes
+    model, clip = small(name, num_classes=9), clip_for(name)
+    assert model.get_classifier().out_features == model.num_classes == 9
     model.reset_classifier(5, "avg")
     assert model(clip).shape == (2, 5) and model.num_classes == 5
     model.reset_classifier(0)
@@ -87,6 +89,7 @@ def test_a_net_of_features_has_timms_info_and_the_models_maps(name: str) -> None
             assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_traced_and_exported(name: str) -> None:
     model, clip = small(name, num_classes=3), clip_for(name)
@@ -103,7 +106,7 @@ def test_facts_about_pixels_are_those_that_timm_resolves(name: str) -> None:
     model = small(name, num_classes=3, in_chans=4, drop_rate=0.3)
     assert model(clip_for(name, channels=4)).shape == (2, 3) and len(model.spec.mean) == 4
     assert model.head.dropout.p == 0.3
-    plain = small(name)
+    plain = small(name, num_classes=7)
     for cfg in (plain.pretrained_cfg, plain.default_cfg):
         assert (cfg["first_conv"], cfg["classifier"]) == ("patch_embed.proj", "head.projection")
         assert plain.get_parameter(f"{cfg['classifier']}.weight").shape[0] == cfg["num_classes"]

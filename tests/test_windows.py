@@ -82,7 +82,9 @@ def assert_maps_equal(ours: Hiera, theirs: Any, size: tuple[int, int], tolerance
         assert (ours_map - their_map).abs().max() <= tolerance * their_map.abs().max()
 
 
-@pytest.mark.parametrize("name", ["tiny", pytest.param("small", marks=pytest.mark.slow), "base_plus"])
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("small", "base_plus", "large"))]
+)
 def test_sam_2s_trunk_is_read_from_the_authors_file_and_equals_transformers(name: str, tmp_path: Path) -> None:
     theirs = shaken(Sam2HieraDetModel(sam2_config(name)))
     torch.save({"model": authors_names(theirs.state_dict())}, tmp_path / "sam2.pt")
@@ -124,7 +126,9 @@ def test_transformers_folder_of_sam_2_is_read_and_saved_as_ours_again(tmp_path: 
         assert name.startswith(("norm.", "head.")) or parameter.grad is not None, name
 
 
-@pytest.mark.parametrize("name", ["hiera_small_abswin_256", "hiera_base_abswin_256"])
+@pytest.mark.parametrize(
+    "name", ["hiera_small_abswin_256", pytest.param("hiera_base_abswin_256", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("classes", [7, 0])
 def test_timms_abswin_is_read_with_its_config_and_without(name: str, classes: int, tmp_path: Path) -> None:
     theirs = shaken(timm.create_model(name, num_classes=classes))

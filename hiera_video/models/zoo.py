@@ -144,14 +144,12 @@ def create_model(
         raise RequestError(f"{arch_name} has no classes: leave num_classes out")
     if pretrained:
         full = _full_name(arch_name, tag)
-        state, facts = _from_checkpoint(
-            full, Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-        )
+        hub = Hub(revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        state, facts = _from_checkpoint(full, hub)
         how = {"input_size": input_size, "position_resize": position_resize, "config": config}
         how |= {"source": full, "arch": arch if _is_twins(full, arch_name) else None}
-        if isinstance(arch, MAEArchitecture):
-            return assemble_mae(state, facts, **how)
-        return assemble(state, facts, num_classes=num_classes, **how)
+        is_mae = isinstance(arch, MAEArchitecture)
+        return assemble_mae(state, facts, **how) if is_mae else assemble(state, facts, num_classes=num_classes, **how)
     entry = CHECKPOINTS.get(f"{arch_name}.{tag}")
     return _with_new_weights(arch, entry, num_classes, input_size, position_resize, config)
 

@@ -300,6 +300,13 @@ def test_every_format_holds_the_same(
         assert row["stage2_times"] == pytest.approx(only.times["stage2"])
 
 
+def test_a_folder_of_another_model_is_refused_with_the_option_that_goes_on_in_it(clips: Path, tmp_path: Path) -> None:
+    run([clips / "1.mp4"], tmp_path / "out", model=BUILT_IN)  # the default of earlier versions
+    with pytest.raises(RequestError, match=rf"name another folder as output, or go on with --model {BUILT_IN}$"):
+        run([clips / "1.mp4"], tmp_path / "out")
+    assert run([clips / "1.mp4"], tmp_path / "out", model=BUILT_IN).before == 1
+
+
 def test_three_crops_are_three_rows(clips: Path, tmp_path: Path) -> None:
     run([clips / "1.mp4"], tmp_path / "out", crop="three")
     rows = pq.read_table(tmp_path / "out" / "windows").to_pylist()

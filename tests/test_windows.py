@@ -1,242 +1,194 @@
-"""Absolute-window embeddings, layer scale and windows of any size: SAM 2's trunk and timm's abswin beside their own."""
+"""A walk through a video: every window once, in order, each frame decoded once, the crops where they say they are."""
 
 from __future__ import annotations
 
-import json
+import gc
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import psutil
 import pytest
-import timm
-import torch
-import torch.nn.functional as F
-from conftest import TINY
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import Sam2HieraDetConfig, Sam2VisionConfig, Sam2VisionModel
-from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel
+from assets import H264, numbers_in
+from PIL import Image
 
-from hiera_video.errors import RequestError
-from hiera_video.models.architecture import MAEArchitecture
-from hiera_video.models.checkpoints.io import save_pretrained
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import HieraMAE, random_keep
-from hiera_video.models.windows import walk_units
-from hiera_video.models.zoo import from_pretrained
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.pyav_decoder import PyAVDecoder
+from hiera_video.data.sampling import window_clips, window_starts
+from hiera_video.data.transforms import plan_crops, plan_whole
+from hiera_video.data.windows import Decoded, Walk, Windows, read_ahead, walk
+from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.spec import ClipSpec
 
-#: Named sizes of SAM 2: width, blocks, heads, background, windows, global blocks (its configs).
-SAM2 = {
-    "tiny": (96, (1, 2, 7, 2), 1, 7, (8, 4, 14, 7), (5, 7, 9)),
-    "small": (96, (1, 2, 11, 2), 1, 7, (8, 4, 14, 7), (7, 10, 13)),
-    "base_plus": (112, (2, 3, 16, 3), 2, 14, (8, 4, 14, 7), (12, 16, 20)),
-    "large": (144, (2, 6, 36, 4), 2, 7, (8, 4, 16, 8), (23, 33, 43)),
-}
+SPEC = ClipSpec(num_frames=4, frame_stride=2, size=(64, 64), resize=64)  # spans 8 / 30 s
+HOW = Walk(SPEC, hop=4 / 30, at_once=3)
 
 
-@torch.no_grad()
-def shaken(model: Any) -> Any:
-    """Random values everywhere: zeros and ones would hide what is left out."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 or "pos_embed" in name:
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames at 30 fps, each with its number on it."""
+    return replace(H264, name="long.mp4", num_frames=60).write(tmp_path_factory.mktemp("windows"))
 
 
-def sam2_config(name: str) -> Sam2HieraDetConfig:
-    width, blocks, heads, background, windows, everything = SAM2[name]
-    return Sam2HieraDetConfig(
-        hidden_size=width,
-        num_attention_heads=heads,
-        blocks_per_stage=list(blocks),
-        embed_dim_per_stage=[width * 2**stage for stage in range(4)],
-        num_attention_heads_per_stage=[heads * 2**stage for stage in range(4)],
-        window_positional_embedding_background_size=[background, background],
-        window_size_per_stage=list(windows),
-        global_attention_blocks=list(everything),
-        image_size=[64, 64],
-    )
+def joined(windows: list[Windows]) -> np.ndarray:
+    return np.concatenate([one.views.clips.numpy() for one in windows])
 
 
-def authors_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names of the trunk as the authors' files have them, and a tensor of the neck beside."""
-    pairs = (("patch_embed.projection", "patch_embed.proj"), ("layer_norm", "norm"))
-    pairs += (("mlp.proj_in", "mlp.layers.0"), ("mlp.proj_out", "mlp.layers.1"))
-    renamed = {}
-    for key, value in state.items():
-        for theirs, name in pairs:
-            key = key.replace(theirs, name)
-        renamed[f"image_encoder.trunk.{key}"] = value
-    return renamed | {"image_encoder.neck.convs.0.conv.weight": torch.zeros(2, 2, 1, 1)}
+def test_windows_show_the_frames_that_sampling_names(long: Path) -> None:
+    whole = Walk(SPEC.replace(size=(H264.height, H264.width), resize=min(H264.height, H264.width)), HOW.hop, at_once=3)
+    windows = list(walk(str(long), whole))
+    times = np.arange(60) / 30
+    starts = window_starts(times, SPEC, HOW.hop)
+    rows = np.stack(list(window_clips(times, SPEC, starts)))
+    clips = joined(windows)
+    assert [numbers_in(clip.transpose(1, 2, 3, 0)) for clip in clips] == rows.tolist()
+    assert np.concatenate([one.starts for one in windows]) == pytest.approx(starts)
+    assert np.concatenate([one.ends for one in windows]) == pytest.approx(starts + SPEC.span)
+    assert np.concatenate([one.times for one in windows]) == pytest.approx(times[rows])
+    assert [(one.first, len(one)) for one in windows[:2]] == [(0, 3), (3, 3)]
+    assert {one.total for one in windows} == {len(rows)} and not any(one.padded for one in windows)
 
 
-def assert_maps_equal(ours: Hiera, theirs: Any, size: tuple[int, int], tolerance: float = 1e-4) -> None:
-    clip = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        maps = ours.forward_intermediates(clip, output_fmt="NHWC", intermediates_only=True)
-        expected = theirs(clip).intermediate_hidden_states
-    for ours_map, their_map in zip(maps, expected, strict=True):
-        assert ours_map.shape == their_map.shape
-        assert (ours_map - their_map).abs().max() <= tolerance * their_map.abs().max()
+def test_each_frame_is_decoded_once_though_windows_overlap(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[int] = Counter()
+    read = PyAVDecoder.read
+
+    def counting(self: PyAVDecoder, wanted: np.ndarray, short_side: int | None) -> object:
+        asked.update(wanted.tolist())
+        return read(self, wanted, short_side)
+
+    monkeypatch.setattr(PyAVDecoder, "read", counting)
+    list(walk(str(long), HOW))
+    assert len(asked) > 30 and set(asked.values()) == {1}
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("small", "base_plus", "large"))]
-)
-def test_sam_2s_trunk_is_read_from_the_authors_file_and_equals_transformers(name: str, tmp_path: Path) -> None:
-    theirs = shaken(Sam2HieraDetModel(sam2_config(name)))
-    torch.save({"model": authors_names(theirs.state_dict())}, tmp_path / "sam2.pt")
-    ours = from_pretrained(tmp_path / "sam2.pt")
-    assert (ours.arch.windows, ours.arch.global_blocks) == SAM2[name][4:]
-    assert_maps_equal(ours, theirs, (64, 96))  # padded windows; one model takes every size
-    assert_maps_equal(ours, theirs, (224, 224))  # windows are mask units and everything
+def test_a_walk_goes_on_from_any_window(long: Path) -> None:
+    every = joined(list(walk(str(long), HOW)))
+    rest = list(walk(str(long), HOW, first=7))
+    assert rest[0].first == 7 and np.array_equal(joined(rest), every[7:])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [512, 1024])
-@pytest.mark.parametrize("name", SAM2)
-def test_sam_2s_trunk_equals_transformers_at_its_own_sizes(name: str, size: int, tmp_path: Path) -> None:
-    theirs = shaken(Sam2HieraDetModel(sam2_config(name)))
-    torch.save({"model": authors_names(theirs.state_dict())}, tmp_path / "sam2.pt")
-    assert_maps_equal(from_pretrained(tmp_path / "sam2.pt"), theirs, (size, size))
+def test_a_child_process_gives_the_same(long: Path) -> None:
+    with IsolatedReader() as reader:
+        assert np.array_equal(joined(list(walk(str(long), HOW, reader=reader))), joined(list(walk(str(long), HOW))))
 
 
-def test_transformers_folder_of_sam_2_is_read_and_saved_as_ours_again(tmp_path: Path) -> None:
-    theirs = shaken(Sam2VisionModel(Sam2VisionConfig(backbone_config=sam2_config("tiny").to_dict())))
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = from_pretrained(tmp_path / "theirs")
-    assert ours.arch.num_classes == 0 and ours.arch.global_blocks == (5, 7, 9) and ours.license == "apache-2.0"
-    assert_maps_equal(ours, theirs.backbone, (64, 64))
-    with torch.no_grad():  # a grid of 18 x 25, no multiple of anything: transformers' own class cannot
-        assert [tuple(one.shape[2:]) for one in ours.forward_intermediates(torch.randn(1, 3, 72, 100))[1]] == [
-            (18, 25),
-            (9, 12),
-            (4, 6),
-            (2, 3),
-        ]
-    again = from_pretrained(save_pretrained(ours, tmp_path / "ours"))
-    assert again.arch == ours.arch
-    assert_maps_equal(again, theirs.backbone, (64, 64))
-    again.set_grad_checkpointing()
-    *_, last = again.train().stages(torch.randn(1, 3, 72, 64))
-    last.tokens.sum().backward()
-    for name, parameter in again.named_parameters():
-        assert name.startswith(("norm.", "head.")) or parameter.grad is not None, name
+def test_a_short_video_is_one_padded_window_and_an_image_one_still(tmp_path: Path) -> None:
+    short = replace(H264, name="short.mp4", num_frames=3).write(tmp_path)
+    (only,) = walk(str(short), HOW)
+    assert only.padded and (only.first, only.total, len(only)) == (0, 1, 1)
+    assert only.ends.tolist() == pytest.approx([0.1])
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "red.png")
+    (still,) = walk(str(tmp_path / "red.png"), HOW)
+    assert not still.padded and still.views.clips.shape == (1, 3, 4, 64, 64)
+    assert still.starts.tolist() == still.ends.tolist() == [0.0]
+    assert (still.views.clips[0, 0] == 255).all() and not still.views.clips[0, 1:].any()
 
 
-@pytest.mark.parametrize(
-    "name", ["hiera_small_abswin_256", pytest.param("hiera_base_abswin_256", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("classes", [7, 0])
-def test_timms_abswin_is_read_with_its_config_and_without(name: str, classes: int, tmp_path: Path) -> None:
-    theirs = shaken(timm.create_model(name, num_classes=classes))
-    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    ours = from_pretrained(tmp_path / "model.safetensors", num_classes=classes)
-    (tmp_path / "folder").mkdir()
-    save_file(theirs.state_dict(), tmp_path / "folder" / "model.safetensors")
-    cfg = {"input_size": [3, 256, 256], "license": "apache-2.0", "crop_pct": 0.95}
-    config = {"architecture": name, "num_classes": classes, "pretrained_cfg": cfg}
-    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
-    folder = from_pretrained(tmp_path / "folder")
-    assert folder.arch == ours.arch and folder.license == "apache-2.0" and folder.spec.size == (256, 256)
-    clip = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected, maps = theirs(clip), theirs.forward_intermediates(clip, intermediates_only=True)
-        assert (ours(clip) - expected).abs().max() <= 1e-4 * expected.abs().max()
-        for ours_map, their_map in zip(ours.forward_intermediates(clip)[1], maps, strict=True):
-            assert (ours_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
+@pytest.mark.parametrize("crop", ["center", "three", "none"])
+def test_a_crop_shows_what_lies_in_its_box(crop: str, tmp_path: Path) -> None:
+    ramp = np.zeros((120, 300, 3), dtype=np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, 300)
+    ramp[..., 1] = np.linspace(0, 255, 120)[:, None]
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    (still,) = walk(str(tmp_path / "ramp.png"), replace(HOW, crop=crop))  # type: ignore[arg-type]
+    clips = still.views.clips.numpy()[:, :, 0].astype(float)
+    for clip, (left, top, right, bottom) in zip(clips, still.plan.boxes, strict=True):
+        assert clip[0].mean() == pytest.approx(255 * (left + right) / 2 / 300, abs=2)
+        assert clip[1].mean() == pytest.approx(255 * (top + bottom) / 2 / 120, abs=2)
+        assert np.ptp(clip[0]) == pytest.approx(255 * (right - left) / 300, abs=6)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (224, 224)])
-def test_timms_form_of_sam_2_is_read(size: tuple[int, int], tmp_path: Path) -> None:
-    theirs = shaken(timm.create_model("sam2_hiera_tiny", num_classes=0))
-    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    cfg = {"input_size": [3, 896, 896], "license": "apache-2.0", "crop_pct": 1.0}
-    config = {"architecture": "sam2_hiera_tiny", "num_classes": 0, "pretrained_cfg": cfg}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    ours = from_pretrained(tmp_path)
-    assert ours.arch.num_classes == 0 and ours.spec.size == (896, 896)
-    clip = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = theirs.forward_intermediates(clip, intermediates_only=True)
-        for our_map, their_map in zip(ours.forward_intermediates(clip)[1], expected, strict=True):
-            assert (our_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
-        torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-3, atol=1e-4)
+def test_plans_of_crops() -> None:
+    # 240 x 320 becomes 256 x 341 (rounded down), of which the centre begins at column ceil(117 / 2).
+    centre = [59 * 320 / 341, 15.0, 283 * 320 / 341, 225.0]
+    assert plan_crops((240, 320), ClipSpec(), 1).boxes.tolist() == [pytest.approx(centre)]
+    three = plan_crops((224, 300), ClipSpec(), 3)
+    assert three.boxes[:, 0].tolist() == [0.0, 38.0, 76.0] and three.boxes[:, 1].tolist() == [0.0] * 3
+    whole = plan_whole((240, 320), ClipSpec(), 32)
+    assert whole.size == (224, 288) and whole.boxes.tolist() == [[0.0, 0.0, 320.0, 240.0]]
 
 
-# --- our own models with them -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_many_inputs_come_whole_and_in_their_order_and_a_bad_one_as_a_sentence(
+    num_workers: int, long: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    short = replace(H264, name="short.mp4", num_frames=9).write(tmp_path)
+    todo = [(str(long), 0), (str(tmp_path / "bad.mp4"), 0), (str(short), 0), (str(tmp_path / "none.mp4"), 0)]
+    decoded: dict[str, list[Decoded]] = {}
+    for item in read_ahead(todo, HOW, num_workers=num_workers):
+        decoded.setdefault(item.input, []).append(item)
+    assert sorted(decoded) == sorted(name for name, _ in todo)
+    for path in (long, short):
+        windows = [item.windows for item in decoded[str(path)] if item.windows is not None]
+        assert [one.first for one in windows] == list(range(0, windows[0].total, 3))
+        assert [item.reached for item in decoded[str(path)]] == [one.first + len(one) for one in windows]
+        assert {one.input for one in windows} == {str(path)}
+    for name, error in (("bad.mp4", "bad.mp4 is not a video"), ("none.mp4", "none.mp4 cannot be read")):
+        (failure,) = decoded[str(tmp_path / name)]
+        assert failure.windows is None and failure.reached == 0 and error in str(failure.error)
+    assert readers_left() == 0
 
-ABSWIN = {"abs_win_pos_embed": True, "layer_scale": 0.1}
+
+def readers_left() -> int:
+    return sum(thread.name.startswith("hiera_video reader") for thread in threading.enumerate())
+
+
+def test_threads_and_their_children_end_when_nobody_wants_their_windows(long: Path) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+
+    def left() -> int:
+        return readers_left() + len({child.pid for child in psutil.Process().children()} - before)
+
+    for _ in read_ahead([(str(long), 0)] * 50, HOW):
+        assert left() >= 2
+        break  # the generator is collected
+    gc.collect()
+    assert left() == 0
+
+    def list_that_ends_badly() -> Iterator[tuple[str, int]]:
+        yield str(long), 0
+        raise RequestError("line 2 is no path")
+
+    with pytest.raises(RequestError, match="line 2 is no path"):
+        list(read_ahead(list_that_ends_badly(), HOW))
+    assert left() == 0
 
 
 @pytest.mark.parametrize(
-    ("size", "other", "background", "fields"),
+    "how_it_ends",
     [
-        ((4, 32, 32), (8, 64, 32), (3, 3), {}),
-        ((4, 32, 32), (8, 64, 32), (2, 3, 3), {"sep_pos_embed": False}),
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("", "raise SystemExit(0)")),
+        "signal.raise_signal(signal.SIGINT)",
     ],
 )
-def test_one_video_model_with_absolute_windows_takes_any_size(
-    size: tuple[int, ...], other: tuple[int, ...], background: tuple[int, ...], fields: dict[str, Any], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    arch = replace(TINY, input_size=size, global_pos_size=background, **ABSWIN, **fields)  # type: ignore[arg-type]
-    model = Hiera(arch, ClipSpec(num_frames=4, size=(32, 32), resize=36)).eval()
-    assert model(torch.randn(1, 3, *size)).shape == model(torch.randn(1, 3, *other)).shape
-    clip = torch.randn(1, 3, *other)
-    again = from_pretrained(save_pretrained(model, tmp_path / "model"), input_size=other)
-    torch.testing.assert_close(again(clip), model(clip))
-    grid = again.arch.token_grid(other)
-    table = again.position_embedding(grid).view(*grid, -1)
-    unit = arch.mask_unit_size[-1]
-    if arch.sep_pos_embed:  # what repeats is the window, what does not the background
-        background_map = F.interpolate(model.pos_embed, size=grid[1:], mode="bicubic")[0].permute(1, 2, 0)
-        rest = table[0] - model.pos_embed_temporal[0, 0] - background_map
-        torch.testing.assert_close(rest[:unit, :unit], rest[unit : 2 * unit, :unit])
+def test_a_program_that_ends_in_the_middle_ends_at_once(how_it_ends: str, long: Path) -> None:
+    code = f"""
+import signal
+from hiera_video.data.windows import Walk, read_ahead
+from hiera_video.spec import ClipSpec
+ahead = read_ahead([({str(long)!r}, 0)] * 10**6, Walk(ClipSpec(num_frames=4, frame_stride=2, size=(64, 64)), hop=0.1))
+print(next(ahead).input, flush=True)
+{how_it_ends}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == f"{long}\n"
+    assert done.returncode == (-signal.SIGINT if "SIGINT" in how_it_ends else 0), done.stderr
+    assert how_it_ends.endswith("SIGINT)") or not done.stderr
 
 
-def test_an_mae_with_absolute_windows_trains_its_embeddings_and_becomes_a_classifier(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    fields = {**vars(TINY), "input_size": (4, 64, 64), "q_pool": 2, "global_pos_size": (3, 3), **ABSWIN}
-    arch = MAEArchitecture(**fields, mask_ratio=0.5, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
-    mae = HieraMAE(arch, ClipSpec(num_frames=4, size=(64, 64), resize=64))
-    mae(torch.randn(2, 3, 4, 64, 64)).loss.backward()
-    for name in ("pos_embed", "pos_embed_window", "pos_embed_temporal"):
-        assert mae.get_parameter(name).grad is not None and mae.get_parameter(name).grad.abs().sum() > 0
-    model = from_pretrained(save_pretrained(mae.eval(), tmp_path / "mae"), num_classes=3)
-    assert torch.equal(model.pos_embed_window, mae.pos_embed_window)
-    assert {"pos_embed", "pos_embed_window"} <= model.no_weight_decay()
+def test_a_wrong_number_of_workers_is_refused() -> None:
+    with pytest.raises(RequestError, match="num_workers is -1, but is at least 0"):
+        next(read_ahead([], HOW, num_workers=-1))
 
 
-def test_a_video_model_starts_from_an_image_model_with_absolute_windows(tmp_path: Path) -> None:
-    theirs = shaken(Sam2HieraDetModel(sam2_config("tiny")))
-    torch.save({"model": authors_names(theirs.state_dict())}, tmp_path / "sam2.pt")
-    image = from_pretrained(tmp_path / "sam2.pt")
-    video = from_pretrained(tmp_path / "sam2.pt", arch="hiera_tiny_16x224")
-    assert video.arch.windows is None and video.arch.abs_win_pos_embed
-    picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    still = picture[:, :, None].expand(-1, -1, 16, -1, -1)
-    with torch.no_grad():  # a still clip has the image's first map at every time but the padded ends
-        expected, seen = image.forward_intermediates(picture)[1][0], video.forward_intermediates(still)[1][0]
-    assert (seen[:, :, 3] - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-def test_what_windows_cannot_do_is_one_sentence() -> None:
-    fields = {**IMAGE, "global_pos_size": (2, 2), "abs_win_pos_embed": True, "windows": (8, 4, 7, 7)}
-    arch = replace(TINY, input_size=(64, 64), **fields)
-    model = Hiera(arch)
-    assert not walk_units(arch, (16, 16))
-    with pytest.raises(RequestError, match="masks and attentions need a size at which the model's windows are"):
-        model(torch.randn(1, 3, 64, 64), random_keep(1, 4, 0.5))
-    with pytest.raises(RequestError, match=r"windows \(8, 4\) must have 4 numbers, one per stage"):
-        replace(arch, windows=(8, 4))
-    with pytest.raises(RequestError, match=r"global_pos_size \(2,\) must have 2 numbers, one per axis"):
-        replace(arch, global_pos_size=(2,))
-
-
-IMAGE: dict[str, Any] = {
-    **{"q_stride": (2, 2), "mask_unit_size": (8, 8), "patch_kernel": (7, 7), "patch_stride": (4, 4)},
-    **{"patch_padding": (3, 3), "sep_pos_embed": False},
-}
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableVideo, match="cannot be read"):
+        next(walk(str(tmp_path / "none.mp4"), HOW))

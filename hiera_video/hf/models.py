@@ -27,7 +27,6 @@ from hiera_video.hf.outputs import (
 )
 from hiera_video.hf.pretrained import PLACES, read_foreign
 from hiera_video.models.checkpoints.formats import State
-from hiera_video.models.heads import SEE_STAGES
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import num_visible
@@ -208,11 +207,10 @@ class HieraModel(HieraPreTrainedModel):
         clip = self._clip(pixel_values, interpolate_pos_encoding)
         keep, ids_restore = self.masking(clip, noise) if self.is_mae else (None, None)
         with watched(self.trunk, enabled=attentions or hidden) as walk:
-            *_, last = self.trunk.stages(clip, self.trunk.keep_ids(clip, keep))
-        trunk, pooled = self.trunk, None
+            walked = list(self.trunk.stages(clip, self.trunk.keep_ids(clip, keep)))
+        trunk, pooled, last = self.trunk, None, walked[-1]
         if isinstance(trunk, Hiera):
-            whole = trunk.arch.head in SEE_STAGES
-            pooled = trunk.embedding(clip) if whole else trunk.forward_head(last.tokens, pre_logits=True)
+            pooled = trunk.statistics(clip) if trunk.arch.head == "stages" else trunk.embedding_of(walked)
         output = HieraModelOutput(
             last_hidden_state=as_sequence(last.tokens),
             pooler_output=pooled,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from hiera_video.models.layers import init_weights
 from hiera_video.models.masks import Mask
 from hiera_video.models.timm_form import pretrained_cfg, taken
 from hiera_video.models.trunk import HieraTrunk
-from hiera_video.models.unroll import Size
+from hiera_video.models.unroll import Size, StageTokens
 from hiera_video.spec import ClipSpec
 
 #: Said of a model that gives features alone, such as the general built-in one, where a classifier is asked for.
@@ -201,15 +201,28 @@ class Hiera(HieraTrunk):
         """
         if self.arch.head == "stages":
             return self.statistics(clip)
-        if isinstance(self.head, ReadoutHead):
-            wanted, seen = self.arch.head_stages, {}
-            for stage, last in enumerate(self.stages(clip), start=1):
-                if stage in wanted:
-                    seen[stage] = token_statistics(last)
-            mean = self.norm(last.tokens.flatten(1, -2).mean(dim=1)).float()
-            return self.head.readout(torch.cat([*(seen[stage] for stage in wanted), mean], dim=-1))
-        *_, last = self.stages(clip)
-        return self.forward_head(last.tokens, pre_logits=True)
+        return self.embedding_of(self.stages(clip))
+
+    def embedding_of(self, stages: Iterable[StageTokens]) -> Tensor:
+        """The embedding of clips whose walk through the stages was made already.
+
+        Args:
+            stages: What each stage leaves (:meth:`stages`), all of them.
+
+        Returns:
+            ``[B, head_features]``; of a head of stages, which sees clips at several speeds, there is none.
+
+        Raises:
+            RequestError: The model has a head of stages.
+        """
+        wanted, seen = self.arch.head_stages, {}
+        for stage, last in enumerate(stages, start=1):
+            if self.arch.head == "readout" and stage in wanted:
+                seen[stage] = token_statistics(last)
+        if not isinstance(self.head, ReadoutHead):
+            return self.forward_head(last.tokens, pre_logits=True)
+        mean = self.norm(last.tokens.flatten(1, -2).mean(dim=1)).float()
+        return self.head.readout(torch.cat([*(seen[stage] for stage in wanted), mean], dim=-1))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Answers from the last stage's tokens.

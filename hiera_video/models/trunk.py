@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture
+from hiera_video.models.attention_windows import walk_maps, walk_units
 from hiera_video.models.layers import Block, PatchEmbed, init_weights, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, unit_ids
 from hiera_video.models.timm_form import stage_info, taken
@@ -26,7 +27,6 @@ from hiera_video.models.unroll import (
     unroll,
     window_order,
 )
-from hiera_video.models.windows import walk_maps, walk_units
 from hiera_video.spec import ClipSpec
 
 if TYPE_CHECKING:

@@ -296,6 +296,6 @@ def _check(
 
 
 def _pool(count: int, seed: int, size: int, photographs: Path | None) -> Pool:
-    """Pictures of 384 pixels, shrunk with a smaller window: a small clip shows as much."""
+    """Pictures six windows wide, of 384 pixels at most: a small clip shows as much as a large one."""
     log.info("making %d pictures for generated clips", count)
     return make_pool(count, seed, min(384, 6 * size), photographs)

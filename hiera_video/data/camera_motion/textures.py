@@ -147,7 +147,7 @@ def _crop(rng: np.random.Generator, photo: Tensor, size: int, least: float) -> T
 
 
 def _squared(cutout: Tensor, side: int) -> Tensor:
-    """A cut-out in the middle of a square of ``side`` pixels; what is all transparent has the colour of its edge."""
+    """A cut-out in the middle of a square of ``side`` pixels, transparent around it."""
     _, height, width = cutout.shape
     scale = side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -117,9 +117,9 @@ def assemble(
     if _is_inflated(trained, target):  # windows of SAM 2 become mask units and everything, as published for video
         names = ("abs_win_pos_embed", "global_pos_size", "pos_antialias", "layer_scale", "expand_proj")
         target = replace(target, **{name: getattr(trained, name) for name in names})
-    head = state.get("head.projection.weight")
-    kept = target.num_classes if head is None or _is_inflated(trained, target) else head.shape[0]
-    if head is None and facts.num_classes is not None:
+    head, inflated = state.get("head.projection.weight"), _is_inflated(trained, target)
+    kept = target.num_classes if head is None or inflated else head.shape[0]
+    if head is None and not inflated and facts.num_classes is not None:
         kept = facts.num_classes
     target = changed(target, kept if num_classes is None else num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
@@ -132,7 +132,7 @@ def assemble(
     load_state(model, state, source=source, fresh=(*fresh, "norm.") if head is None else fresh)
     model.position_resize = way
     model.labels = labels if labels and len(labels) == target.num_classes else None
-    views = None if _is_inflated(trained, target) else facts.views
+    views = None if inflated else facts.views
     model.views, model.license = views or model.views, facts.license
     model.new_head = bool(fresh)
     model.multi_label = facts.multi_label and not fresh

@@ -119,14 +119,12 @@ def convert(state: State) -> State:
         state: Tensors by name. Names of no known layout are left as they are: loading lists them.
 
     Returns:
-        The same tensors under our names.
-
+        The same tensors under our names; of SAM 2 those of its trunk alone.
     """
-    if any(re.search(r"(^|\.)(image_encoder\.trunk|backbone)\.pos_embed_window$", key) for key in state) or any(
-        key.endswith(".layer_norm1.weight") for key in state
-    ):
-        trunk = {key: value for key, value in state.items() if not _beside_trunk(key, state)}
-        return _renamed(trunk, SAM2)
+    windows = next((key for key in state if key.endswith("pos_embed_window")), None)
+    if windows is not None and (windows != "pos_embed_window" or "blocks.0.layer_norm1.weight" in state):
+        trunk = windows.removesuffix("pos_embed_window")  # beside it are SAM 2's neck, memory and decoder
+        return _renamed({key: value for key, value in state.items() if key.startswith(trunk)}, SAM2)
     if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
         return _renamed(_numbered(state), TRANSFORMERS)
     if any(re.match(r"(hiera\.)?trunk\.", key) for key in state):
@@ -134,12 +132,6 @@ def convert(state: State) -> State:
     if any(key.startswith(("head.norm.", "head.fc.")) for key in state):
         return _renamed(state, TIMM)
     return state
-
-
-def _beside_trunk(key: str, state: State) -> bool:
-    """Whether a tensor of SAM 2 is of its neck, memory or decoder: all but the trunk's, which a prefix tells."""
-    prefix = next((other[: -len("pos_embed_window")] for other in state if other.endswith("pos_embed_window")), "")
-    return not key.startswith(prefix)
 
 
 def split_state(state: State) -> tuple[State, State]:

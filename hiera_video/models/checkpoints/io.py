@@ -206,8 +206,8 @@ def architecture_of(state: State, source: str) -> Architecture:
     blocks = [int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.norm1\.weight$", key))]
     if kernel is None or not blocks:
         raise WeightsError(f"{source} holds no Hiera: it has no patch_embed.proj.weight or no blocks")
-    widths = [[state[f"blocks.{n}.norm{part}.weight"].shape for part in (1, 2)] for n in sorted(blocks)]
-    starts = [number for number, (before, after) in enumerate(widths) if before != after]
+    widths = [[len(state.get(f"blocks.{n}.norm{part}.weight", ())) for part in (1, 2)] for n in sorted(blocks)]
+    starts = [number for number, (before, after) in enumerate(widths) if after and before != after]
     ends = [*starts, max(blocks) + 1]
     stages = tuple(end - start for start, end in zip([0, *starts], ends, strict=True))
     for arch in ARCHITECTURES.values():

@@ -21,8 +21,8 @@ from hiera_video.data.views import Views
 from hiera_video.data.windows import CROPS, Crop, Walk, Windows, walk
 from hiera_video.errors import RequestError
 from hiera_video.models.checkpoints.io import weights_of
-from hiera_video.models.heads import SEE_STAGES
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.unroll import reroll
 from hiera_video.models.zoo import GENERAL, from_pretrained
 from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision, refuse_name
 
@@ -271,19 +271,17 @@ class FeatureExtractor:
         clip = model.spec.normalize(model.spec.model_input(clips))
         with autocast(self.device, self.precision):
             values: dict[str, Tensor] = {}
-            maps: list[Tensor] = []
-            if model.arch.head in SEE_STAGES and "embedding" in names:
-                values["embedding"] = model.embedding(clip)
             if "statistics" in names:
                 values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)
+            if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
+                values["embedding"] = model.embedding(clip)
             if stages or set(names) - set(values):
-                indices = [stage - 1 for stage in stages]
-                tokens, maps = model.forward_intermediates(clip, indices or 1, output_fmt="NHWC", stop_early=False)
-                maps = maps if stages else []
+                walked = list(model.stages(clip))
                 if "embedding" in names and "embedding" not in values:
-                    values["embedding"] = model.forward_head(tokens, pre_logits=True)
-        for stage, stage_map in zip(stages, maps, strict=True):
-            values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
+                    values["embedding"] = model.embedding_of(walked)
+                for stage in stages:
+                    stage_map = reroll(*walked[stage - 1])
+                    values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
         return {name: values[name].float() for name in names}
 
 

@@ -123,12 +123,12 @@ class ModelTeacher:
             flat = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
             flat = F.interpolate(flat, size=spec.size, mode="bicubic", antialias=True).clamp_(0, 1)
             clip = flat.unflatten(0, (len(clip), -1)).transpose(1, 2) if clip.ndim == 5 else flat
-        clip = spec.model_input(spec.normalize(clip * 255))
-        return Taught(model.forward_head(model.forward_features(clip), pre_logits=True).float())
+        return Taught(model.embedding(spec.model_input(spec.normalize(clip * 255))).float())
 
 
 class ImageTeacher:
-    """EfficientNet-Lite0 on the middle frame, enlarged to 128 pixels: its last features, pooled and of each place.
+    """EfficientNet-Lite0 on a clip's middle frame, or an image, enlarged to 128 pixels: its last features, pooled and
+    of each place.
 
     Args:
         device: Where it computes.
@@ -150,8 +150,9 @@ class ImageTeacher:
 
     @torch.no_grad()
     def __call__(self, clip: Tensor) -> Taught:
-        frame = clip.shape[2] // 2
-        picture = F.interpolate(clip[:, :, frame], size=(128, 128), mode="bicubic", antialias=True).clamp_(0, 1)
+        frame = clip.shape[2] // 2 if clip.ndim == 5 else 0
+        picture = clip[:, :, frame] if clip.ndim == 5 else clip
+        picture = F.interpolate(picture, size=(128, 128), mode="bicubic", antialias=True).clamp_(0, 1)
         picture = (picture * 2 - 1).contiguous(memory_format=torch.channels_last)
         features = self._network.extract_features(picture).permute(0, 2, 3, 1).float()
         return Taught(features.mean(dim=(1, 2)), features, frame)

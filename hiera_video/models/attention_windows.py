@@ -21,7 +21,7 @@ def walk_units(arch: Architecture, grid: Size) -> bool:
     """Whether attention in ``arch.windows`` is attention in mask units or over everything, on a grid of tokens.
 
     Args:
-        arch: The architecture.
+        arch: The architecture, which has ``windows``.
         grid: Tokens of the first stage along each axis.
 
     Returns:
@@ -29,8 +29,7 @@ def walk_units(arch: Architecture, grid: Size) -> bool:
     """
     if any(n % unit for n, unit in zip(grid, arch.mask_unit_size, strict=True)):
         return False
-    if arch.windows is None:
-        return True
+    assert arch.windows is not None
     whole, unit, block = grid, arch.mask_unit_size, 0
     for stage, blocks in enumerate(arch.stages):
         if 0 < stage <= arch.q_pool:

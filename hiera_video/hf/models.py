@@ -18,20 +18,28 @@ from transformers.modeling_outputs import BackboneOutput
 from hiera_video.errors import RequestError, SizeError
 from hiera_video.hf.configuration import HieraConfig
 from hiera_video.hf.outputs import (
+    AutoencoderTrunk,
     HieraForImageClassificationOutput,
     HieraForPreTrainingOutput,
     HieraForVideoClassificationOutput,
     HieraModelOutput,
-    as_sequence,
-    watched,
+    PoolingTrunk,
+    Trunk,
+    Walk,
+    Watch,
 )
 from hiera_video.hf.pretrained import PLACES, read_foreign
+from hiera_video.hf.processing import image_processor
+from hiera_video.models.checkpoints.build import default_spec
 from hiera_video.models.checkpoints.formats import State
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import HieraMAE
-from hiera_video.models.masks import num_visible
+from hiera_video.models.mae import MAEOutput
+from hiera_video.models.masks import num_visible, unit_ids
 from hiera_video.models.trunk import HieraTrunk
-from hiera_video.models.unroll import reroll
+from hiera_video.models.unroll import as_sequence, reroll
+
+#: Arguments of ``save_pretrained`` that say where to upload to.
+PUSHED = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
 
 class HieraPreTrainedModel(PreTrainedModel):
@@ -47,6 +55,7 @@ class HieraPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["video", "image"]  # noqa: RUF012  # transformers' own form
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     #: The loss is the mean over the batch, whatever ``num_items_in_batch`` the Trainer knows.
     accepts_loss_kwargs = False
     _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own form
@@ -87,6 +96,20 @@ class HieraPreTrainedModel(PreTrainedModel):
             rest |= aside
         return super().from_pretrained(None, *model_args, config=config, state_dict=cls.named(state), **rest)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """As in transformers; of an image classifier with its image processor, as ``AutoImageProcessor`` reads it.
+
+        Args:
+            save_directory: The folder.
+            kwargs: As in transformers.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if isinstance(self, HieraForImageClassification):
+            hub = {key: value for key, value in kwargs.items() if key in PUSHED}
+            image_processor(self.config.facts().spec or default_spec(self.config.encoder())).save_pretrained(
+                save_directory, **hub
+            )
+
     @classmethod
     def named(cls, state: State) -> State:
         """Renames tensors.
@@ -120,12 +143,18 @@ class HieraPreTrainedModel(PreTrainedModel):
         self.gradient_checkpointing = enable
         for module in self.modules():
             if isinstance(module, HieraTrunk):
-                module.set_grad_checkpointing(enable)
+                module.set_grad_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
 
-    def _wants(self, *given: bool | None) -> list[bool]:
-        """``output_attentions``, ``output_hidden_states`` and ``return_dict``. Missing values come from the config."""
-        defaults = (self.config.output_attentions, self.config.output_hidden_states, self.config.return_dict)
-        return [bool(default if value is None else value) for value, default in zip(given, defaults, strict=True)]
+    def _wants(self, attentions: bool | None, hidden: bool | None, return_dict: bool | None) -> tuple[Watch, bool]:
+        """What is to be shown, and whether in a dict. Missing values come from the config."""
+        config = self.config
+        explicit = config._attn_implementation == "eager"
+        watch = Watch(
+            bool(config.output_hidden_states if hidden is None else hidden),
+            bool(config.output_attentions if attentions is None else attentions),
+            explicit,
+        )
+        return watch, bool(config.return_dict if return_dict is None else return_dict)
 
     def _clip(self, pixel_values: Tensor | None, interpolate: bool | None) -> Tensor:
         """``pixel_values`` as our models take them: video ``[B, C, T, H, W]``."""
@@ -161,11 +190,11 @@ class HieraModel(HieraPreTrainedModel):
         spec = config.facts().spec
         self.trunk: HieraTrunk
         if add_pooling_layer:
-            self.trunk = Hiera(config.encoder(), spec)
+            self.trunk = PoolingTrunk(config.encoder(), spec)
         elif is_mae and config.decoder_depth is not None:
-            self.trunk = HieraMAE(config.autoencoder(), spec)
+            self.trunk = AutoencoderTrunk(config.autoencoder(), spec)
         else:
-            self.trunk = HieraTrunk(config.encoder(), spec)
+            self.trunk = Trunk(config.encoder(), spec)
         self.trunk.position_resize = config.position_resize
         self.num_features = self.trunk.num_features
         self.post_init()
@@ -203,22 +232,21 @@ class HieraModel(HieraPreTrainedModel):
         **kwargs: Any,
     ) -> HieraModelOutput | tuple[Any, ...]:
         """``noise`` ``[B, num_mask_units]`` decides, in MAE mode, which units are visible. ``kwargs`` are ignored."""
-        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        watch, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
         clip = self._clip(pixel_values, interpolate_pos_encoding)
-        keep, ids_restore = self.masking(clip, noise) if self.is_mae else (None, None)
-        with watched(self.trunk, enabled=attentions or hidden) as walk:
-            walked = list(self.trunk.stages(clip, self.trunk.keep_ids(clip, keep)))
-        trunk, pooled, last = self.trunk, None, walked[-1]
-        if isinstance(trunk, Hiera):
-            pooled = trunk.statistics(clip) if trunk.arch.head == "stages" else trunk.embedding_of(walked)
+        ids, keep, ids_restore = None, None, None
+        if self.is_mae:
+            keep, ids_restore = self.masking(clip, noise)
+            ids = unit_ids(keep, num_visible(keep.shape[1], self.config.mask_ratio))
+        walk: Walk = self.trunk(clip, ids, watch)
         output = HieraModelOutput(
-            last_hidden_state=as_sequence(last.tokens),
-            pooler_output=pooled,
+            last_hidden_state=as_sequence(walk.tokens),
+            pooler_output=walk.pooled,
             bool_masked_pos=keep,
             ids_restore=ids_restore,
-            hidden_states=walk.hidden_states() if hidden else None,
-            attentions=walk.attentions() if attentions else None,
-            reshaped_hidden_states=walk.maps(tuple(clip.shape[2:]), by_unit=self.is_mae) if hidden else None,
+            hidden_states=walk.hidden_states,
+            attentions=walk.attentions,
+            reshaped_hidden_states=walk.reshaped_hidden_states,
         )
         return output if as_dict else output.to_tuple()
 
@@ -243,13 +271,12 @@ class HieraForPreTraining(HieraPreTrainedModel):
         **kwargs: Any,
     ) -> HieraForPreTrainingOutput | tuple[Any, ...]:
         """As in :class:`HieraModel`; the loss is over the hidden positions, normalised per patch if so configured."""
-        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        watch, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
         clip = self._clip(pixel_values, interpolate_pos_encoding)
         size, trunk = tuple(clip.shape[2:]), self.hiera.trunk
-        assert isinstance(trunk, HieraMAE)
+        assert isinstance(trunk, AutoencoderTrunk)
         keep, ids_restore = self.hiera.masking(clip, noise)
-        with watched(trunk, enabled=attentions or hidden) as walk:
-            out = trunk(clip, keep, all_positions=True)
+        out: MAEOutput = trunk(clip, None, watch, keep)
         grid = trunk.final_grid(size)
         seen = keep[:, :, None, None].expand(-1, -1, math.prod(grid) // keep.shape[1], 1)
         visible = reroll(seen, grid, trunk.arch.final_strides).flatten(1)
@@ -261,9 +288,7 @@ class HieraForPreTraining(HieraPreTrainedModel):
             logits=out.prediction,
             bool_masked_pos=visible,
             ids_restore=ids_restore,
-            hidden_states=walk.hidden_states() if hidden else None,
-            attentions=walk.attentions() if attentions else None,
-            reshaped_hidden_states=walk.maps(size, by_unit=True) if hidden else None,
+            **watch.shown(trunk, by_unit=True),
         )
         return output if as_dict else output.to_tuple()
 
@@ -301,11 +326,10 @@ class _Classifier(HieraPreTrainedModel):
         """Logits; with ``labels`` the loss that ``config.problem_type`` names, or labels and ``num_labels`` decide:
         regression (``num_labels`` 1), single-label (int64 ``[B]``), multi-label (float ``[B, num_labels]``).
         """
-        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
         pooled = self.hiera(
             pixel_values,
-            output_attentions=attentions,
-            output_hidden_states=hidden,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
@@ -318,7 +342,7 @@ class _Classifier(HieraPreTrainedModel):
             attentions=pooled.attentions,
             reshaped_hidden_states=pooled.reshaped_hidden_states,
         )
-        return output if as_dict else output.to_tuple()
+        return output if self._wants(None, None, return_dict)[1] else output.to_tuple()
 
 
 class HieraForImageClassification(_Classifier):
@@ -347,7 +371,7 @@ class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
         self.gradient_checkpointing = False
         arch = config.encoder()
         self.num_features = [arch.embed_dim, *arch.dims]
-        self.trunk = HieraTrunk(arch, config.facts().spec)
+        self.trunk = Trunk(arch, config.facts().spec)
         self.trunk.position_resize = config.position_resize
         widths = zip(self.out_features, self.channels, strict=True)
         self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(channels) for stage, channels in widths})
@@ -366,18 +390,17 @@ class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
         **kwargs: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
         """``feature_maps`` as above; ``hidden_states`` and ``attentions`` as in :class:`HieraModelOutput`."""
-        attentions, hidden, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
-        clip = self._clip(pixel_values, interpolate_pos_encoding)
-        with watched(self.trunk, enabled=True) as walk:
-            for _ in self.trunk.stages(clip):
-                pass
-        maps = dict(zip(self.stage_names, walk.maps(tuple(clip.shape[2:]), by_unit=False), strict=True))
+        watch, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
+        hidden, watch.hidden = watch.hidden, True  # maps are made of them
+        walk: Walk = self.trunk(self._clip(pixel_values, interpolate_pos_encoding), None, watch)
+        assert walk.reshaped_hidden_states is not None
+        maps = dict(zip(self.stage_names, walk.reshaped_hidden_states, strict=True))
         output = BackboneOutput(
             feature_maps=tuple(
                 self.hidden_states_norms[stage](maps[stage]).movedim(-1, 1).contiguous() for stage in self.out_features
             ),
-            hidden_states=walk.hidden_states() if hidden else None,
-            attentions=walk.attentions() if attentions else None,
+            hidden_states=walk.hidden_states if hidden else None,
+            attentions=walk.attentions,
         )
         return output if as_dict else output.to_tuple()
 

@@ -1,22 +1,23 @@
 """What the models return, under transformers' names, and how a walk through our trunk is turned into it.
 
 transformers keeps unrolled tokens as ``[B, T * M, C]``, the places within a mask unit slowest; ours are
-``[B, M, T, C]``. Nothing is computed a second time but attention, which the fused kernels do not give.
+``[B, M, T, C]``. Hidden states and attentions that are asked for lie on the way to the answer, so that gradients reach
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import ModelOutput
 
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import HieraMAE, MAEOutput
 from hiera_video.models.trunk import HieraTrunk
-from hiera_video.models.unroll import Size, reroll, reroll_units, units
+from hiera_video.models.unroll import StageTokens, as_sequence, from_sequence, reroll, reroll_units
 
 
 @dataclass
@@ -74,77 +75,99 @@ class HieraForVideoClassificationOutput(HieraForImageClassificationOutput):
     """The same for clips."""
 
 
-@dataclass
-class Walk:
-    """What blocks were given and gave during one walk, while it was watched: unrolled ``[B, M, T, C]``."""
+class Walk(NamedTuple):
+    """What a walk through the stages leaves.
 
-    trunk: HieraTrunk
-    embedding: list[Tensor] = field(default_factory=list)
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    Args:
+        tokens: Of the last stage, unrolled ``[B, M, T, C]``.
+        pooled: What a pooling trunk makes of the stages, ``[B, C]``.
+        hidden_states: As in :class:`HieraModelOutput`, and so the rest.
+        attentions: With ``output_attentions``.
+        reshaped_hidden_states: With ``output_hidden_states``.
+    """
 
-    def hidden_states(self) -> tuple[Tensor, ...]:
-        """The embedding and each stage, ``[B, N, C]``."""
-        return tuple(as_sequence(tokens) for tokens in (*self.embedding, *self.outputs))
+    tokens: Tensor
+    pooled: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+    reshaped_hidden_states: tuple[Tensor, ...] | None
 
-    def maps(self, size: Size, *, by_unit: bool) -> tuple[Tensor, ...]:
-        """The embedding and each stage as maps.
+
+class Watch:
+    """Looks on while a trunk walks its stages: what it shows is what the trunk goes on with.
+
+    Args:
+        hidden: Whether to show hidden states.
+        attentions: Whether to show attentions.
+        explicit: Whether attention goes by products of its own though nobody looks ("eager").
+    """
+
+    def __init__(self, hidden: bool, attentions: bool, explicit: bool = False) -> None:
+        self.sequences: list[Tensor] = []
+        self.stages: list[StageTokens] = []
+        self.weights: list[Tensor] | None = [] if attentions or explicit else None
+        self.hidden, self.attentions = hidden, attentions
+
+    def arguments(self) -> dict[str, Any]:
+        """What :meth:`hiera_video.models.trunk.HieraTrunk.stages` is to be given."""
+        return {"attentions": self.weights, "through": self._keep if self.hidden else None}
+
+    def _keep(self, stage: StageTokens) -> Tensor:
+        sequence = as_sequence(stage.tokens)
+        self.sequences.append(sequence)
+        self.stages.append(stage)
+        return from_sequence(sequence, stage.tokens.shape[1])
+
+    def shown(self, trunk: HieraTrunk, *, by_unit: bool) -> dict[str, tuple[Tensor, ...] | None]:
+        """The three last fields of :class:`Walk`.
 
         Args:
-            size: The input's size in pixels (frames).
+            trunk: The trunk that walked.
             by_unit: Whether each mask unit is a map of its own.
 
         Returns:
-            For each ``[B, *grid, C]``; with ``by_unit`` ``[B, K, *unit, C]``.
+            The fields by name.
         """
-        arch, put = self.trunk.arch, reroll_units if by_unit else reroll
-        grid, pools = arch.token_grid(size), [0, *(min(stage, arch.q_pool) for stage in range(len(arch.stages)))]
-        together = zip((*self.embedding, *self.outputs), pools, strict=True)
-        return tuple(put(tokens, units(grid, arch.strides[:done]), arch.strides[done:]) for tokens, done in together)
-
-    def attentions(self) -> tuple[Tensor, ...]:
-        """Of each stage's last block, ``[B, heads, windows, queries, keys]`` after the softmax."""
-        attentions = []
-        for tokens, block in zip(self.inputs, last_blocks(self.trunk), strict=True):
-            weights = block.attn.weights(block.norm1(tokens)).transpose(1, 2)
-            if not block.attn.local:
-                for axis in (-1, -2):
-                    split = weights.unflatten(axis, (tokens.shape[1], -1))
-                    weights = split.transpose(axis, axis - 1).flatten(axis - 1, axis)
-            attentions.append(weights)
-        return tuple(attentions)
+        put = reroll_units if by_unit else reroll
+        ends = [sum(trunk.arch.stages[: stage + 1]) - 1 for stage in range(len(trunk.arch.stages))]
+        shown = self.weights if self.attentions else None
+        return {
+            "hidden_states": tuple(self.sequences) if self.hidden else None,
+            "attentions": None if shown is None else tuple(shown[end] for end in ends),
+            "reshaped_hidden_states": tuple(put(*stage) for stage in self.stages) if self.hidden else None,
+        }
 
 
-@contextmanager
-def watched(trunk: HieraTrunk, *, enabled: bool) -> Iterator[Walk]:
-    """Looks on while a trunk walks its stages.
-
-    Args:
-        trunk: The trunk.
-        enabled: Whether anything is kept.
-
-    Yields:
-        What was seen, once the walk is over.
-    """
-    walk = Walk(trunk)
-    with ExitStack() as hooks:
-        if enabled:
-            first = trunk.blocks[0].register_forward_pre_hook(lambda _, args: walk.embedding.append(args[0]))
-            hooks.callback(first.remove)
-            for block in last_blocks(trunk):
-                before = block.register_forward_pre_hook(lambda _, args: walk.inputs.append(args[0]))
-                after = block.register_forward_hook(lambda _, args, output: walk.outputs.append(output))
-                hooks.callback(before.remove)
-                hooks.callback(after.remove)
-        yield walk
+def _walk(trunk: HieraTrunk, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:
+    stages, pooled = list(trunk.stages(clip, ids, **watch.arguments())), None
+    if isinstance(trunk, Hiera):
+        pooled = trunk.statistics(clip) if trunk.arch.head == "stages" else trunk.embedding_of(stages)
+    return Walk(stages[-1].tokens, pooled, **watch.shown(trunk, by_unit=ids is not None))
 
 
-def last_blocks(trunk: HieraTrunk) -> list[Any]:
-    """The last block of each stage."""
-    stages = trunk.arch.stages
-    return [trunk.blocks[sum(stages[: stage + 1]) - 1] for stage in range(len(stages))]
+# Their forward is the walk itself: accelerate puts parameters in place for the forward of the module that owns them.
 
 
-def as_sequence(tokens: Tensor) -> Tensor:
-    """Ours ``[B, M, T, C]`` -> transformers' ``[B, T * M, C]``."""
-    return tokens.transpose(1, 2).flatten(1, 2)
+class Trunk(HieraTrunk):
+    """The trunk whose forward gives a :class:`Walk`: of clips ``[B, C, *size]`` and visible units ``[B, K]``."""
+
+    def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:
+        return _walk(self, clip, ids, watch)
+
+
+class PoolingTrunk(Hiera):
+    """The same, and the embedding."""
+
+    def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:  # type: ignore[override]
+        return _walk(self, clip, ids, watch)
+
+
+class AutoencoderTrunk(HieraMAE):
+    """The same, and with ``keep`` what the autoencoder predicts at all positions."""
+
+    def forward(  # type: ignore[override]
+        self, clip: Tensor, ids: Tensor | None, watch: Watch, keep: Tensor | None = None
+    ) -> Walk | MAEOutput:
+        if keep is None:
+            return _walk(self, clip, ids, watch)
+        return super().forward(clip, keep, all_positions=True, **watch.arguments())

@@ -48,7 +48,12 @@ def walk_units(arch: Architecture, grid: Size) -> bool:
 
 
 def walk_maps(
-    arch: Architecture, blocks: Sequence[Block], tokens: Tensor, run: Callable[..., Tensor], every_block: bool
+    arch: Architecture,
+    blocks: Sequence[Block],
+    tokens: Tensor,
+    run: Callable[..., Tensor],
+    through: Callable[[StageTokens], Tensor] | None,
+    every_block: bool,
 ) -> Iterator[StageTokens]:
     """The walk through the stages on row-major maps.
 
@@ -56,19 +61,30 @@ def walk_maps(
         arch: The architecture, which has ``windows``.
         blocks: The trunk's.
         tokens: With their positions, ``[B, *grid, C]``.
-        run: ``run(function, *args)`` calls it, with activation checkpointing where that is on.
+        run: ``run(index, function, *args)`` calls it, with activation checkpointing where that is on.
+        through: As in :meth:`hiera_video.models.trunk.HieraTrunk.stages`.
         every_block: Whether to say what each block leaves, in place of each stage.
 
     Yields:
         What each stage leaves, as one mask unit without strides.
     """
     index = 0
+    if through is not None:
+        tokens = through(_one_unit(tokens)).view_as(tokens)
     for stage, count in enumerate(arch.stages):
         for place in range(count):
-            tokens = run(run_on_map, blocks[index], tokens, _window(arch, stage, stage > 0 and place == 0, index))
+            window = _window(arch, stage, stage > 0 and place == 0, index)
+            tokens = run(index, run_on_map, blocks[index], tokens, window)
             index += 1
+            if place == count - 1 and through is not None:
+                tokens = through(_one_unit(tokens)).view_as(tokens)
             if every_block or place == count - 1:
-                yield StageTokens(tokens.flatten(1, -2).unsqueeze(1), tuple(tokens.shape[1:-1]), ())
+                yield _one_unit(tokens)
+
+
+def _one_unit(tokens: Tensor) -> StageTokens:
+    """A map ``[B, *grid, C]`` as one mask unit without strides."""
+    return StageTokens(tokens.flatten(1, -2).unsqueeze(1), tuple(tokens.shape[1:-1]), ())
 
 
 def _window(arch: Architecture, stage: int, first: bool, index: int) -> Size | None:

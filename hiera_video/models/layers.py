@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiera_video.models.unroll import Size, pool
+from hiera_video.models.unroll import Size, as_sequence, from_sequence, pool
 
 #: ``hidden_act`` by transformers' names.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -191,19 +191,28 @@ class MaskUnitAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
         return self.proj(mixed.reshape(*tokens.shape[:2], -1, self.proj.in_features))
 
-    def weights(self, tokens: Tensor) -> Tensor:
-        """The attention itself: the slow path, for those who ask to see it.
+    def in_view(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by products of its own, through the attention itself: the slow path, for those who ask to see it.
 
         Args:
             tokens: Unrolled ``[B, M, T, dim]``.
 
         Returns:
-            ``[B, windows, heads, queries, keys]`` after the softmax. Windows are the mask units, or one for all
-            tokens; queries and keys are in unrolled order.
+            What :meth:`forward` gives, and the attention that it was made with, ``[B, heads, windows, queries, keys]``
+            after the softmax. Windows are the mask units, or one for all tokens; tokens are unrolled, among all
+            tokens with the mask unit fastest, as transformers has them.
         """
-        query, key, _ = self.project(tokens)
-        scores = (query @ key.transpose(-2, -1)) / math.sqrt(query.shape[-1])
-        return scores.softmax(dim=-1).unflatten(0, (tokens.shape[0], -1))
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        if self.q_stride is not None:
+            query = pool(query, self.q_stride)
+        parts = [part.flatten(0, 1) if self.local else as_sequence(part) for part in (query, key, value)]
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        weights = scores.softmax(dim=-1).unflatten(0, (len(tokens), -1)).transpose(1, 2)
+        mixed = (weights.transpose(1, 2).flatten(0, 1) @ value).transpose(1, 2).flatten(2)
+        batch, units = tokens.shape[:2]
+        mixed = mixed.unflatten(0, (batch, units)) if self.local else from_sequence(mixed, units)
+        return self.proj(mixed), weights
 
 
 class Mlp(nn.Module):
@@ -260,9 +269,21 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim_out, layer_scale)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim_out, layer_scale)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, in_view: bool = False) -> Any:
+        """Attention and MLP.
+
+        Args:
+            tokens: Unrolled ``[B, M, T, C]``.
+            in_view: Whether to give the attention too.
+
+        Returns:
+            Tokens ``[B, M, T', C']``; with ``in_view`` these and :meth:`MaskUnitAttention.in_view`'s attention.
+        """
         normed = self.norm1(tokens)
-        return self.second_half(self.shortcut(tokens, normed, pool), self.attn(normed))
+        if not in_view:
+            return self.second_half(self.shortcut(tokens, normed, pool), self.attn(normed))
+        mixed, weights = self.attn.in_view(normed)
+        return self.second_half(self.shortcut(tokens, normed, pool), mixed), weights
 
     def shortcut(self, tokens: Tensor, normed: Tensor, pooling: Callable[..., Tensor]) -> Tensor:
         """What goes past the attention: as wide and as pooled as what comes out of it.
@@ -335,6 +356,26 @@ def resize_positions(table: Tensor, old: Size, new: Size, window: Size, *, antia
     units = units.unflatten(0, lead)
     merged = [position for axis in range(dims) for position in (dims + 1 + axis, axis)]
     return units.permute(*merged, dims).reshape(1, math.prod(new), channels).to(table.dtype)
+
+
+def window_positions(background: Tensor, window: Tensor, grid: Size, antialias: bool) -> Tensor:
+    """Makes an absolute-window embedding (arXiv 2311.05613, section 4): a background, resized, and a window, tiled.
+
+    Args:
+        background: ``[1, C, *size]``.
+        window: ``[1, C, *mask unit]``.
+        grid: The grid wanted.
+        antialias: As in :func:`resize_positions`.
+
+    Returns:
+        ``[1, prod(grid), C]``, row-major.
+    """
+    table, size = background.flatten(2).transpose(1, 2), tuple(background.shape[2:])
+    resized = resize_positions(table, size, grid, (1,) * len(grid), antialias=antialias)
+    tiled = window.tile([-(-n // w) for n, w in zip(grid, window.shape[2:], strict=True)])
+    for axis, side in enumerate(grid, start=2):
+        tiled = tiled.narrow(axis, 0, side)
+    return resized + tiled.flatten(2).transpose(1, 2)
 
 
 def init_weights(module: nn.Module, bias: float) -> None:

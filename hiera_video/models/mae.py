@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ class HieraMAE(HieraTrunk):
         decode: Mask | None = None,
         generator: torch.Generator | None = None,
         all_positions: bool = False,
+        **watch: Any,
     ) -> MAEOutput:
         """Predicts the pixels of the hidden positions.
 
@@ -111,6 +112,7 @@ class HieraMAE(HieraTrunk):
                 quite the same value, since the decoder sees fewer mask tokens.
             generator: Draws ``keep``. Default: torch's global generator of the clip's device.
             all_positions: Whether to predict the visible positions too, for pictures; the loss is the same.
+            watch: ``attentions`` and ``through`` of :meth:`stages`, of the encoder.
 
         Returns:
             The loss, predictions, targets and ``keep``.
@@ -123,7 +125,7 @@ class HieraMAE(HieraTrunk):
             raise RequestError("decode and all_positions cannot be asked for together")
         grid = self.final_grid(tuple(clip.shape[2:]))
         keep, visible, places = self._places(clip, keep, decode, generator, grid)
-        latent = self.encode(clip, visible).flatten(1, 2)
+        latent = self.encode(clip, visible, **watch).flatten(1, 2)
         first = 0 if all_positions else latent.shape[1]
         prediction = self.decoder_pred(self.decode(latent, places, grid)[:, first:])
         target = _normalized(_gather(self.target(clip), places[:, first:]))
@@ -134,17 +136,18 @@ class HieraMAE(HieraTrunk):
             prediction, target = _gather(prediction, order), _gather(target, order)
         return MAEOutput(loss, prediction, target, keep, latent.mean(dim=1))
 
-    def encode(self, clip: Tensor, ids: Tensor) -> Tensor:
+    def encode(self, clip: Tensor, ids: Tensor, **watch: Any) -> Tensor:
         """Encodes the visible mask units, and fuses the stages.
 
         Args:
             clip: Normalised float ``[B, C, *size]``.
             ids: The visible units, int64 ``[B, K]``.
+            watch: As in :meth:`forward`.
 
         Returns:
             Normalised tokens ``[B, K, T, C]``.
         """
-        stages = list(self.stages(clip, ids))
+        stages = list(self.stages(clip, ids, **watch))
         fused = stages[-1].tokens
         for head, stage in zip(self.multi_scale_fusion_heads, stages[: self.arch.q_pool], strict=False):
             maps = reroll_units(*stage).flatten(0, 1)
@@ -174,8 +177,8 @@ class HieraMAE(HieraTrunk):
         )
         tokens = torch.cat([visible, hidden], dim=1) + _gather(positions.expand(len(latent), -1, -1), places)
         tokens = tokens.unsqueeze(1)
-        for block in self.decoder_blocks:
-            tokens = self._run(block, tokens)
+        for index, block in enumerate(self.decoder_blocks):
+            tokens = self._run(index, block, tokens)
         return self.decoder_norm(tokens.squeeze(1))
 
     def target(self, clip: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.attention_windows import walk_maps, walk_units
-from hiera_video.models.layers import Block, PatchEmbed, init_weights, resize_positions
+from hiera_video.models.layers import Block, PatchEmbed, init_weights, resize_positions, window_positions
 from hiera_video.models.masks import Mask, count_of, moved, unit_ids
 from hiera_video.models.timm_form import stage_info, taken
 from hiera_video.models.unroll import (
@@ -50,7 +51,7 @@ class HieraTrunk(nn.Module):
         self.arch = arch
         self.spec = spec or ClipSpec(num_frames=arch.input_size[0] if len(arch.input_size) == 3 else 1)
         self.position_resize = "window"
-        self.grad_checkpointing = False
+        self.set_grad_checkpointing(False)
         self.frozen_blocks = 0
         self.patch_embed = PatchEmbed(
             arch.in_chans, arch.embed_dim, arch.patch_kernel, arch.patch_stride, arch.patch_padding
@@ -133,9 +134,18 @@ class HieraTrunk(nn.Module):
             block.eval()
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """With ``enable`` each block is computed again in the backward pass, and its activations are not kept."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(
+        self, enable: bool = True, recompute: Callable[..., Any] | None = None, every: int = 1
+    ) -> None:
+        """Says which blocks are computed again in the backward pass, so that their activations are not kept.
+
+        Args:
+            enable: Whether any is.
+            recompute: ``recompute(block, *args)`` does it. Default: torch's checkpoint, not the reentrant one.
+            every: One block of so many.
+        """
+        self.grad_checkpointing, self.recomputed_every = enable, every
+        self.recompute = recompute or partial(checkpoint, use_reentrant=False)
 
     def no_weight_decay(self) -> set[str]:
         """Names of what weight decay leaves alone beside biases and norms, as in the reference package."""
@@ -163,29 +173,14 @@ class HieraTrunk(nn.Module):
         window = self.arch.mask_unit_size if self.position_resize == "window" else (1,) * len(grid)
         if not self.arch.sep_pos_embed:
             if self.arch.abs_win_pos_embed:
-                return self._background_and_window(grid)
+                return window_positions(self.pos_embed, self.pos_embed_window, grid, self.arch.pos_antialias)
             return resize_positions(self.pos_embed, trained, grid, window)
         if self.arch.abs_win_pos_embed:
-            space = self._background_and_window(grid[1:])
+            space = window_positions(self.pos_embed, self.pos_embed_window, grid[1:], self.arch.pos_antialias)
         else:
             space = resize_positions(self.pos_embed_spatial, trained[1:], grid[1:], window[1:])
         time = resize_positions(self.pos_embed_temporal, trained[:1], grid[:1], (1,))
         return (time[:, :, None] + space[:, None]).flatten(1, 2)
-
-    def _background_and_window(self, grid: Size) -> Tensor:
-        """The absolute-window embedding of a grid (arXiv 2311.05613, section 4), row-major ``[1, N, C]``."""
-        arch, window = self.arch, self.pos_embed_window
-        background = resize_positions(
-            self.pos_embed.flatten(2).transpose(1, 2),
-            arch.global_pos_size,
-            grid,
-            (1,) * len(grid),
-            antialias=arch.pos_antialias,
-        )
-        tiled = window.tile([-(-n // w) for n, w in zip(grid, window.shape[2:], strict=True)])
-        for axis, side in enumerate(grid, start=2):
-            tiled = tiled.narrow(axis, 0, side)
-        return background + tiled.flatten(2).transpose(1, 2)
 
     def unit_grid(self, size: Size | None = None) -> Size:
         """The grid of mask units.
@@ -233,6 +228,7 @@ class HieraTrunk(nn.Module):
         ids: Tensor | None = None,
         *,
         attentions: list[Tensor] | None = None,
+        through: Callable[[StageTokens], Tensor] | None = None,
         every_block: bool = False,
     ) -> Iterator[StageTokens]:
         """Walks through the stages (paper, Figure 2): the one walk that all forwards here consume.
@@ -240,7 +236,9 @@ class HieraTrunk(nn.Module):
         Args:
             clip: Normalised float ``[B, C, *size]``.
             ids: The visible mask units, int64 ``[B, K]`` (:meth:`keep_ids`): nothing is computed for all others.
-            attentions: A list that gets each block's attention, ``[B, windows, heads, queries, keys]``, unrolled.
+            attentions: A list that gets each block's attention, as ``MaskUnitAttention.in_view`` gives it; tokens are
+                then made with it.
+            through: Is given the embedding and what each stage leaves, and gives the tokens to go on with.
             every_block: Whether to say what each block leaves, in place of each stage.
 
         Yields:
@@ -255,7 +253,7 @@ class HieraTrunk(nn.Module):
                 raise RequestError("masks and attentions need a size at which the model's windows are its mask units")
             tokens, grid = self.patch_embed(clip), self.patch_embed.grid(tuple(clip.shape[2:]))
             tokens = (tokens + self.position_embedding(grid)).unflatten(1, grid)
-            yield from walk_maps(arch, self.blocks, tokens, self._run, every_block)
+            yield from walk_maps(arch, self.blocks, tokens, self._run, through, every_block)
             return
         grid = token_grid(tuple(clip.shape[2:]), arch.patch_stride, arch.mask_unit_size)
         positions = self.position_embedding(grid)
@@ -265,22 +263,28 @@ class HieraTrunk(nn.Module):
             visible = self.patch_embed.visible_units(clip, ids, units(grid, strides))
             tokens = unroll(visible.flatten(0, 1), arch.mask_unit_size, strides).view_as(visible)
             tokens = tokens + gather_units(unroll(positions, grid, strides).expand(len(clip), -1, -1, -1), ids)
+        if through is not None:
+            tokens = through(StageTokens(tokens, grid, strides))
         index = 0
         for stage, blocks in enumerate(arch.stages):
             for place, block in enumerate(self.blocks[index : index + blocks]):
-                if attentions is not None:
-                    attentions.append(block.attn.weights(block.norm1(tokens)))
-                tokens = self._run(block, tokens)
+                if attentions is None:
+                    tokens = self._run(index + place, block, tokens)
+                else:
+                    tokens, weights = self._run(index + place, block, tokens, True)
+                    attentions.append(weights)
                 if place == 0 < stage <= arch.q_pool:
                     grid, strides = units(grid, strides[:1]), strides[1:]
+                if place == blocks - 1 and through is not None:
+                    tokens = through(StageTokens(tokens, grid, strides))
                 if every_block or place == blocks - 1:
                     yield StageTokens(tokens, grid, strides)
             index += blocks
 
-    def _run(self, run: Callable[..., Tensor], *args: Any) -> Tensor:
+    def _run(self, index: int, run: Callable[..., Any], *args: Any) -> Any:
         """``run(*args)``, to be computed again in the backward pass where gradient checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, *args, use_reentrant=False)
+        if self.grad_checkpointing and index % self.recomputed_every == 0 and torch.is_grad_enabled():
+            return self.recompute(run, *args)
         return run(*args)
 
     def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:
@@ -395,5 +399,5 @@ class HieraTrunk(nn.Module):
             for keys in (before, *(after,) * (blocks - 1)):
                 local = self.blocks[len(ordered)].attn.local
                 rows, columns = (window_order(stage, local=local, by_unit=keep is not None) for stage in (after, keys))
-                ordered.append(weights[len(ordered)][..., rows, :][..., columns])
+                ordered.append(weights[len(ordered)].transpose(1, 2)[..., rows, :][..., columns])
         return ordered

@@ -224,6 +224,31 @@ def pool(tokens: Tensor, stride: Size, mean: bool = False) -> Tensor:
     return windows.mean(dim=2) if mean else windows.amax(dim=2)
 
 
+def as_sequence(tokens: Tensor) -> Tensor:
+    """Puts unrolled tokens into transformers' order: the mask unit fastest.
+
+    Args:
+        tokens: ``[B, M, T, C]``.
+
+    Returns:
+        ``[B, T * M, C]``.
+    """
+    return tokens.transpose(1, 2).flatten(1, 2)
+
+
+def from_sequence(sequence: Tensor, units: int) -> Tensor:
+    """The inverse of :func:`as_sequence`.
+
+    Args:
+        sequence: ``[B, T * M, C]``.
+        units: M.
+
+    Returns:
+        ``[B, M, T, C]``.
+    """
+    return sequence.unflatten(1, (-1, units)).transpose(1, 2)
+
+
 def public_order(stage: StageTokens, *, by_unit: bool) -> Tensor:
     """Puts a stage's tokens into the order in which users see them.
 
@@ -246,9 +271,9 @@ def window_order(stage: StageTokens, *, local: bool, by_unit: bool) -> Tensor:
         by_unit: Whether only the visible mask units are there.
 
     Returns:
-        Indices into the window's unrolled tokens, int64 ``[N]``.
+        Indices into the window's unrolled tokens, among all tokens with the mask unit fastest, int64 ``[N]``.
     """
-    tokens = stage.tokens[:1, :1, :, :1] if local else stage.tokens[:1, :, :, :1]
-    index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+    units, inside = 1 if local else stage.tokens.shape[1], stage.tokens.shape[2]
+    index = torch.arange(units * inside, device=stage.tokens.device).view(1, inside, units, 1).transpose(1, 2)
     window = stage._replace(tokens=index, grid=unit_size(stage.strides, len(stage.grid)) if local else stage.grid)
     return public_order(window, by_unit=by_unit and not local).flatten()

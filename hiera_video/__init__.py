@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.errors import HieraVideoError as HieraVideoError
     from hiera_video.models.architecture import Architecture as Architecture
     from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
-    from hiera_video.models.checkpoints.io import push_to_hub as push_to_hub
-    from hiera_video.models.checkpoints.io import save_pretrained as save_pretrained
+    from hiera_video.models.checkpoints.saving import push_to_hub as push_to_hub
+    from hiera_video.models.checkpoints.saving import save_pretrained as save_pretrained
     from hiera_video.models.hiera import Hiera as Hiera
     from hiera_video.models.mae import HieraMAE as HieraMAE
     from hiera_video.models.zoo import create_model as create_model
@@ -56,7 +56,7 @@ _NAMES = {
     "data.views": "load_views",
     "errors": "HieraVideoError",
     "models.architecture": "Architecture MAEArchitecture",
-    "models.checkpoints.io": "push_to_hub save_pretrained",
+    "models.checkpoints.saving": "push_to_hub save_pretrained",
     "models.hiera": "Hiera",
     "models.mae": "HieraMAE",
     "models.zoo": "create_model from_pretrained list_models mae_from_pretrained",

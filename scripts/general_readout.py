@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hiera_video.data.camera_motion.batches import MotionBatches
 from hiera_video.data.camera_motion.textures import make_pool
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.heads import ReadoutHead, token_statistics
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import BUILT_IN, GENERAL, from_pretrained

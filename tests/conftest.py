@@ -15,7 +15,7 @@ from shelf import Shelf
 
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.checkpoints.formats import IMAGE_FORM
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, MAEArchitecture
 from hiera_video.spec import IMAGE_SPEC, ClipSpec

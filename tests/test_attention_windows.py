@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import Sam2HieraDetConfig, Sam2VisionConfig, Sam2VisionModel
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel
 
+from hiera_video import hf
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import MAEArchitecture
 from hiera_video.models.attention_windows import walk_units
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.zoo import from_pretrained
@@ -118,6 +119,16 @@ def test_transformers_folder_of_sam_2_is_read_and_saved_as_ours_again(tmp_path: 
         ]
     again = from_pretrained(save_pretrained(ours, tmp_path / "ours"))
     assert again.arch == ours.arch
+    hf.from_native(ours).save_pretrained(tmp_path / "hf")
+    from_hf = from_pretrained(tmp_path / "hf")
+    assert from_hf.arch == ours.arch
+    assert_maps_equal(from_hf, theirs.backbone, (64, 64))
+    hf.save_as(hf.from_native(ours), tmp_path / "sam2", layout="sam2")
+    back = Sam2HieraDetModel.from_pretrained(tmp_path / "sam2").eval()
+    assert_maps_equal(ours, back, (64, 64), tolerance=0.0)
+    assert from_pretrained(tmp_path / "sam2").arch == ours.arch
+    with pytest.raises(RequestError, match="transformers' sam2 layout holds"):
+        hf.save_as(hf.from_native(Hiera(TINY)), tmp_path / "other", layout="sam2")
     assert_maps_equal(again, theirs.backbone, (64, 64))
     again.set_grad_checkpointing()
     *_, last = again.train().stages(torch.randn(1, 3, 72, 64))

@@ -25,7 +25,7 @@ from hiera_video import classify
 from hiera_video.cells import cells
 from hiera_video.cli import JOBS, main
 from hiera_video.models.architecture import Architecture
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.training.recipe import Evaluation, Finetuning
 from hiera_video.training.recipe_file import load_recipe

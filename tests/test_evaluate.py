@@ -24,7 +24,7 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.data.sampling import segment_clips
 from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.errors import OutputError, RequestError
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify.classifier import Scored, Scorer, VideoClassifier, score_views

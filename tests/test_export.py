@@ -18,7 +18,7 @@ from test_cli import run
 from torch import Tensor
 
 from hiera_video.data.views import load_views
-from hiera_video.models.checkpoints.io import config_of
+from hiera_video.models.checkpoints.saving import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained
 from hiera_video.spec import ClipSpec

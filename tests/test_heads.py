@@ -17,7 +17,7 @@ from training_sets import write_colours
 from hiera_video.cli import main
 from hiera_video.errors import RequestError
 from hiera_video.hf.conversion import from_native, to_native
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.heads import token_statistics
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import StageTokens

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hiera_video.models.architecture import Architecture, mae_form
 from hiera_video.models.checkpoints.formats import IMAGE_FORM
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 

@@ -22,7 +22,7 @@ from shelf import Shelf
 from training_sets import write_video
 
 from hiera_video.cli import main
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from training_sets import write_colours
 
 from hiera_video.cli import main
 from hiera_video.errors import RequestError
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import from_pretrained, mae_from_pretrained
 from hiera_video.spec import ClipSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from timm.data import resolve_data_config
 from timm.models import FeatureInfo
 
 from hiera_video.errors import RequestError
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.published import ARCHITECTURES
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
@@ -156,3 +157,37 @@ def test_other_channels_start_from_the_weights_of_three(tmp_path: Any) -> None:
     with torch.no_grad():
         torch.testing.assert_close(one(grey), model(grey.expand(-1, 3, -1, -1)))
     assert from_pretrained(folder, in_chans=6)(torch.randn(1, 6, 64, 64)).shape == (1, 3)
+
+
+IMAGES = [name for name in NAMES if "16x" not in name and ARCHITECTURES[name].windows is None]
+
+
+@pytest.mark.parametrize("classes", [7, 0])
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_folder_in_timms_layout_is_timms_and_comes_back(name: str, classes: int, tmp_path: Path) -> None:
+    model, clip = small(name, num_classes=classes), clip_for(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.labels, model.license = [f"class {index}" for index in range(classes)] or None, "apache-2.0"
+    folder = model.save_pretrained(tmp_path / "model", layout="timm")
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    again = from_pretrained(folder)
+    assert (again.arch, again.labels, again.license) == (model.arch, model.labels, model.license)
+    with torch.no_grad():
+        expected = model(clip)
+        assert (theirs(clip) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.equal(again(clip), expected)
+
+
+def test_the_method_writes_our_folder_and_timms_layout_refuses_what_timm_has_not(tmp_path: Path) -> None:
+    video, sam2 = small("hiera_base_16x224"), small("hiera_tiny_1024")
+    assert from_pretrained(video.save_pretrained(tmp_path / "ours")).arch == video.arch
+    with pytest.raises(RequestError, match="layout 'onnx' must be ours or timm"):
+        video.save_pretrained(tmp_path / "other", layout="onnx")
+    relu = create_model("hiera_tiny_224", **SMALL, embed_dim=16, hidden_act="relu")
+    mae = create_model("mae_hiera_tiny_224", **SMALL, embed_dim=16)
+    for model in (video, sam2, relu, mae):
+        with pytest.raises(RequestError, match="timm's layout holds classifiers of images with timm's own parts"):
+            model.save_pretrained(tmp_path / "other", layout="timm")
+    assert not (tmp_path / "other").exists()

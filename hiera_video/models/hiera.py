@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import Architecture
+from hiera_video.models.checkpoints.saving import Layout, save_pretrained
 from hiera_video.models.heads import SEE_STAGES, AttentiveHead, Head, ReadoutHead, token_statistics
 from hiera_video.models.layers import init_weights
 from hiera_video.models.masks import Mask
@@ -95,6 +97,21 @@ class Hiera(HieraTrunk):
         return pretrained_cfg(self.arch, self.spec, self.license)
 
     default_cfg = pretrained_cfg
+
+    def save_pretrained(self, folder: str | Path, layout: Layout = "ours") -> Path:
+        """:func:`hiera_video.save_pretrained` of this model.
+
+        Args:
+            folder: Where to.
+            layout: "ours" or "timm".
+
+        Returns:
+            The folder.
+
+        Raises:
+            RequestError, OutputError: As there.
+        """
+        return save_pretrained(self, folder, layout=layout)
 
     def get_classifier(self) -> nn.Module:
         """The layer that gives logits, as in timm.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
+from hiera_video.models.checkpoints.saving import Layout, save_pretrained
 from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
 from hiera_video.models.masks import random_keep as random_keep
@@ -200,6 +202,21 @@ class HieraMAE(HieraTrunk):
             patches = clip.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, h, p, w, q]
             return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return clip.unflatten(2, (-1, side)).transpose(1, 2).flatten(2)
+
+    def save_pretrained(self, folder: str | Path, layout: Layout = "ours") -> Path:
+        """:func:`hiera_video.save_pretrained` of this model.
+
+        Args:
+            folder: Where to.
+            layout: "ours"; timm has no autoencoder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RequestError, OutputError: As there.
+        """
+        return save_pretrained(self, folder, layout=layout)
 
     @torch.no_grad()
     def reconstruct(self, clip: Tensor, keep: Mask) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from hiera_video.cells import cells
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import check_output
 from hiera_video.models.checkpoints.build import fitted
-from hiera_video.models.checkpoints.io import config_of
+from hiera_video.models.checkpoints.saving import config_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import Size
 from hiera_video.models.zoo import from_pretrained

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.errors import RequestError
-from hiera_video.models.checkpoints.io import save_pretrained
+from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.trunk import HieraTrunk

@@ -54,6 +54,15 @@ CONFIG_NAMES = {
     **{name: name for name in OURS_ALONE},
 }
 
+#: Our fields of an architecture by the names of timm's arguments.
+TIMM_ARGS = {
+    **{name: name for name in ("in_chans", "embed_dim", "num_heads", "stages", "q_pool", "q_stride", "mask_unit_size")},
+    **{name: name for name in ("mask_unit_attn", "dim_mul", "head_mul", "patch_kernel", "patch_stride")},
+    **{name: name for name in ("patch_padding", "mlp_ratio", "drop_path_rate", "sep_pos_embed", "abs_win_pos_embed")},
+    **{"global_pos_size": "global_pos_size", "input_size": "img_size", "layer_scale": "init_values"},
+    **{"expand_proj": "use_expand_proj", "head_dropout": "drop_rate"},
+}
+
 #: What only an MAE has, in our names.
 DECODER = ("mask_token", "decoder_", "encoder_norm.", "multi_scale_fusion_heads.")
 
@@ -121,14 +130,14 @@ def convert(state: State) -> State:
     Returns:
         The same tensors under our names; of SAM 2 those of its trunk alone.
     """
+    if any(re.match(r"(hiera\.)?trunk\.", key) for key in state):
+        return _renamed(state, TRANSFORMERS_OURS)
     windows = next((key for key in state if key.endswith("pos_embed_window")), None)
     if windows is not None and (windows != "pos_embed_window" or "blocks.0.layer_norm1.weight" in state):
         trunk = windows.removesuffix("pos_embed_window")  # beside it are SAM 2's neck, memory and decoder
         return _renamed({key: value for key, value in state.items() if key.startswith(trunk)}, SAM2)
     if any(re.match(r"(hiera\.)?(embeddings|encoder\.stages)\.", key) for key in state):
         return _renamed(_numbered(state), TRANSFORMERS)
-    if any(re.match(r"(hiera\.)?trunk\.", key) for key in state):
-        return _renamed(state, TRANSFORMERS_OURS)
     if any(key.startswith(("head.norm.", "head.fc.")) for key in state):
         return _renamed(state, TIMM)
     return state
@@ -239,7 +248,8 @@ def _transformers(config: dict[str, Any]) -> Facts:
     given = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items() if config.get(theirs) is not None}
     values = IMAGE_FORM | {"sep_pos_embed": not isinstance(size, int) and len(size) == 3} | given
     values |= {"input_size": (size, size) if isinstance(size, int) else size, "num_heads": heads[0]}
-    values |= {"num_classes": len(config.get("id2label") or (0, 1)), "head_mul": multiple}
+    # Nothing said means transformers' two classes, an empty table none.
+    values |= {"num_classes": len(config.get("id2label", (0, 1))), "head_mul": multiple}
     arch = from_mapping(Architecture, values)
     if config.get("decoder_depth") is not None:
         arch = MAEArchitecture(
@@ -286,8 +296,12 @@ def _sam2(config: dict[str, Any]) -> Facts:
 
 
 def _timm(config: dict[str, Any]) -> Facts:
-    """The architecture is left to the tensors: timm's config has only its name."""
-    cfg = config.get("pretrained_cfg", {})
+    """The architecture is left to the tensors where timm's config has only its name."""
+    cfg, args, arch = config.get("pretrained_cfg", {}), config.get("model_args", {}), None
+    if {"img_size", "embed_dim", "stages"} <= args.keys():
+        given = {ours: args[theirs] for ours, theirs in TIMM_ARGS.items() if theirs in args}
+        given |= {"pos_antialias": args.get("abs_win_pos_embed", False), "num_classes": config.get("num_classes", 1000)}
+        arch = from_mapping(Architecture, IMAGE_FORM | given)
     spec = IMAGE_SPEC.replace(
         mean=tuple(cfg.get("mean", IMAGE_SPEC.mean)),
         std=tuple(cfg.get("std", IMAGE_SPEC.std)),
@@ -297,4 +311,5 @@ def _timm(config: dict[str, Any]) -> Facts:
         height, width = cfg["input_size"][-2:]
         spec = spec.replace(size=(height, width), resize=int(min(height, width) / cfg.get("crop_pct", 0.875)))
     classes = config.get("num_classes")
-    return Facts(spec=spec, num_classes=classes, labels=config.get("label_names"), license=cfg.get("license"))
+    labels = config.get("label_names")
+    return Facts(arch=arch, spec=spec, num_classes=classes, labels=labels, license=cfg.get("license"))

@@ -1,35 +1,23 @@
-"""Weights in and out of files: read safely, fit to a model, load strictly, save in our own folder.
-
-Our folder is ``model.safetensors``, a flat ``config.json`` (the published constructor names, then ``clip``,
-``views``, ``labels``, ``multi_label`` where it is true, ``license``, ``position_resize`` and ``format_version``; an
-MAE's has the decoder's fields, and neither views nor labels) and ``README.md``, a model card.
-"""
+"""Weights out of files: read safely, fit to a model, load strictly."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hiera_video.errors import OutputError, WeightsError
-from hiera_video.files import replacing
+from hiera_video.errors import WeightsError
 from hiera_video.models.architecture import Architecture, MAEArchitecture
-from hiera_video.models.checkpoints.formats import FORMAT_VERSION, State
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.checkpoints.formats import State
 from hiera_video.models.layers import resize_positions
-from hiera_video.models.mae import HieraMAE
 from hiera_video.models.published import ARCHITECTURES
 from hiera_video.models.trunk import HieraTrunk
 
@@ -251,136 +239,3 @@ def _input_size(state: State, arch: Architecture) -> tuple[int, ...]:
         return (*lead, *size[-2:])
     side = math.isqrt(space)
     return (*lead, *(side * s for s in arch.patch_stride[-2:])) if side * side == space else size
-
-
-def config_of(model: Hiera | HieraMAE) -> dict[str, Any]:
-    """What ``config.json`` says of a model.
-
-    Args:
-        model: A classifier or an MAE.
-
-    Returns:
-        Values for JSON; reading them back gives an equal model.
-    """
-    answers: dict[str, Any] = {"views": model.views, "labels": model.labels} if isinstance(model, Hiera) else {}
-    if isinstance(model, Hiera) and model.multi_label:
-        answers["multi_label"] = True
-    return {
-        **vars(model.arch),
-        "clip": model.spec.to_dict(),
-        **answers,
-        "license": model.license,
-        "position_resize": model.position_resize,
-        "format_version": FORMAT_VERSION,
-    }
-
-
-def save_pretrained(model: Hiera | HieraMAE, folder: str | Path) -> Path:
-    """Writes a model as our folder: ``model.safetensors``, ``config.json`` and ``README.md``.
-
-    Each file is written under a temporary name and renamed when it is whole. Tensors keep their dtype.
-
-    Args:
-        model: A classifier or an MAE.
-        folder: Where to; it is made where it is not there.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    folder = Path(folder)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    config = json.dumps(config_of(model), indent=2, ensure_ascii=False) + "\n"
-    writers: dict[str, Callable[[Path], object]] = {
-        "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        "README.md": lambda path: path.write_text(_card(model), encoding="utf-8"),
-        "config.json": lambda path: path.write_text(config, encoding="utf-8"),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            with replacing(folder / name) as temporary:
-                write(temporary)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{folder} cannot be written: {error}") from error
-    return folder
-
-
-def push_to_hub(
-    model: Hiera | HieraMAE,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload a hiera_video model",
-) -> str:
-    """Uploads a model to the hub, as :func:`save_pretrained` writes it; ``HF_ENDPOINT`` counts.
-
-    Args:
-        model: A classifier or an MAE.
-        repo_id: The repository, ``owner/name``; it is made where it is not there.
-        private: Whether a new repository is private. Default: as the owner's settings say.
-        token: The hub's access token. Default: the one that was saved at login.
-        revision: The branch to commit to. Default: the main one.
-        commit_message: The commit's message.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        OutputError: The hub refuses, or cannot be reached.
-    """
-    from huggingface_hub import HfApi, constants
-
-    api = HfApi(endpoint=constants.ENDPOINT, token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        except Exception as error:  # the hub's client raises its own errors, httpx's and (older) requests'
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise OutputError(f"{repo_id} cannot be written on {constants.ENDPOINT}: {reason[0]}") from error
-    return str(commit)
-
-
-def _card(model: Hiera | HieraMAE) -> str:
-    arch, spec = model.arch, model.spec
-    kind, size = "video" if len(arch.input_size) == 3 else "image", "x".join(map(str, arch.input_size))
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    license = [f"license: {model.license}"] if model.license else []
-    text = [
-        f"A Hiera (arXiv 2306.00989) of {parameters:.1f} M parameters: width {arch.embed_dim}, blocks "
-        f"{', '.join(map(str, arch.stages))}, written by hiera_video."
-    ]
-    if isinstance(model, Hiera):
-        head = [f"pipeline_tag: {kind}-classification", *license, "tags:", "- hiera"]
-        title = f"# Hiera, {size}, {arch.num_classes} classes"
-        use = ['model = hiera_video.from_pretrained("PATH_OR_HUB_ID")']
-    else:
-        head = [*license, "tags:", "- hiera", "- masked-autoencoder"]
-        title = f"# Hiera, {size}, masked autoencoder"
-        text.append(
-            f"Encoder and decoder of the pretext task: pixels of hidden mask units are predicted from the visible "
-            f"ones (mask ratio {model.arch.mask_ratio:g}; decoder of width {model.arch.decoder_embed_dim}, "
-            f"{model.arch.decoder_depth} blocks, {model.arch.decoder_num_heads} heads)."
-        )
-        use = [
-            'mae = hiera_video.mae_from_pretrained("PATH_OR_HUB_ID")',
-            'classifier = hiera_video.from_pretrained("PATH_OR_HUB_ID", num_classes=10)  # its encoder, a new head',
-        ]
-    if kind == "video":
-        text.append(
-            f"A clip is {spec.num_frames} frames over {spec.span:.2f} s ({spec.num_frames}x{spec.frame_stride:g} at "
-            f"{spec.target_fps:g} frames per second)."
-        )
-    if isinstance(model, Hiera) and model.labels:
-        text.append(f"Classes: {', '.join(model.labels[:10])}{', ...' if len(model.labels) > 10 else ''}.")
-    lines = ["---", "library_name: hiera_video", *head, "---", "", title, ""]
-    lines += [line for part in text for line in (part, "")]
-    return "\n".join([*lines, "```python", "import hiera_video", "", *use, "```", ""])

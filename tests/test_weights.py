@@ -27,6 +27,7 @@ from hiera_video.models import zoo
 from hiera_video.models.architecture import Architecture, MAEArchitecture, mae_form
 from hiera_video.models.checkpoints import io as weights
 from hiera_video.models.checkpoints.formats import IMAGE_FORM
+from hiera_video.models.checkpoints.saving import config_of, push_to_hub, save_pretrained
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.published import Checkpoint
@@ -191,9 +192,9 @@ def test_our_folder_reads_back_equal(tmp_path: Path) -> None:
     model = Hiera(replace(VIDEO, drop_path_rate=0.1, hidden_act="relu"), ClipSpec(num_frames=4, frame_stride=2.5))
     model.labels, model.position_resize = ["a", "b", "c", "d", "é"], "plain"
     vars(model).update(views="3x1", license="apache-2.0")
-    again = from_pretrained(weights.save_pretrained(model, tmp_path / "new" / "folder"))
+    again = from_pretrained(save_pretrained(model, tmp_path / "new" / "folder"))
     assert same(again, model)
-    assert weights.config_of(again) == weights.config_of(model)
+    assert config_of(again) == config_of(model)
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
         "README.md",
         "config.json",
@@ -207,7 +208,7 @@ def test_our_folder_reads_back_equal(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        weights.save_pretrained(Hiera(VIDEO), tmp_path / "file")
+        save_pretrained(Hiera(VIDEO), tmp_path / "file")
 
 
 # The MAE
@@ -262,11 +263,11 @@ def test_an_mae_file_gives_its_encoder_and_one_line_says_what_was_left_behind(
 def test_our_mae_folder_reads_back_equal_and_gives_its_encoder(tmp_path: Path) -> None:
     model = mae_of(replace(MAE, mask_ratio=0.75, q_pool=1, drop_path_rate=0.1))
     model.position_resize = "plain"
-    folder = weights.save_pretrained(model, tmp_path)
+    folder = save_pretrained(model, tmp_path)
     (folder / "checkpoints").mkdir()
     (folder / "recipe.yaml").write_text("")
     again = mae_from_pretrained(folder)
-    assert same(again, model) and weights.config_of(again) == weights.config_of(model)
+    assert same(again, model) and config_of(again) == config_of(model)
     config = json.loads((folder / "config.json").read_text())
     assert (config["mask_ratio"], config["decoder_depth"], config["format_version"]) == (0.75, 2, 1)
     assert not {"labels", "views"} & config.keys()
@@ -286,19 +287,19 @@ def test_a_classifier_becomes_an_mae_with_a_new_decoder_and_comes_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Hiera(VIDEO)
-    folder = weights.save_pretrained(model, tmp_path / "classifier")
+    folder = save_pretrained(model, tmp_path / "classifier")
     mae = mae_from_pretrained(folder, **DECODER)
     assert mae.arch == MAE
     assert caplog.messages == [
         f"{folder} has no decoder: a new one starts untrained; left behind: 4 tensors (head, norm)"
     ]
-    back = from_pretrained(weights.save_pretrained(mae, tmp_path / "mae"))
+    back = from_pretrained(save_pretrained(mae, tmp_path / "mae"))
     assert back.arch == VIDEO
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in trunk_of(model).items())
 
 
 def test_another_size_resizes_the_decoders_positions_too(tmp_path: Path) -> None:
-    path = weights.save_pretrained(mae_of(), tmp_path)
+    path = save_pretrained(mae_of(), tmp_path)
     clip, keep = torch.randn(1, 3, 8, 96, 128), random_keep(1, 4 * 3 * 4, 0.9)
     for way in ("window", "plain"):
         flown = mae_from_pretrained(path, position_resize=way)
@@ -311,7 +312,7 @@ def test_another_size_resizes_the_decoders_positions_too(tmp_path: Path) -> None
 def test_a_decoder_of_another_form_than_asked_for_is_left_behind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = weights.save_pretrained(mae_of(), tmp_path)
+    path = save_pretrained(mae_of(), tmp_path)
     other = mae_from_pretrained(path, decoder_depth=1, mask_ratio=0.8)
     assert (other.arch.decoder_depth, other.arch.decoder_embed_dim, other.arch.mask_ratio) == (1, 32, 0.8)
     assert [message.partition(": ")[0] for message in caplog.messages] == [
@@ -320,7 +321,7 @@ def test_a_decoder_of_another_form_than_asked_for_is_left_behind(
 
 
 def test_an_image_mae_starts_a_video_mae_with_a_new_decoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = weights.save_pretrained(mae_of(IMAGE_MAE), tmp_path)
+    path = save_pretrained(mae_of(IMAGE_MAE), tmp_path)
     video = mae_from_pretrained(path, arch=MAE)
     assert video.arch == MAE and "does not fit and was left behind" in caplog.text
     assert video.spec.mean == IMAGE_SPEC.mean and video.spec.num_frames == 4
@@ -370,7 +371,7 @@ def test_an_mae_is_created_by_name() -> None:
 
 def test_an_mae_is_fetched_by_its_name_or_its_encoders(shelf: Shelf, tmp_path: Path) -> None:
     model = mae_of()
-    weights.save_pretrained(model, tmp_path / "saved")
+    save_pretrained(model, tmp_path / "saved")
     shelf.put(f"facebook/mae_{NAME}.mae_k400", tmp_path / "saved")
     for found in (
         create_model(f"mae_{NAME}", pretrained=True),
@@ -473,7 +474,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_sentence(tmp_path: Path) -
 
 
 def test_configs_that_cannot_be_used_name_the_reason(tmp_path: Path) -> None:
-    weights.save_pretrained(Hiera(VIDEO), tmp_path)
+    save_pretrained(Hiera(VIDEO), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, reason in (
         ({"format_version": 99}, "format_version 99 is newer"),
@@ -594,7 +595,7 @@ def test_a_published_checkpoint_comes_from_the_hub_first_with_its_licence_said_o
     shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Hiera(VIDEO)
-    weights.save_pretrained(model, tmp_path / "saved")
+    save_pretrained(model, tmp_path / "saved")
     shelf.put(f"facebook/{TAG}", tmp_path / "saved")
     assert same(create_model(NAME, pretrained=True, checkpoint="mae_k400_ft_k400"), model)
     assert capsys.readouterr().err.count("CC BY-NC 4.0") == 1
@@ -607,7 +608,7 @@ def test_a_published_checkpoint_comes_from_the_hub_first_with_its_licence_said_o
 def test_the_hubs_untrained_norm_and_head_of_an_mae_encoder_are_not_taken(shelf: Shelf, tmp_path: Path) -> None:
     model = Hiera(VIDEO)
     torch.nn.init.constant_(model.norm.weight, 7.0)
-    weights.save_pretrained(model, tmp_path / "saved")
+    save_pretrained(model, tmp_path / "saved")
     shelf.put(f"facebook/{NAME}.mae_k400", tmp_path / "saved")
     ours = create_model(f"{NAME}.mae_k400", pretrained=True)
     assert torch.equal(ours.norm.weight, torch.ones(128))
@@ -616,7 +617,7 @@ def test_the_hubs_untrained_norm_and_head_of_an_mae_encoder_are_not_taken(shelf:
 
 
 def test_a_file_in_the_hubs_cache_is_held_to_the_hubs_digest(shelf: Shelf, tmp_path: Path) -> None:
-    weights.save_pretrained(Hiera(VIDEO), tmp_path / "saved")
+    save_pretrained(Hiera(VIDEO), tmp_path / "saved")
     shelf.put(f"facebook/{TAG}", tmp_path / "saved")
     from_pretrained(TAG)
     (file,) = (tmp_path / "home" / "hub").rglob("model.safetensors")
@@ -711,9 +712,9 @@ def test_push_to_hub_uploads_our_folder(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **kwargs: seen.update(made=repo_id))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     model = Hiera(VIDEO)
-    weights.push_to_hub(model, "me/mine", commit_message="first")
+    push_to_hub(model, "me/mine", commit_message="first")
     assert (seen["made"], seen["repo"], seen["commit_message"]) == ("me/mine", "me/mine", "first")
     assert seen["tensors"].keys() == model.state_dict().keys()
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **kwargs: 1 / 0)
     with pytest.raises(OutputError, match="me/mine cannot be written on"):
-        weights.push_to_hub(model, "me/mine")
+        push_to_hub(model, "me/mine")

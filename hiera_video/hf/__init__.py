@@ -18,10 +18,10 @@ except ImportError as _error:
 
 from transformers.models.auto import modeling_auto as _auto
 
+from hiera_video.hf.backbone import HieraBackbone
 from hiera_video.hf.configuration import HieraConfig
 from hiera_video.hf.conversion import from_native, save_as, to_native
 from hiera_video.hf.models import (
-    HieraBackbone,
     HieraForImageClassification,
     HieraForPreTraining,
     HieraForVideoClassification,

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
 
 from hiera_video.errors import RequestError, SizeError
 from hiera_video.hf.configuration import HieraConfig
@@ -58,6 +56,8 @@ class HieraPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     #: The loss is the mean over the batch, whatever ``num_items_in_batch`` the Trainer knows.
     accepts_loss_kwargs = False
+    #: Where the trunk is.
+    _inside = "hiera.trunk."
     _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own form
 
     @classmethod
@@ -120,8 +120,7 @@ class HieraPreTrainedModel(PreTrainedModel):
         Returns:
             The same tensors under this class's names.
         """
-        inside = "trunk." if cls in (HieraModel, HieraBackbone) else "hiera.trunk."
-        return {_named(key, inside): value for key, value in state.items()}
+        return {_named(key, cls._inside): value for key, value in state.items()}
 
     def _init_weights(self, module: nn.Module) -> None:
         """As transformers starts its Hiera; not as ours, whose head starts near 0."""
@@ -183,6 +182,8 @@ class HieraModel(HieraPreTrainedModel):
         add_pooling_layer: Whether to pool.
         is_mae: Whether mask units are hidden.
     """
+
+    _inside = "trunk."
 
     def __init__(self, config: HieraConfig, add_pooling_layer: bool = True, is_mae: bool = False) -> None:
         super().__init__(config)
@@ -357,52 +358,6 @@ class HieraForVideoClassification(_Classifier):
 
     _output = HieraForVideoClassificationOutput
     _dims = 3
-
-
-class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
-    """Maps of the stages in ``config.out_features``, each normalised: ``[B, C, (T,) H, W]``.
-
-    They are :class:`HieraModel`'s ``reshaped_hidden_states``. Those of transformers' own backbone are not: it never
-    unrolls its tokens, so that mask units and pooling windows are made of the wrong ones.
-    """
-
-    def __init__(self, config: HieraConfig) -> None:
-        super().__init__(config)
-        self.gradient_checkpointing = False
-        arch = config.encoder()
-        self.num_features = [arch.embed_dim, *arch.dims]
-        self.trunk = Trunk(arch, config.facts().spec)
-        self.trunk.position_resize = config.position_resize
-        widths = zip(self.out_features, self.channels, strict=True)
-        self.hidden_states_norms = nn.ModuleDict({stage: nn.LayerNorm(channels) for stage, channels in widths})
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.trunk.patch_embed
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Any,
-    ) -> BackboneOutput | tuple[Any, ...]:
-        """``feature_maps`` as above; ``hidden_states`` and ``attentions`` as in :class:`HieraModelOutput`."""
-        watch, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
-        hidden, watch.hidden = watch.hidden, True  # maps are made of them
-        walk: Walk = self.trunk(self._clip(pixel_values, interpolate_pos_encoding), None, watch)
-        assert walk.reshaped_hidden_states is not None
-        maps = dict(zip(self.stage_names, walk.reshaped_hidden_states, strict=True))
-        output = BackboneOutput(
-            feature_maps=tuple(
-                self.hidden_states_norms[stage](maps[stage]).movedim(-1, 1).contiguous() for stage in self.out_features
-            ),
-            hidden_states=walk.hidden_states if hidden else None,
-            attentions=walk.attentions,
-        )
-        return output if as_dict else output.to_tuple()
 
 
 def _named(key: str, inside: str) -> str:

@@ -137,12 +137,8 @@ class HieraTrunk(nn.Module):
     def set_grad_checkpointing(
         self, enable: bool = True, recompute: Callable[..., Any] | None = None, every: int = 1
     ) -> None:
-        """Says which blocks are computed again in the backward pass, so that their activations are not kept.
-
-        Args:
-            enable: Whether any is.
-            recompute: ``recompute(block, *args)`` does it. Default: torch's checkpoint, not the reentrant one.
-            every: One block of so many.
+        """With ``enable`` one block of ``every`` is computed again in the backward pass, and its activations are not
+        kept: by ``recompute(block, *args)``, or torch's checkpoint, not the reentrant one.
         """
         self.grad_checkpointing, self.recomputed_every = enable, every
         self.recompute = recompute or partial(checkpoint, use_reentrant=False)

@@ -24,7 +24,6 @@ class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
 
     def __init__(self, config: HieraConfig) -> None:
         super().__init__(config)
-        self.gradient_checkpointing = False
         arch = config.encoder()
         self.num_features = [arch.embed_dim, *arch.dims]
         self.trunk = Trunk(arch, config.facts().spec)

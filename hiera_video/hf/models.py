@@ -58,7 +58,7 @@ class HieraPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     #: Where the trunk is.
     _inside = "hiera.trunk."
-    _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own form
+    _no_split_modules = ["CheckpointedBlock"]  # noqa: RUF012  # transformers' own form
 
     @classmethod
     def from_pretrained(
@@ -136,14 +136,6 @@ class HieraPreTrainedModel(PreTrainedModel):
             initialization.constant_(module.bias, std)
             initialization.constant_(module.weight, self.config.layer_norm_init)
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
-    ) -> None:
-        self.gradient_checkpointing = enable
-        for module in self.modules():
-            if isinstance(module, HieraTrunk):
-                module.set_grad_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
-
     def _wants(self, attentions: bool | None, hidden: bool | None, return_dict: bool | None) -> tuple[Watch, bool]:
         """What is to be shown, and whether in a dict. Missing values come from the config."""
         config = self.config
@@ -187,7 +179,7 @@ class HieraModel(HieraPreTrainedModel):
 
     def __init__(self, config: HieraConfig, add_pooling_layer: bool = True, is_mae: bool = False) -> None:
         super().__init__(config)
-        self.is_mae, self.gradient_checkpointing = is_mae, False
+        self.is_mae = is_mae
         spec = config.facts().spec
         self.trunk: HieraTrunk
         if add_pooling_layer:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import ModelOutput
 
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.layers import Block
 from hiera_video.models.mae import HieraMAE, MAEOutput
 from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import StageTokens, as_sequence, from_sequence, reroll, reroll_units
@@ -148,8 +150,14 @@ def _walk(trunk: HieraTrunk, clip: Tensor, ids: Tensor | None, watch: Watch) -> 
 # Their forward is the walk itself: accelerate puts parameters in place for the forward of the module that owns them.
 
 
+class CheckpointedBlock(GradientCheckpointingLayer, Block):
+    """A block that is computed again in the backward pass where transformers says so."""
+
+
 class Trunk(HieraTrunk):
     """The trunk whose forward gives a :class:`Walk`: of clips ``[B, C, *size]`` and visible units ``[B, K]``."""
+
+    block = CheckpointedBlock
 
     def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:
         return _walk(self, clip, ids, watch)
@@ -158,12 +166,16 @@ class Trunk(HieraTrunk):
 class PoolingTrunk(Hiera):
     """The same, and the embedding."""
 
+    block = CheckpointedBlock
+
     def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:  # type: ignore[override]
         return _walk(self, clip, ids, watch)
 
 
 class AutoencoderTrunk(HieraMAE):
     """The same, and with ``keep`` what the autoencoder predicts at all positions."""
+
+    block = CheckpointedBlock
 
     def forward(  # type: ignore[override]
         self, clip: Tensor, ids: Tensor | None, watch: Watch, keep: Tensor | None = None

@@ -61,7 +61,7 @@ def walk_maps(
         arch: The architecture, which has ``windows``.
         blocks: The trunk's.
         tokens: With their positions, ``[B, *grid, C]``.
-        run: ``run(index, function, *args)`` calls it, with activation checkpointing where that is on.
+        run: ``run(function, *args)`` calls it, with activation checkpointing where that is on.
         through: As in :meth:`hiera_video.models.trunk.HieraTrunk.stages`.
         every_block: Whether to say what each block leaves, in place of each stage.
 
@@ -74,7 +74,7 @@ def walk_maps(
     for stage, count in enumerate(arch.stages):
         for place in range(count):
             window = _window(arch, stage, stage > 0 and place == 0, index)
-            tokens = run(index, run_on_map, blocks[index], tokens, window)
+            tokens = run(run_on_map, blocks[index], tokens, window)
             index += 1
             if place == count - 1 and through is not None:
                 tokens = through(_one_unit(tokens)).view_as(tokens)

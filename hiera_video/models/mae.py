@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hiera_video.errors import RequestError
 from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
 from hiera_video.models.checkpoints.saving import Layout, save_pretrained
-from hiera_video.models.layers import CONVOLUTIONS, Block, resize_positions
+from hiera_video.models.layers import CONVOLUTIONS, resize_positions
 from hiera_video.models.masks import Mask, count_of, moved, num_visible, unit_ids
 from hiera_video.models.masks import random_keep as random_keep
 from hiera_video.models.trunk import HieraTrunk
@@ -68,7 +68,7 @@ class HieraMAE(HieraTrunk):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.final_grid(arch.input_size)), decoder))
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder, decoder, arch.decoder_num_heads, local=False, **arch.block_options)
+            self.block(decoder, decoder, arch.decoder_num_heads, local=False, **arch.block_options)
             for _ in range(arch.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder, eps=arch.layer_norm_eps)
@@ -179,8 +179,8 @@ class HieraMAE(HieraTrunk):
         )
         tokens = torch.cat([visible, hidden], dim=1) + _gather(positions.expand(len(latent), -1, -1), places)
         tokens = tokens.unsqueeze(1)
-        for index, block in enumerate(self.decoder_blocks):
-            tokens = self._run(index, block, tokens)
+        for block in self.decoder_blocks:
+            tokens = self._run(block, tokens)
         return self.decoder_norm(tokens.squeeze(1))
 
     def target(self, clip: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -46,12 +45,15 @@ class HieraTrunk(nn.Module):
         spec: What a clip is. Default: :class:`hiera_video.ClipSpec` with the architecture's number of frames.
     """
 
+    #: What blocks are made of: transformers' form has its own.
+    block: type[Block] = Block
+
     def __init__(self, arch: Architecture, spec: ClipSpec | None = None) -> None:
         super().__init__()
         self.arch = arch
         self.spec = spec or ClipSpec(num_frames=arch.input_size[0] if len(arch.input_size) == 3 else 1)
         self.position_resize = "window"
-        self.set_grad_checkpointing(False)
+        self.grad_checkpointing = False
         self.frozen_blocks = 0
         self.patch_embed = PatchEmbed(
             arch.in_chans, arch.embed_dim, arch.patch_kernel, arch.patch_stride, arch.patch_padding
@@ -78,7 +80,7 @@ class HieraTrunk(nn.Module):
         for stage, blocks in enumerate(arch.stages):
             for block in range(blocks):
                 first = stage > 0 and block == 0
-                yield Block(
+                yield self.block(
                     dim,
                     arch.dims[stage],
                     arch.heads[stage],
@@ -134,14 +136,9 @@ class HieraTrunk(nn.Module):
             block.eval()
         return self
 
-    def set_grad_checkpointing(
-        self, enable: bool = True, recompute: Callable[..., Any] | None = None, every: int = 1
-    ) -> None:
-        """With ``enable`` one block of ``every`` is computed again in the backward pass, and its activations are not
-        kept: by ``recompute(block, *args)``, or torch's checkpoint, not the reentrant one.
-        """
-        self.grad_checkpointing, self.recomputed_every = enable, every
-        self.recompute = recompute or partial(checkpoint, use_reentrant=False)
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """With ``enable`` each block is computed again in the backward pass, and its activations are not kept."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of what weight decay leaves alone beside biases and norms, as in the reference package."""
@@ -265,9 +262,9 @@ class HieraTrunk(nn.Module):
         for stage, blocks in enumerate(arch.stages):
             for place, block in enumerate(self.blocks[index : index + blocks]):
                 if attentions is None:
-                    tokens = self._run(index + place, block, tokens)
+                    tokens = self._run(block, tokens)
                 else:
-                    tokens, weights = self._run(index + place, block, tokens, True)
+                    tokens, weights = self._run(block, tokens, True)
                     attentions.append(weights)
                 if place == 0 < stage <= arch.q_pool:
                     grid, strides = units(grid, strides[:1]), strides[1:]
@@ -277,10 +274,10 @@ class HieraTrunk(nn.Module):
                     yield StageTokens(tokens, grid, strides)
             index += blocks
 
-    def _run(self, index: int, run: Callable[..., Any], *args: Any) -> Any:
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
         """``run(*args)``, to be computed again in the backward pass where gradient checkpointing is on."""
-        if self.grad_checkpointing and index % self.recomputed_every == 0 and torch.is_grad_enabled():
-            return self.recompute(run, *args)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(run, *args, use_reentrant=False)
         return run(*args)
 
     def forward_features(self, clip: Tensor, keep: Mask | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from hiera_video.models.checkpoints.saving import save_pretrained
 from hiera_video.models.zoo import create_model
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("classify", "data", "export", "features", "training", "transformers")
+GUIDES = ("classify", "coming_from", "data", "export", "features", "training", "transformers")
 PAGES = ("README.md", *(f"docs/guides/{name}.md" for name in GUIDES))
 #: Commands that are not run here, by how they begin, and why.
 NOT_RUN = (

@@ -94,7 +94,10 @@ class HieraPreTrainedModel(PreTrainedModel):
             aside = {key: rest.pop(key) for key in ("dtype", "torch_dtype") if key in rest}
             config, rest = HieraConfig.from_dict(values, return_unused_kwargs=True, **rest)
             rest |= aside
-        return super().from_pretrained(None, *model_args, config=config, state_dict=cls.named(state), **rest)
+        found = super().from_pretrained(None, *model_args, config=config, state_dict=cls.named(state), **rest)
+        model = found[0] if isinstance(found, tuple) else found
+        model.name_or_path = model.config._name_or_path = os.fspath(name)
+        return found
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """As in transformers; of an image classifier with its image processor, as ``AutoImageProcessor`` reads it.

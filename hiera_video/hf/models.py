@@ -86,7 +86,7 @@ class HieraPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         hub: dict[str, Any] = {key: kwargs[key] for key in PLACES if kwargs.get(key) is not None}
         foreign = None if name is None else read_foreign(os.fspath(name), mae=cls is HieraForPreTraining, **hub)
-        if foreign is None:
+        if foreign is None or name is None:
             return super().from_pretrained(name, *model_args, config=config, **kwargs)
         state, values = foreign
         rest = {key: value for key, value in kwargs.items() if key not in PLACES}

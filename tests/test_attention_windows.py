@@ -221,11 +221,16 @@ def test_an_mae_with_absolute_windows_trains_its_embeddings_and_becomes_a_classi
     assert {"pos_embed", "pos_embed_window"} <= model.no_weight_decay()
 
 
-def test_a_video_model_starts_from_an_image_model_with_absolute_windows(tmp_path: Path) -> None:
+def test_a_video_model_starts_from_an_image_model_with_absolute_windows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     theirs = shaken(Sam2HieraDetModel(sam2_config("tiny")))
     torch.save({"model": authors_names(theirs.state_dict())}, tmp_path / "sam2.pt")
     image = from_pretrained(tmp_path / "sam2.pt")
-    video = from_pretrained(tmp_path / "sam2.pt", arch="hiera_tiny_16x224")
+    with caplog.at_level("WARNING", logger="hiera_video"):
+        video = from_pretrained(tmp_path / "sam2.pt", arch="hiera_tiny_16x224")
+    assert "inflated (arXiv 1705.07750, section 2): patch filters are repeated over 3 frames" in caplog.text
+    assert "its windows of attention become mask units and everything" in caplog.text
     assert video.arch.windows is None and video.arch.abs_win_pos_embed and video.arch.num_classes == 400
     picture = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     still = picture[:, :, None].expand(-1, -1, 16, -1, -1)

@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 FOLDER = Path(__file__).parents[1] / "docs" / "guides" / "notebooks"
 #: What each prints in any case; the rest of a notebook's numbers differ from processor to processor.
-PRINTED = {"classify": "zoom_in", "features": "to 2.13 s (320,)", "own_videos": "label='"}
+PRINTED = {"classify": "zoom_in", "features": "to 1.28 s (256,)", "own_videos": "label='"}
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:

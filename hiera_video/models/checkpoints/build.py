@@ -123,7 +123,7 @@ def assemble(
         kept = facts.num_classes
     target = changed(target, kept if num_classes is None else num_classes, input_size, config)
     way = position_way(position_resize or facts.position_resize)
-    state, spec = _fit(_in_channels(state, target.in_chans), facts.spec, trained, target, way)
+    state, spec = _fit(_in_channels(state, target.in_chans), facts.spec, trained, target, way, source)
     spec = with_channels(spec, target)
     state, fresh = _head_of(state, decoder, target, source)
     labels = None if fresh else facts.labels
@@ -243,7 +243,7 @@ def assemble_mae(
             source,
             _summary(decoder),
         )
-    kept, spec = _fit(kept, facts.spec, trained, target, way)
+    kept, spec = _fit(kept, facts.spec, trained, target, way, source)
     model = HieraMAE(target, spec)
     load_state(model, kept, source=source, fresh=() if decoder and fits else DECODER)
     model.position_resize, model.license = way, facts.license
@@ -276,10 +276,16 @@ def _is_inflated(trained: Architecture, target: Architecture) -> bool:
 
 
 def _fit(
-    state: State, spec: ClipSpec | None, trained: Architecture, target: Architecture, way: str
+    state: State, spec: ClipSpec | None, trained: Architecture, target: Architecture, way: str, source: str
 ) -> tuple[State, ClipSpec]:
     """``state`` for the size of ``target``, inflated where need be, and the :class:`ClipSpec` that goes with it."""
     if _is_inflated(trained, target):
+        log.warning(
+            "%s is an image model and is inflated (arXiv 1705.07750, section 2): patch filters are repeated over %d "
+            "frames and divided by %d, positions become those of space, those of time start at zero%s",
+            *(source, target.patch_kernel[0], target.patch_kernel[0]),
+            "" if trained.windows is None else "; its windows of attention become mask units and everything",
+        )
         state, video = inflate(state, target), default_spec(target)
         # The weights expect the image's normalisation; the rest is the video form's.
         spec = video.replace(mean=(spec or IMAGE_SPEC).mean, std=(spec or IMAGE_SPEC).std)

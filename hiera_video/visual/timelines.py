@@ -22,12 +22,13 @@ def draw_timeline(
     path: Path,
     *,
     top_k: int = 5,
+    segments: Sequence[tuple[str, float, float]] = (),
 ) -> None:
     """A PNG of the ``top_k`` classes with the highest peaks: what is seen for a moment counts, too.
 
     ``times`` float64 [n, 2]: start and end of each window in seconds; ``scores`` float32 [n, K] of the classes
-    ``labels``; ``thumbnails``: seconds, and a picture uint8 [h, w, 3] that is placed there. Written whole or not at
-    all; raises :class:`OutputError`.
+    ``labels``; ``thumbnails``: seconds, and a picture uint8 [h, w, 3] that is placed there; ``segments``: label,
+    start and end of what is marked above the curves. Written whole or not at all; raises :class:`OutputError`.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -36,12 +37,17 @@ def draw_timeline(
     begin, end = float(times[:, 0].min()), max(float(times[:, 1].max()), float(times[:, 0].min()) + 0.1)
     figure = Figure(figsize=(11, 4.4), dpi=DPI)
     curves = figure.add_axes((0.06, 0.40, 0.75, 0.50))
-    for number in np.argsort(-scores.max(axis=0), kind="stable")[:top_k].tolist():
-        curves.plot(
+    for row, number in enumerate(np.argsort(-scores.max(axis=0), kind="stable")[:top_k].tolist()):
+        (line,) = curves.plot(
             centres, scores[:, number], label=labels[number], linewidth=1.6, marker="o" if len(times) <= 40 else None,
             markersize=3.5,
         )  # fmt: skip
-    curves.set(xlim=(begin, end), ylim=(0, 1.03), ylabel="score")
+        for _, start, stop in (one for one in segments if one[0] == labels[number]):
+            curves.plot(
+                [start, stop], [1.05 + 0.04 * row] * 2, color=line.get_color(), linewidth=4, solid_capstyle="butt"
+            )
+    above = 1.05 + 0.04 * top_k if segments else 1.03
+    curves.set(xlim=(begin, end), ylim=(0, above), ylabel="score", yticks=np.arange(6) / 5)
     curves.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds, end)))
     curves.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 3, 6, 10] if end > 100 else [1, 2, 5, 10]))
     curves.grid(alpha=0.3)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from hiera_video.data.reading.files import is_address
@@ -14,6 +15,7 @@ from hiera_video.files import check_output
 from hiera_video.models.zoo import BUILT_IN, KINETICS
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier
+from hiera_video.tasks.classify.segments import CutBy, SegmentRule
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
 
@@ -37,6 +39,14 @@ def classify(
     picture: Path | None = None,
     timeline: Path | None = None,
     hop: float | None = None,
+    segments: bool = False,
+    cut: Path | None = None,
+    cut_by: CutBy = "exact",
+    smooth: float = 1.0,
+    high: float = 0.5,
+    low: float = 0.3,
+    gap: float = 1.0,
+    least: float = 1.0,
     live: bool = False,
 ) -> Results[Prediction]:
     """Classify videos and images, or a camera or stream while it comes.
@@ -52,38 +62,73 @@ def classify(
         picture: Write a PNG here: each input's frames with its best classes as bars.
         timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
         hop: Seconds from one window of a timeline to the next (default: half a clip), or of a stream (default: 0.5).
+        segments: Write segments.csv and .json beside the timeline: where each class begins and ends.
+        cut: A folder for the segments as clips; it implies segments.
+        cut_by: exact codes each clip again, without sound; copy takes the stream from the keyframe before, with sound.
+        smooth: Seconds over which a segment's scores are averaged first.
+        high: The score that a segment must reach somewhere.
+        low: The score below which a segment ends; it ends below half of its peak, too.
+        gap: Segments of a class that are no more seconds apart are one.
+        least: Segments of fewer seconds are dropped.
         live: Read an http(s) address as a live stream; other schemes and cameras are always live.
 
     Returns:
         The answers, each computed when it is asked for.
 
     Raises:
-        RequestError: For options that mean nothing, or do not go together.
-        OutputError: Where the picture or the timeline cannot be written.
-        WeightsError: Where the model's weights cannot be had or do not fit.
+        RequestError, OutputError, WeightsError: Options do not go together; an output or the weights cannot be had.
     """
-    picture, timeline = picture and Path(picture), timeline and Path(timeline)
     live = live or any(map(is_live, inputs))
     _check(inputs, views, picture, timeline, hop, live)
-    if model is None:
-        log.info(
-            "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s",
-            BUILT_IN,
-            KINETICS,
-        )
-    classifier = VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
-    if live:
+    wanted = _wanted(timeline, segments, cut, cut_by, (smooth, high, low, gap, least))
+    classifier = _classifier(model, device, precision)
+    if live or timeline is not None:
+        return _over_time(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size, **wanted)
+    results = classifier.stream(inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=bool(picture))
+    return results if picture is None else Results(len(results), _with_picture(results, Path(picture)))
+
+
+def _wanted(
+    timeline: Path | None, segments: bool, cut: Path | None, cut_by: CutBy, values: tuple[float, ...]
+) -> dict[str, Any]:
+    """What a timeline is asked for about segments."""
+    rule = SegmentRule(*values)
+    if cut is None and cut_by != "exact":
+        raise RequestError("cut_by is of clips: name their folder (--cut)")
+    if not segments and cut is None:
+        if rule != SegmentRule():
+            raise RequestError("smooth, high, low, gap and least are of segments: ask for them (--segments)")
+        return {}
+    if timeline is None:
+        raise RequestError("segments are made of a timeline: name its folder (--timeline)")
+    return {"rule": rule, "cut": cut and Path(cut), "cut_by": cut_by}
+
+
+def _over_time(
+    classifier: VideoClassifier,
+    inputs: list[str],
+    timeline: Path | None,
+    *,
+    hop: float | None,
+    top_k: int,
+    **how: Any,
+) -> Results[Prediction]:
+    if timeline is None:
         from hiera_video.tasks.classify.live import live_answers
 
         return live_answers(classifier, inputs[0], hop=hop, top_k=top_k)
-    if timeline is not None:
-        from hiera_video.tasks.classify.timeline import timelines
+    from hiera_video.tasks.classify.timeline import timelines
 
-        return timelines(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size)
-    results = classifier.stream(
-        inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=picture is not None
-    )
-    return results if picture is None else Results(len(results), _with_picture(results, picture))
+    return timelines(classifier, inputs, Path(timeline), hop=hop, top_k=top_k, **how)
+
+
+def _classifier(model: str | None, device: str, precision: Precision) -> VideoClassifier:
+    if model is None:
+        log.info(
+            "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s",
+            *(BUILT_IN, KINETICS),
+        )
+    return VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
 
 
 def is_live(name: str) -> bool:
@@ -111,7 +156,7 @@ def _check(
     if timeline is not None and (views is not None or picture is not None):
         raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
     if picture is not None:
-        check_output(picture)
+        check_output(Path(picture))
     if not live:
         return
     if len(inputs) != 1:

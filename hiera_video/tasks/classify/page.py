@@ -33,6 +33,7 @@ from hiera_video.models.masks import random_keep
 from hiera_video.models.zoo import BUILT_IN, CHECKPOINTS, list_models, mae_from_pretrained
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes, score_views
+from hiera_video.tasks.classify.segments import SegmentRule
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, timeline
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
@@ -284,7 +285,8 @@ class Desk:
             hop = max(spec.span / 2 if spec.num_frames > 1 else IMAGE_HOP_S, views.duration / NUM_WINDOWS)
             if best and views.duration > spec.span + hop:
                 windows = self._on_time(walk(path, Walk(spec, hop), reader=reader), deadline, progress)
-                timeline(loaded.classifier, name, windows, picture.with_suffix(""), top_k=self.top_k, batch_size=8)
+                target = picture.with_suffix("")
+                timeline(loaded.classifier, name, windows, target, top_k=self.top_k, batch_size=8, rule=SegmentRule())
                 yield "timeline", _pixels(picture)
 
             self._check(deadline)

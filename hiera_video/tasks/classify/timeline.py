@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import write_csv
 from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
+from hiera_video.tasks.classify.cut import cut_clip
+from hiera_video.tasks.classify.segments import CutBy, FoundSegment, SegmentRule, find_segments, write_segments
 from hiera_video.tasks.records import Results
 from hiera_video.visual.timelines import draw_timeline
+
+log = logging.getLogger("hiera_video")
 
 #: Seconds between two windows of an image model, which looks at single pictures.
 IMAGE_HOP_S = 1.0
@@ -26,7 +32,16 @@ NUM_THUMBNAILS = 9
 
 
 def timelines(
-    classifier: VideoClassifier, inputs: list[str], folder: Path, *, hop: float | None, top_k: int, batch_size: int
+    classifier: VideoClassifier,
+    inputs: list[str],
+    folder: Path,
+    *,
+    hop: float | None,
+    top_k: int,
+    batch_size: int,
+    rule: SegmentRule | None = None,
+    cut: Path | None = None,
+    cut_by: CutBy = "exact",
 ) -> Results[Prediction]:
     """Classify inputs window by window, in constant memory, with a CSV file and a PNG of each in ``folder``.
 
@@ -37,6 +52,9 @@ def timelines(
         hop: Seconds from one window to the next; default: half a clip.
         top_k: How many classes to name.
         batch_size: Windows that go through the model at once.
+        rule: How segments are made; None: there are none. ``segments.csv`` and ``segments.json`` grow with each input.
+        cut: Where each segment is written as a file of its own; None: nowhere.
+        cut_by: How, as in :func:`hiera_video.tasks.classify.cut.cut_clip`.
 
     Returns:
         The mean over each input's windows, in the order of the inputs, each computed when it is asked for.
@@ -55,28 +73,61 @@ def timelines(
     how = Walk(spec, hop or (IMAGE_HOP_S if spec.num_frames == 1 else spec.span / 2), at_once=batch_size)
     files = find_inputs(inputs)
 
-    def answers() -> Iterator[Prediction]:
-        times_used: Counter[str] = Counter()
-        with isolated_reader(time_limit=60) or nullcontext() as reader:
-            for name, error in files:
-                base = Path(name).name
-                times_used[base] += 1
-                target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
-                if error is None:
-                    try:
-                        windows = walk(name, how, reader=reader)
-                        yield timeline(classifier, name, windows, target, top_k=top_k, batch_size=batch_size)
-                        continue
-                    except UnreadableVideo as problem:
-                        error = str(problem)
-                yield Prediction(name, None, [], error)
+    found: list[tuple[str, FoundSegment]] = []
 
-    return Results(len(files), answers())
+    def answer(name: str, target: Path, windows: Iterable[Windows]) -> Prediction:
+        made, segments = timeline(classifier, name, windows, target, top_k=top_k, batch_size=batch_size, rule=rule)
+        found.extend((name, segment) for segment in segments)
+        if rule is not None:
+            write_segments(folder, found)
+        return made if cut is None else _cut_out(made, segments, cut, cut_by)
+
+    return Results(len(files), _answers(files, folder, how, answer))
+
+
+def _answers(
+    files: list[tuple[str, str | None]],
+    folder: Path,
+    how: Walk,
+    answer: Callable[[str, Path, Iterable[Windows]], Prediction],
+) -> Iterator[Prediction]:
+    """Each file's answer, or what is wrong with it."""
+    times_used: Counter[str] = Counter()
+    with isolated_reader(time_limit=60) or nullcontext() as reader:
+        for name, error in files:
+            base = Path(name).name
+            times_used[base] += 1
+            target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
+            if error is None:
+                try:
+                    yield answer(name, target, walk(name, how, reader=reader))
+                    continue
+                except UnreadableVideo as problem:
+                    error = str(problem)
+            yield Prediction(name, None, [], error)
+
+
+def _cut_out(answer: Prediction, segments: list[FoundSegment], folder: Path, by: CutBy) -> Prediction:
+    """Writes the clips of an input, and says so; what cannot be cut stands in the answer's error."""
+    for number, segment in enumerate(segments, start=1):
+        try:
+            file = cut_clip(answer.input, segment, number, folder, by=by)
+        except UnreadableVideo as problem:
+            return replace(answer, error=f"{answer.error}; {problem}" if answer.error else str(problem))
+        log.info("%s: %s, %.2f to %.2f s", file, segment.label, segment.start, segment.end)
+    return answer
 
 
 def timeline(
-    classifier: VideoClassifier, name: str, windows: Iterable[Windows], target: Path, *, top_k: int, batch_size: int
-) -> Prediction:
+    classifier: VideoClassifier,
+    name: str,
+    windows: Iterable[Windows],
+    target: Path,
+    *,
+    top_k: int,
+    batch_size: int,
+    rule: SegmentRule | None = None,
+) -> tuple[Prediction, list[FoundSegment]]:
     """Classify one input window by window; writes ``target`` with ``.csv`` and ``.png`` after it.
 
     Args:
@@ -86,9 +137,10 @@ def timeline(
         target: Path of the files, without ``.csv`` and ``.png``.
         top_k: How many classes to name.
         batch_size: Windows that go through the model at once.
+        rule: How segments are made; None: there are none.
 
     Returns:
-        The mean over the windows.
+        The mean over the windows, and the segments, which the picture shows too.
 
     Raises:
         UnreadableVideo: Where nothing can be read, or nothing more.
@@ -111,7 +163,10 @@ def timeline(
     table = target.with_name(f"{target.name}.csv")
     rows = np.concatenate([spans, values.astype(float).round(6)], axis=1).tolist()
     write_csv(table, [["start", "end", *labels], *rows])
-    draw_timeline(name, spans, values, labels, thumbnails, target.with_name(f"{target.name}.png"), top_k=top_k)
+    segments = [] if rule is None else find_segments(spans, values, labels, rule)
+    drawn = [(segment.label, segment.start, segment.end) for segment in segments]
+    picture = target.with_name(f"{target.name}.png")
+    draw_timeline(name, spans, values, labels, thumbnails, picture, top_k=top_k, segments=drawn)
     mean = values.mean(axis=0)
     best = best_classes(mean, labels, top_k)
-    return Prediction(name, round(part.views.duration, 6), best, part.views.error)
+    return Prediction(name, round(part.views.duration, 6), best, part.views.error), segments

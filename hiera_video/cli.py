@@ -45,6 +45,13 @@ TRAINING = {
     "output": "run.output",
 }
 
+#: What other packages call our jobs, and options of them.
+WORDS = {
+    **{"train": "finetune", "fit": "finetune", "predict": "classify", "infer": "classify", "inference": "classify"},
+    **{"detect": "classify", "embed": "extract", "features": "extract", "test": "evaluate", "val": "evaluate"},
+    **{"validate": "evaluate", "eval": "evaluate", "list": "models", "demo": "serve"},
+}
+
 #: The jobs by name, of one word or two.
 JOBS = {
     "classify": Job(
@@ -161,7 +168,8 @@ def _main(argv: list[str]) -> int:
         if " ".join(argv[:count]) in JOBS:
             return _run(" ".join(argv[:count]), argv[count:])
     for name in (argv[0], " ".join(argv[:2])):  # the second word may belong to the job, or be an input
-        nearest = difflib.get_close_matches(name, JOBS, n=1) or (jobs_within if len(argv) == 1 else [])
+        meant = [WORDS[name]] if name in WORDS else difflib.get_close_matches(name, JOBS, n=1)
+        nearest = meant or (jobs_within if len(argv) == 1 else [])
         if nearest:
             return _fail(f"there is no job {name!r}; did you mean {nearest[0]}?")
     return _fail(f"there is no job {argv[0]!r}; jobs: {', '.join(JOBS)}")

@@ -20,13 +20,16 @@ import huggingface_hub.constants
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video import classify
 from hiera_video.cells import cells
 from hiera_video.cli import JOBS, main
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.checkpoints.saving import save_pretrained
+from hiera_video.models.costs import COSTS
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.zoo import create_model, list_models
 from hiera_video.training.recipe import Evaluation, Finetuning
 from hiera_video.training.recipe_file import load_recipe
 
@@ -250,6 +253,39 @@ def test_help_names_every_job_and_each_job_shows_an_example(capsys: pytest.Captu
 
 def test_a_misspelt_job_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "clasify")[::2] == (2, "hiera-video: there is no job 'clasify'; did you mean classify?\n")
+
+
+QUICK = ("hiera_nano_16x64", "mae_hiera_nano_16x64", "hiera_tiny_224")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
+)
+def test_what_a_model_costs_is_what_is_counted(name: str) -> None:
+    with torch.device("meta"):
+        model: Any = create_model(name).eval()
+        clip = torch.empty(1, model.arch.in_chans, *model.arch.input_size)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(clip)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert COSTS[name] == (round(parameters / 1e6, 2), round(counter.get_total_flops() / 2e9, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "videos"], "'train'; did you mean finetune?"),
+        (["predict", "a.mp4"], "'predict'; did you mean classify?"),
+        (["finetune", "--epochs", "3"], "--epochs; did you mean --run.duration?"),
+        (["evaluate", "--batch", "3"], "--batch; did you mean --run.batch_size?"),
+        (["classify", "a.mp4", "--weights", "x"], "--weights; did you mean --model?"),
+    ],
+)
+def test_words_of_other_packages_are_understood(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, *words)
+    assert code == 2 and err.strip().endswith(meant)
 
 
 def test_models_counts_parameters_and_multiply_adds_as_the_paper_does(capsys: pytest.CaptureFixture[str]) -> None:

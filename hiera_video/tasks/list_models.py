@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hiera_video.errors import UnknownModel
-from hiera_video.models.zoo import CHECKPOINTS, create_model, list_models
+from hiera_video.models.costs import COSTS
+from hiera_video.models.published import ARCHITECTURES, MAE_ARCHITECTURES
+from hiera_video.models.zoo import CHECKPOINTS, list_models
 from hiera_video.tasks.records import FlatRecord, Results
 
 
@@ -51,7 +51,7 @@ def models(pattern: str = "*") -> Results[ModelInfo]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Size and cost of one model, counted on the meta device: no memory is taken and nothing is computed.
+    """Size and cost of one model.
 
     Args:
         name: The architecture's name.
@@ -59,17 +59,11 @@ def model_info(name: str) -> ModelInfo:
     Returns:
         The record.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = create_model(name).eval()
-        clip = torch.empty(1, model.arch.in_chans, *model.arch.input_size)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(clip)
+    params_m, gflop = COSTS[name]
     return ModelInfo(
         name=name,
-        params_m=round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2),
-        gflop=round(counter.get_total_flops() / 2e9, 1),
-        input="x".join(map(str, model.arch.input_size)),
+        params_m=params_m,
+        gflop=gflop,
+        input="x".join(map(str, (ARCHITECTURES | MAE_ARCHITECTURES)[name].input_size)),
         checkpoints=[tag.partition(".")[2] for tag in CHECKPOINTS if tag.partition(".")[0] == name],
     )

@@ -142,7 +142,8 @@ class HieraPreTrainedModel(PreTrainedModel):
     def _wants(self, attentions: bool | None, hidden: bool | None, return_dict: bool | None) -> tuple[Watch, bool]:
         """What is to be shown, and whether in a dict. Missing values come from the config."""
         config = self.config
-        explicit = config._attn_implementation == "eager"
+        # Attention in windows that are no mask units has one way alone.
+        explicit = config._attn_implementation == "eager" and config.windows is None
         watch = Watch(
             bool(config.output_hidden_states if hidden is None else hidden),
             bool(config.output_attentions if attentions is None else attentions),

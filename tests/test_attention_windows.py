@@ -164,6 +164,18 @@ def test_timms_abswin_is_read_with_its_config_and_without(name: str, classes: in
             assert (ours_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
 
 
+def test_timms_hieradet_small_has_sam_2s_windows_layer_scale_and_a_head(tmp_path: Path) -> None:
+    theirs = shaken(timm.create_model("hieradet_small", num_classes=7))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    ours = from_pretrained(tmp_path / "model.safetensors")
+    clip = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, maps = theirs(clip), theirs.forward_intermediates(clip, intermediates_only=True)
+        assert (ours(clip) - expected).abs().max() <= 1e-4 * expected.abs().max()
+        for ours_map, their_map in zip(ours.forward_intermediates(clip)[1], maps, strict=True):
+            assert (ours_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
+
+
 @pytest.mark.parametrize("size", [(64, 96), (224, 224)])
 def test_timms_form_of_sam_2_is_read(size: tuple[int, int], tmp_path: Path) -> None:
     theirs = shaken(timm.create_model("sam2_hiera_tiny", num_classes=0))

@@ -215,6 +215,9 @@ def _with_windows(state: State, arch: Architecture) -> Architecture:
     """An architecture with absolute-window embeddings: timm's abswin, which has layer scale, or SAM 2's trunk."""
     background = tuple(state["pos_embed"].shape[2:])
     arch = replace(arch, abs_win_pos_embed=True, global_pos_size=background, sep_pos_embed=False)
+    if "blocks.0.ls1.gamma" in state and background == (7, 7):  # timm's hieradet_small: SAM 2's form, with a head
+        arch = replace(arch, windows=(8, 4, 16, 8), global_blocks=(7, 10, 13))
+        return replace(arch, input_size=(256, 256), layer_scale=1e-5)
     if "blocks.0.ls1.gamma" in state:
         expands = any(re.match(r"blocks\.\d+\.proj\.weight$", key) for key in state)
         return replace(arch, input_size=(256, 256), layer_scale=1e-5, expand_proj=expands, pos_antialias=True)

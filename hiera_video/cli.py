@@ -45,11 +45,10 @@ TRAINING = {
     "output": "run.output",
 }
 
-#: What other packages call our jobs, and options of them.
+#: What other packages call our jobs.
 WORDS = {
     **{"train": "finetune", "fit": "finetune", "predict": "classify", "infer": "classify", "inference": "classify"},
-    **{"detect": "classify", "embed": "extract", "features": "extract", "test": "evaluate", "val": "evaluate"},
-    **{"validate": "evaluate", "eval": "evaluate", "list": "models", "demo": "serve"},
+    **{"embed": "extract", "test": "evaluate", "val": "evaluate", "validate": "evaluate", "eval": "evaluate"},
 }
 
 #: The jobs by name, of one word or two.

@@ -226,18 +226,10 @@ def from_mapping(kind: type[T], values: Any, *, where: str = "", at: str = "", d
 
 
 #: Fields by the names that other packages give them.
-ELSEWHERE = {
-    **{
-        "epochs": "duration",
-        "epoch": "duration",
-        "max_epochs": "duration",
-        "steps": "duration",
-        "max_steps": "duration",
-    },
-    **{"batch": "batch_size", "workers": "num_workers", "imgsz": "size", "input_size": "size", "checkpoint": "model"},
-    **{"weights": "model", "learning_rate": "lr", "out": "output", "output_dir": "output", "save_dir": "output"},
-    **{"frames": "num_frames", "stride": "frame_stride", "sampling_rate": "frame_stride", "fp16": "precision"},
-    **{"topk": "top_k", "half": "precision", "amp": "precision", "bf16": "precision"},
+ALIASES = {
+    **dict.fromkeys(("epochs", "epoch", "max_epochs", "num_epochs", "steps", "max_steps"), "duration"),
+    **{"batch": "batch_size", "workers": "num_workers", "imgsz": "size", "checkpoint": "model", "weights": "model"},
+    **{"learning_rate": "lr", "output_dir": "output", "sampling_rate": "frame_stride", "fp16": "precision"},
 }
 
 
@@ -247,7 +239,7 @@ def nearest_field(name: str, names: Sequence[str]) -> str | None:
     inside = {other.rpartition(".")[2]: other for other in names if other.rpartition(".")[0] == section}
     leaves = {other.rpartition(".")[2]: other for other in reversed(names)}
     whole = {other: other for other in names}
-    if leaf in ELSEWHERE and (known := inside.get(ELSEWHERE[leaf]) or leaves.get(ELSEWHERE[leaf])):
+    if leaf in ALIASES and (known := inside.get(ALIASES[leaf]) or leaves.get(ALIASES[leaf])):
         return known
     for among, word, cutoff in ((inside, leaf, 0.6), (leaves, leaf, 0.9), (whole, name, 0.75), (leaves, leaf, 0.75)):
         nearest = difflib.get_close_matches(word, among, n=1, cutoff=cutoff)

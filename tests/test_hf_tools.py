@@ -245,3 +245,11 @@ def test_what_is_hooked_there_is_here() -> None:
     torch.testing.assert_close(model.classifier(given["norm"]), output.logits)
     with pytest.raises(RequestError, match="pixel_values"):
         model()
+
+
+def test_a_trunk_without_watch_is_what_it_is_in_our_own_form() -> None:
+    model = made("MAE")
+    trunk, clip, keep = model.hiera.trunk, torch.randn(1, 3, 4, 64, 64), torch.arange(8)[None] < 2
+    masked, restored = trunk.reconstruct(clip, keep)
+    assert masked.shape == restored.shape == (1, 3, 2, 64, 64)
+    assert made("video").hiera.trunk(clip).shape == (1, 64)

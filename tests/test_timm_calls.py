@@ -190,3 +190,35 @@ def test_the_method_writes_our_folder_and_timms_layout_refuses_what_timm_has_not
         with pytest.raises(RequestError, match="timm's layout holds classifiers of images with timm's own parts"):
             model.save_pretrained(tmp_path / "other", layout="timm")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hiera_tiny_224", {}),
+        ("hiera_tiny_224", {"num_heads": 2, "img_size": 64}),  # heads are not seen in the tensors
+        ("hiera_small_abswin_256", {"img_size": 64}),
+        ("hieradet_small", {"window_spec": (8, 4, 8, 4), "global_att_blocks": ()}),
+    ],
+)
+def test_what_timms_own_folder_says_of_a_model_counts(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=5, **options).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    timm.models.save_for_hf(theirs, tmp_path)
+    ours = from_pretrained(tmp_path)
+    side = 64 if "img_size" in options or name == "hieradet_small" else 224
+    clip = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        expected, maps = theirs(clip), theirs.forward_intermediates(clip, intermediates_only=True)
+        assert (ours(clip) - expected).abs().max() <= 1e-4 * expected.abs().max()
+        for ours_map, their_map in zip(ours.forward_intermediates(clip)[1], maps, strict=True):
+            assert (ours_map - their_map).abs().max() <= 1e-4 * their_map.abs().max()
+
+
+def test_many_labels_are_kept_in_timms_layout(tmp_path: Path) -> None:
+    model = small("hiera_tiny_224", num_classes=3)
+    model.multi_label = True
+    assert from_pretrained(model.save_pretrained(tmp_path, layout="timm")).multi_label

@@ -47,7 +47,7 @@ class HieraBackbone(BackboneMixin, HieraPreTrainedModel):
         """``feature_maps`` as above; ``hidden_states`` and ``attentions`` as in :class:`HieraModelOutput`."""
         watch, as_dict = self._wants(output_attentions, output_hidden_states, return_dict)
         hidden, watch.hidden = watch.hidden, True  # maps are made of them
-        walk: Walk = self.trunk(self._clip(pixel_values, interpolate_pos_encoding), None, watch)
+        walk: Walk = self.trunk(self._clip(pixel_values, interpolate_pos_encoding), watch=watch)
         assert walk.reshaped_hidden_states is not None
         maps = dict(zip(self.stage_names, walk.reshaped_hidden_states, strict=True))
         output = BackboneOutput(

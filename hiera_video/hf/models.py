@@ -108,10 +108,9 @@ class HieraPreTrainedModel(PreTrainedModel):
         """
         super().save_pretrained(save_directory, **kwargs)
         if isinstance(self, HieraForImageClassification):
+            spec = self.config.facts().spec or default_spec(self.config.encoder())
             hub = {key: value for key, value in kwargs.items() if key in PUSHED}
-            image_processor(self.config.facts().spec or default_spec(self.config.encoder())).save_pretrained(
-                save_directory, **hub
-            )
+            image_processor(spec).save_pretrained(save_directory, **hub)
 
     @classmethod
     def named(cls, state: State) -> State:
@@ -144,11 +143,9 @@ class HieraPreTrainedModel(PreTrainedModel):
         config = self.config
         # Attention in windows that are no mask units has one way alone.
         explicit = config._attn_implementation == "eager" and config.windows is None
-        watch = Watch(
-            bool(config.output_hidden_states if hidden is None else hidden),
-            bool(config.output_attentions if attentions is None else attentions),
-            explicit,
-        )
+        hidden = config.output_hidden_states if hidden is None else hidden
+        attentions = config.output_attentions if attentions is None else attentions
+        watch = Watch(bool(hidden), bool(attentions), explicit)
         return watch, bool(config.return_dict if return_dict is None else return_dict)
 
     def _clip(self, pixel_values: Tensor | None, interpolate: bool | None) -> Tensor:
@@ -235,7 +232,7 @@ class HieraModel(HieraPreTrainedModel):
         if self.is_mae:
             keep, ids_restore = self.masking(clip, noise)
             ids = unit_ids(keep, num_visible(keep.shape[1], self.config.mask_ratio))
-        walk: Walk = self.trunk(clip, ids, watch)
+        walk: Walk = self.trunk(clip, ids=ids, watch=watch)
         output = HieraModelOutput(
             last_hidden_state=as_sequence(walk.tokens),
             pooler_output=walk.pooled,
@@ -273,7 +270,7 @@ class HieraForPreTraining(HieraPreTrainedModel):
         size, trunk = tuple(clip.shape[2:]), self.hiera.trunk
         assert isinstance(trunk, AutoencoderTrunk)
         keep, ids_restore = self.hiera.masking(clip, noise)
-        out: MAEOutput = trunk(clip, None, watch, keep)
+        out: MAEOutput = trunk(clip, keep, all_positions=True, watch=watch)
         grid = trunk.final_grid(size)
         seen = keep[:, :, None, None].expand(-1, -1, math.prod(grid) // keep.shape[1], 1)
         visible = reroll(seen, grid, trunk.arch.final_strides).flatten(1)

@@ -17,7 +17,8 @@ from transformers.utils.generic import ModelOutput
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layers import Block
-from hiera_video.models.mae import HieraMAE, MAEOutput
+from hiera_video.models.mae import HieraMAE
+from hiera_video.models.masks import Mask
 from hiera_video.models.trunk import HieraTrunk
 from hiera_video.models.unroll import StageTokens, as_sequence, from_sequence, reroll, reroll_units
 
@@ -147,39 +148,46 @@ def _walk(trunk: HieraTrunk, clip: Tensor, ids: Tensor | None, watch: Watch) -> 
     return Walk(stages[-1].tokens, pooled, **watch.shown(trunk, by_unit=ids is not None))
 
 
-# Their forward is the walk itself: accelerate puts parameters in place for the forward of the module that owns them.
-
-
 class CheckpointedBlock(GradientCheckpointingLayer, Block):
     """A block that is computed again in the backward pass where transformers says so."""
 
 
+# With ``watch`` the forward is the walk itself, of clips [B, C, *size] and visible units [B, K], since accelerate puts
+# parameters in place for the forward of the module that owns them. Without, it is what it is in our own form.
+
+
 class Trunk(HieraTrunk):
-    """The trunk whose forward gives a :class:`Walk`: of clips ``[B, C, *size]`` and visible units ``[B, K]``."""
+    """The trunk alone."""
 
     block = CheckpointedBlock
 
-    def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:
+    def forward(self, clip: Tensor, *, watch: Watch, ids: Tensor | None = None) -> Walk:
         return _walk(self, clip, ids, watch)
 
 
 class PoolingTrunk(Hiera):
-    """The same, and the embedding."""
+    """The trunk with its pooling."""
 
     block = CheckpointedBlock
 
-    def forward(self, clip: Tensor, ids: Tensor | None, watch: Watch) -> Walk:  # type: ignore[override]
-        return _walk(self, clip, ids, watch)
+    def forward(self, clip: Tensor, *args: Any, watch: Watch | None = None, ids: Tensor | None = None) -> Any:
+        return super().forward(clip, *args) if watch is None else _walk(self, clip, ids, watch)
 
 
 class AutoencoderTrunk(HieraMAE):
-    """The same, and with ``keep`` what the autoencoder predicts at all positions."""
+    """The trunk with its decoder."""
 
     block = CheckpointedBlock
 
-    def forward(  # type: ignore[override]
-        self, clip: Tensor, ids: Tensor | None, watch: Watch, keep: Tensor | None = None
-    ) -> Walk | MAEOutput:
-        if keep is None:
-            return _walk(self, clip, ids, watch)
-        return super().forward(clip, keep, all_positions=True, **watch.arguments())
+    def forward(
+        self,
+        clip: Tensor,
+        keep: Mask | None = None,
+        *,
+        watch: Watch | None = None,
+        ids: Tensor | None = None,
+        **how: Any,
+    ) -> Any:
+        if watch is None or keep is not None:
+            return super().forward(clip, keep, **how, **({} if watch is None else watch.arguments()))
+        return _walk(self, clip, ids, watch)

@@ -112,6 +112,8 @@ def assemble(
     """
     state, decoder = split_state(state)
     trained = facts.arch or _given(arch, state) or architecture_of(state, source)
+    if facts.arch is None and facts.fields:
+        trained = from_mapping(Architecture, vars(trained) | facts.fields)
     trained = classifier_form(mae_form(trained) if decoder else trained)
     target = classifier_form(arch or trained)
     if _is_inflated(trained, target):  # windows of SAM 2 become mask units and everything, as published for video

@@ -103,6 +103,7 @@ class Facts:
 
     Args:
         arch: The architecture; an MAE's where there is a decoder.
+        fields: What it says of the architecture where that is left to the tensors.
         num_classes: Of the head, where the architecture is left to the tensors.
         spec: What a clip is.
         labels: Class names.
@@ -112,6 +113,7 @@ class Facts:
     """
 
     arch: Architecture | None = None
+    fields: dict[str, Any] | None = None
     num_classes: int | None = None
     spec: ClipSpec | None = None
     labels: list[str] | None = None
@@ -249,7 +251,8 @@ def _transformers(config: dict[str, Any]) -> Facts:
     values = IMAGE_FORM | {"sep_pos_embed": not isinstance(size, int) and len(size) == 3} | given
     values |= {"input_size": (size, size) if isinstance(size, int) else size, "num_heads": heads[0]}
     # Nothing said means transformers' two classes, an empty table none.
-    values |= {"num_classes": len(config.get("id2label", (0, 1))), "head_mul": multiple}
+    labels = config.get("id2label")
+    values |= {"num_classes": 2 if labels is None else len(labels), "head_mul": multiple}
     arch = from_mapping(Architecture, values)
     if config.get("decoder_depth") is not None:
         arch = MAEArchitecture(
@@ -298,10 +301,11 @@ def _sam2(config: dict[str, Any]) -> Facts:
 def _timm(config: dict[str, Any]) -> Facts:
     """The architecture is left to the tensors where timm's config has only its name."""
     cfg, args, arch = config.get("pretrained_cfg", {}), config.get("model_args", {}), None
-    if {"img_size", "embed_dim", "stages"} <= args.keys():
-        given = {ours: args[theirs] for ours, theirs in TIMM_ARGS.items() if theirs in args}
-        given |= {"pos_antialias": args.get("abs_win_pos_embed", False), "num_classes": config.get("num_classes", 1000)}
-        arch = from_mapping(Architecture, IMAGE_FORM | given)
+    names = TIMM_ARGS | {"windows": "window_spec", "global_blocks": "global_att_blocks"}
+    fields = {ours: args[theirs] for ours, theirs in names.items() if args.get(theirs) is not None}
+    if fields.keys() | {"layer_scale", "global_pos_size"} >= TIMM_ARGS.keys():
+        said = {"pos_antialias": fields["abs_win_pos_embed"], "num_classes": config.get("num_classes", 1000)}
+        arch = from_mapping(Architecture, IMAGE_FORM | fields | said)
     spec = IMAGE_SPEC.replace(
         mean=tuple(cfg.get("mean", IMAGE_SPEC.mean)),
         std=tuple(cfg.get("std", IMAGE_SPEC.std)),
@@ -312,4 +316,6 @@ def _timm(config: dict[str, Any]) -> Facts:
         spec = spec.replace(size=(height, width), resize=int(min(height, width) / cfg.get("crop_pct", 0.875)))
     classes = config.get("num_classes")
     labels = config.get("label_names")
-    return Facts(arch=arch, spec=spec, num_classes=classes, labels=labels, license=cfg.get("license"))
+    several, license = bool(config.get("multi_label")), cfg.get("license")
+    said = {"num_classes": classes, "labels": labels, "multi_label": several, "license": license}
+    return Facts(arch=arch, fields=fields, spec=spec, **said)

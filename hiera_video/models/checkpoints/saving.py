@@ -115,29 +115,21 @@ def _timm_config(model: Model) -> dict[str, Any]:
             "timm's layout holds classifiers of images with timm's own parts: no video, decoder, windows of SAM 2, "
             "other head or activation"
         )
-    args = {theirs: getattr(arch, ours) for ours, theirs in TIMM_ARGS.items() if getattr(arch, ours) not in (None, ())}
-    same = ("embed_dim", "stages", "abs_win_pos_embed")
-    name = next(
-        (
-            name
-            for name, own in ARCHITECTURES.items()
-            if own.windows is None
-            and len(own.input_size) == 2
-            and all(getattr(own, field) == getattr(arch, field) for field in same)
-        ),
-        "hiera_base_224",
-    )
+    args = {theirs: getattr(arch, ours) for ours, theirs in TIMM_ARGS.items() if getattr(arch, ours) != ()}
+    shape = (arch.embed_dim, arch.stages, arch.input_size)
+    alike = [name for name, own in ARCHITECTURES.items() if (own.embed_dim, own.stages, own.input_size) == shape]
     facts = pretrained_cfg(arch, model.spec, model.license)
     del facts["architecture"], facts["num_classes"]
     labels = getattr(model, "labels", None)
     return {
-        "architecture": name,
+        "architecture": alike[0] if alike else "hiera_base_224",  # all its arguments are named below
         "num_classes": arch.num_classes,
         "num_features": arch.dims[-1],
         "global_pool": "avg",
         "model_args": args,
         "pretrained_cfg": facts | {"classifier": "head.fc", "fixed_input_size": not arch.abs_win_pos_embed},
         **({"label_names": labels} if labels else {}),
+        **({"multi_label": True} if getattr(model, "multi_label", False) else {}),  # timm has no word for it
     }
 
 

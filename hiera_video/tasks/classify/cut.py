@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import OutputError, UnreadableVideo
@@ -16,42 +17,44 @@ from hiera_video.tasks.classify.segments import CutBy, FoundSegment
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
-def cut_clip(source: str, segment: FoundSegment, number: int, folder: Path, *, by: CutBy) -> Path:
-    """Writes one segment of a video as a file of its own, ``NAME_NUMBER_LABEL``.
+def cut_clip(
+    source: str, segment: FoundSegment, stem: Path, *, by: CutBy, reader: IsolatedReader | None = None
+) -> tuple[Path, str | None]:
+    """Writes one segment of a video as a file of its own.
 
     Args:
         source: The video.
         segment: What to cut out.
-        number: Of the segment in its video, from 1.
-        folder: Where to.
+        stem: Its path, to which the label and the ending are added. The folder is made.
         by: "exact": from the frame shown at its start to the one shown at its end, coded again as H.264, without sound.
             "copy": the stream as it is, with sound, from the keyframe at or before its start.
+        reader: Decodes in its child process. Default: this process decodes.
 
     Returns:
-        The file.
+        The file, and one sentence about what could not be read in it.
 
     Raises:
         UnreadableVideo: The video cannot be read there, or its stream cannot be copied.
         OutputError: The file cannot be written.
     """
     label = re.sub(r"[^\w.-]+", "-", segment.label).strip("-.") or "segment"
-    stem = folder / f"{Path(source).stem}_{number:03d}_{label}"
+    stem = stem.with_name(f"{stem.name}_{label}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{stem.parent} cannot be written: {error.strerror or error}") from error
     if by == "copy":
         suffix = Path(source).suffix.lower()
         target = stem.with_name(stem.name + (suffix if suffix in FORMATS else ".mkv"))
         _copy(source, segment, target, FORMATS.get(suffix, "matroska"))
-        return target
+        return target, None
     target = stem.with_name(f"{stem.name}.mp4")
-    with open_video(source) as video:
+    with (reader.open if reader is not None else open_video)(source) as video:
         first, last = video.at(segment.start), video.at(segment.end)
         frames = (part.pixels[0] for part in video.stream([[index] for index in range(first, last + 1)]))
         times = (video.times[first : last + 1] - video.times[first]).tolist()
         write_mp4(target, frames, video.fps, times=times, pixel_aspect=video.pixel_aspect)
-    return target
+        return target, video.error
 
 
 def _copy(source: str, segment: FoundSegment, target: Path, form: str) -> None:

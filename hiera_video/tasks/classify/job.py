@@ -105,29 +105,21 @@ def _wanted(
 
 
 def _over_time(
-    classifier: VideoClassifier,
-    inputs: list[str],
-    timeline: Path | None,
-    *,
-    hop: float | None,
-    top_k: int,
-    **how: Any,
+    classifier: VideoClassifier, inputs: list[str], timeline: Path | None, **how: Any
 ) -> Results[Prediction]:
     if timeline is None:
         from hiera_video.tasks.classify.live import live_answers
 
-        return live_answers(classifier, inputs[0], hop=hop, top_k=top_k)
+        return live_answers(classifier, inputs[0], hop=how["hop"], top_k=how["top_k"])
     from hiera_video.tasks.classify.timeline import timelines
 
-    return timelines(classifier, inputs, Path(timeline), hop=hop, top_k=top_k, **how)
+    return timelines(classifier, inputs, Path(timeline), **how)
 
 
 def _classifier(model: str | None, device: str, precision: Precision) -> VideoClassifier:
     if model is None:
-        log.info(
-            "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s",
-            *(BUILT_IN, KINETICS),
-        )
+        said = "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s"
+        log.info(said, BUILT_IN, KINETICS)
     return VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from hiera_video.errors import RequestError
 from hiera_video.files import replacing, write_csv
 
+#: Seconds between two writings of the tables while inputs are answered.
+SECONDS_BETWEEN = 5.0
 #: How clips are cut out, as in :func:`hiera_video.tasks.classify.cut.cut_clip`.
 CutBy = Literal["exact", "copy"]
 
@@ -77,8 +80,11 @@ def find_segments(
     """
     middles = times.mean(axis=1)
     begin, end = float(times[:, 0].min()), float(times[:, 1].max())
-    near = np.abs(middles[:, None] - middles[None]) <= rule.smooth / 2
-    smooth = near @ scores.astype(np.float64) / near.sum(axis=1, keepdims=True)
+    # A moving average by sums up to each window: as long as the video, not its square.
+    first_near = np.searchsorted(middles, middles - rule.smooth / 2 - 1e-9)
+    behind = np.searchsorted(middles, middles + rule.smooth / 2 + 1e-9)
+    sums = np.concatenate([np.zeros((1, scores.shape[1])), scores.cumsum(axis=0, dtype=np.float64)])
+    smooth = ((sums[behind] - sums[first_near]) / (behind - first_near)[:, None]).round(9)  # of sums' own rounding
     at = np.concatenate([[begin], middles, [end]])
     found = []
     for number in np.flatnonzero(smooth.max(axis=0) >= rule.high).tolist():
@@ -96,9 +102,8 @@ def find_segments(
             if peak >= rule.high and last - first >= rule.least:
                 inside = curve[1:-1][(middles >= first) & (middles <= last)]
                 mean = float(inside.mean()) if inside.size else peak
-                found.append(
-                    FoundSegment(labels[number], round(first, 3), round(last, 3), round(mean, 4), round(peak, 4))
-                )
+                rounded = (round(first, 3), round(last, 3), round(mean, 4), round(peak, 4))
+                found.append(FoundSegment(labels[number], *rounded))
     return sorted(found, key=lambda one: (one.start, one.end, one.label))
 
 
@@ -118,19 +123,44 @@ def _above(at: NDArray[np.float64], curve: NDArray[np.float64], low: float) -> l
     return [*spans, (first, float(at[-1]))] if up[-1] else spans
 
 
-def write_segments(folder: Path, found: list[tuple[str, FoundSegment]]) -> None:
-    """Writes ``segments.csv`` and ``segments.json`` into ``folder``: each input with its segments.
+class SegmentTable:
+    """``segments.csv`` and ``segments.json`` of a folder: each input with its segments.
+
+    Both are written at the beginning and the end, and every few seconds between; used by ``with``.
 
     Args:
         folder: Where to.
-        found: Inputs and segments, in their order.
-
-    Raises:
-        OutputError: A file cannot be written.
     """
-    rows: list[dict[str, Any]] = [{"input": name, **asdict(segment)} for name, segment in found]
-    columns = ["input", "label", "start", "end", "mean", "peak"]
-    write_csv(folder / "segments.csv", [columns, *([row[name] for name in columns] for row in rows)])
-    with replacing(folder / "segments.json") as temporary:
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._written = folder, time.monotonic()
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> SegmentTable:
+        self._write()  # what an earlier run left is not this one's
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def add(self, name: str, segments: list[FoundSegment]) -> None:
+        """Adds the segments of an input.
+
+        Args:
+            name: The input.
+            segments: Its segments.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
+        self._rows += [{"input": name, **asdict(segment)} for segment in segments]
+        if time.monotonic() - self._written > SECONDS_BETWEEN:
+            self._write()
+
+    def _write(self) -> None:
+        columns = ["input", *(field.name for field in fields(FoundSegment))]
+        write_csv(self._folder / "segments.csv", [columns, *([row[name] for name in columns] for row in self._rows)])
+        text = json.dumps(self._rows, indent=2, ensure_ascii=False) + "\n"
+        with replacing(self._folder / "segments.json") as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        self._written = time.monotonic()

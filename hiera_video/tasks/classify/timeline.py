@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.data.reading.child_process import isolated_reader
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import write_csv
 from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.classify.cut import cut_clip
-from hiera_video.tasks.classify.segments import CutBy, FoundSegment, SegmentRule, find_segments, write_segments
+from hiera_video.tasks.classify.segments import CutBy, FoundSegment, SegmentRule, SegmentTable, find_segments
 from hiera_video.tasks.records import Results
 from hiera_video.visual.timelines import draw_timeline
 
@@ -52,7 +52,8 @@ def timelines(
         hop: Seconds from one window to the next; default: half a clip.
         top_k: How many classes to name.
         batch_size: Windows that go through the model at once.
-        rule: How segments are made; None: there are none. ``segments.csv`` and ``segments.json`` grow with each input.
+        rule: How segments are made; None: there are none. ``segments.csv`` and ``segments.json`` have those
+            of all inputs.
         cut: Where each segment is written as a file of its own; None: nowhere.
         cut_by: How, as in :func:`hiera_video.tasks.classify.cut.cut_clip`.
 
@@ -73,49 +74,53 @@ def timelines(
     how = Walk(spec, hop or (IMAGE_HOP_S if spec.num_frames == 1 else spec.span / 2), at_once=batch_size)
     files = find_inputs(inputs)
 
-    found: list[tuple[str, FoundSegment]] = []
+    table = None if rule is None else SegmentTable(folder)
 
-    def answer(name: str, target: Path, windows: Iterable[Windows]) -> Prediction:
-        made, segments = timeline(classifier, name, windows, target, top_k=top_k, batch_size=batch_size, rule=rule)
-        found.extend((name, segment) for segment in segments)
-        if rule is not None:
-            write_segments(folder, found)
-        return made if cut is None else _cut_out(made, segments, cut, cut_by)
+    def answer(name: str, base: str, reader: IsolatedReader | None) -> Prediction:
+        sizes = {"top_k": top_k, "batch_size": batch_size}
+        made, segments = timeline(classifier, name, walk(name, how, reader=reader), folder / base, rule=rule, **sizes)
+        if table is not None:
+            table.add(name, segments)
+        return made if cut is None else _cut_out(made, segments, cut / base, cut_by, reader)
 
-    return Results(len(files), _answers(files, folder, how, answer))
+    return Results(len(files), _answers(files, answer, table))
 
 
 def _answers(
     files: list[tuple[str, str | None]],
-    folder: Path,
-    how: Walk,
-    answer: Callable[[str, Path, Iterable[Windows]], Prediction],
+    answer: Callable[[str, str, IsolatedReader | None], Prediction],
+    table: SegmentTable | None,
 ) -> Iterator[Prediction]:
-    """Each file's answer, or what is wrong with it."""
+    """Each file's answer, or what is wrong with it; files of one name get a number."""
     times_used: Counter[str] = Counter()
-    with isolated_reader(time_limit=60) or nullcontext() as reader:
+    with isolated_reader(time_limit=60) or nullcontext() as reader, table or nullcontext():
         for name, error in files:
             base = Path(name).name
             times_used[base] += 1
-            target = folder / (base if times_used[base] == 1 else f"{base}.{times_used[base]}")
             if error is None:
                 try:
-                    yield answer(name, target, walk(name, how, reader=reader))
+                    yield answer(name, base if times_used[base] == 1 else f"{base}.{times_used[base]}", reader)
                     continue
                 except UnreadableVideo as problem:
                     error = str(problem)
             yield Prediction(name, None, [], error)
 
 
-def _cut_out(answer: Prediction, segments: list[FoundSegment], folder: Path, by: CutBy) -> Prediction:
-    """Writes the clips of an input, and says so; what cannot be cut stands in the answer's error."""
+def _cut_out(
+    answer: Prediction, segments: list[FoundSegment], stem: Path, by: CutBy, reader: IsolatedReader | None
+) -> Prediction:
+    """Writes the clips of an input, and says so; what cannot be cut, or read in it, stands in the answer's error."""
+    errors = [answer.error] if answer.error else []
     for number, segment in enumerate(segments, start=1):
         try:
-            file = cut_clip(answer.input, segment, number, folder, by=by)
+            place = stem.with_name(f"{stem.name}_{number:03d}")
+            file, error = cut_clip(answer.input, segment, place, by=by, reader=reader)
         except UnreadableVideo as problem:
-            return replace(answer, error=f"{answer.error}; {problem}" if answer.error else str(problem))
+            errors.append(str(problem))
+            break
         log.info("%s: %s, %.2f to %.2f s", file, segment.label, segment.start, segment.end)
-    return answer
+        errors += [error] if error and error not in errors else []
+    return replace(answer, error="; ".join(errors) or None)
 
 
 def timeline(

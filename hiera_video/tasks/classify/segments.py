@@ -129,11 +129,11 @@ class SegmentTable:
     Both are written at the beginning and the end, and every few seconds between; used by ``with``.
 
     Args:
-        folder: Where to.
+        folder: Where to; ``path`` is then that of the CSV file.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._written = folder, time.monotonic()
+        self.path, self._written = folder / "segments.csv", time.monotonic()
         self._rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> SegmentTable:
@@ -159,8 +159,8 @@ class SegmentTable:
 
     def _write(self) -> None:
         columns = ["input", *(field.name for field in fields(FoundSegment))]
-        write_csv(self._folder / "segments.csv", [columns, *([row[name] for name in columns] for row in self._rows)])
+        write_csv(self.path, [columns, *([row[name] for name in columns] for row in self._rows)])
         text = json.dumps(self._rows, indent=2, ensure_ascii=False) + "\n"
-        with replacing(self._folder / "segments.json") as temporary:
+        with replacing(self.path.with_suffix(".json")) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         self._written = time.monotonic()

@@ -104,6 +104,8 @@ def _answers(
                 except UnreadableVideo as problem:
                     error = str(problem)
             yield Prediction(name, None, [], error)
+    if table is not None:
+        log.info("segments are in %s and .json", table.path)
 
 
 def _cut_out(

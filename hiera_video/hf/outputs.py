@@ -180,13 +180,7 @@ class AutoencoderTrunk(HieraMAE):
     block = CheckpointedBlock
 
     def forward(
-        self,
-        clip: Tensor,
-        keep: Mask | None = None,
-        *,
-        watch: Watch | None = None,
-        ids: Tensor | None = None,
-        **how: Any,
+        self, clip: Tensor, keep: Mask | None = None, watch: Watch | None = None, ids: Tensor | None = None, **how: Any
     ) -> Any:
         if watch is None or keep is not None:
             return super().forward(clip, keep, **how, **({} if watch is None else watch.arguments()))

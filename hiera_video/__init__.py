@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.models.architecture import MAEArchitecture as MAEArchitecture
     from hiera_video.models.checkpoints.saving import push_to_hub as push_to_hub
     from hiera_video.models.checkpoints.saving import save_pretrained as save_pretrained
+    from hiera_video.models.evidence import token_evidence as token_evidence
     from hiera_video.models.hiera import Hiera as Hiera
     from hiera_video.models.mae import HieraMAE as HieraMAE
     from hiera_video.models.zoo import create_model as create_model
@@ -31,6 +32,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from hiera_video.spec import ClipSpec as ClipSpec
     from hiera_video.tasks.classify.classifier import Prediction as Prediction
     from hiera_video.tasks.classify.classifier import VideoClassifier as VideoClassifier
+    from hiera_video.tasks.classify.explain import Explanation as Explanation
+    from hiera_video.tasks.classify.explain import explain as explain
     from hiera_video.tasks.classify.job import classify as classify
     from hiera_video.tasks.evaluate.job import evaluate as evaluate
     from hiera_video.tasks.features.extractor import FeatureExtractor as FeatureExtractor
@@ -57,11 +60,13 @@ _NAMES = {
     "errors": "HieraVideoError",
     "models.architecture": "Architecture MAEArchitecture",
     "models.checkpoints.saving": "push_to_hub save_pretrained",
+    "models.evidence": "token_evidence",
     "models.hiera": "Hiera",
     "models.mae": "HieraMAE",
     "models.zoo": "create_model from_pretrained list_models mae_from_pretrained",
     "spec": "Augment ClipSpec",
     "tasks.classify.classifier": "Prediction VideoClassifier",
+    "tasks.classify.explain": "Explanation explain",
     "tasks.classify.job": "classify",
     "tasks.evaluate.job": "evaluate",
     "tasks.features.extractor": "FeatureExtractor",

@@ -282,7 +282,10 @@ def test_what_cannot_be_opened_is_one_sentence_and_exit_1(
     [
         (("0", "1"), "one camera or stream at a time can be classified: name it alone"),
         (("clip.mp4", "--live"), "clip.mp4 is no camera's number and no stream's address: leave out live"),
-        (("0", "--views", "1x1"), "a live stream has neither views nor a picture or timeline: leave them out"),
+        (
+            ("0", "--views", "1x1"),
+            "a live stream has neither views nor a picture, explanation or timeline: leave them out",
+        ),
         (("0", "--hop", "0"), "hop is 0, but is a number of seconds above 0"),
         (("0", "--top-k", "0"), "top_k is 0, but is at least 1"),
     ],

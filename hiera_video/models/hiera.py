@@ -187,20 +187,40 @@ class Hiera(HieraTrunk):
         Raises:
             SizeError: The clip's size does not fit the model.
         """
-        arch, looks = self.arch, []
         if clip.ndim == 4:
-            return self._stage_statistics(clip)
-        for stride in strides or arch.head_strides:
-            part = clip[:, :, ::stride]
-            length = min(arch.input_size[0], part.shape[2])
-            count = part.shape[2] // length
-            parts = part[:, :, : count * length].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1)
-            looks.append(self._stage_statistics(parts).unflatten(0, (-1, count)).mean(dim=1))
+            return self.statistics_of(self.stages(clip))
+        looks = []
+        for stride in strides or self.arch.head_strides:
+            parts = self.parts(clip, stride)
+            looks.append(self.statistics_of(self.stages(parts)).unflatten(0, (len(clip), -1)).mean(dim=1))
         return torch.cat(looks, dim=-1)
 
-    def _stage_statistics(self, clip: Tensor) -> Tensor:
+    def parts(self, clip: Tensor, stride: int) -> Tensor:
+        """A video clip at one speed, taken apart into clips as long as the trunk's own; a rest is left out.
+
+        Args:
+            clip: ``[B, C, T, H, W]``.
+            stride: Frames from one to the next.
+
+        Returns:
+            ``[B * count, C, T', H, W]``, the parts of each clip in their order.
+        """
+        part = clip[:, :, ::stride]
+        length = min(self.arch.input_size[0], part.shape[2])
+        count = part.shape[2] // length
+        return part[:, :, : count * length].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1)
+
+    def statistics_of(self, stages: Iterable[StageTokens]) -> Tensor:
+        """Statistics of ``arch.head_stages`` from a walk, of which no more is computed than is seen.
+
+        Args:
+            stages: What each stage leaves (:meth:`stages`).
+
+        Returns:
+            float32 ``[B, C']``, those of all stages seen side by side.
+        """
         wanted = self.arch.head_stages
-        walk = zip(range(1, max(wanted) + 1), self.stages(clip), strict=False)  # the stages behind are not computed
+        walk = zip(range(1, max(wanted) + 1), stages, strict=False)
         seen = {stage: token_statistics(tokens) for stage, tokens in walk if stage in wanted}
         return torch.cat([seen[stage] for stage in wanted], dim=-1)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hiera_video.data.reading.files import is_address
+from hiera_video.data.reading.files import find_inputs, is_address
 from hiera_video.errors import RequestError
 from hiera_video.files import check_output
+from hiera_video.models.evidence import Method
 from hiera_video.models.zoo import BUILT_IN, KINETICS
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier
@@ -37,6 +38,9 @@ def classify(
     device: str = "auto",
     precision: Precision = "auto",
     picture: Path | None = None,
+    explain: Path | None = None,
+    explain_label: str | None = None,
+    explain_by: Method = "auto",
     timeline: Path | None = None,
     hop: float | None = None,
     segments: bool = False,
@@ -60,6 +64,9 @@ def classify(
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 on a GPU that has it, else fp32.
         picture: Write a PNG here: each input's frames with its best classes as bars.
+        explain: Write where and when the evidence for a label lies: a .png, for one input also an .mp4.
+        explain_label: The label to explain. Default: of each input its best.
+        explain_by: auto is shares of a linear head, which add up to the logit, else gradcam or hirescam; or rollout.
         timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
         hop: Seconds from one window of a timeline to the next (default: half a clip), or of a stream (default: 0.5).
         segments: Write segments.csv and .json beside the timeline: where each class begins and ends.
@@ -79,12 +86,19 @@ def classify(
         RequestError, OutputError, WeightsError: Options do not go together; an output or the weights cannot be had.
     """
     live = live or any(map(is_live, inputs))
-    _check(inputs, views, picture, timeline, hop, live)
+    _check(inputs, views, picture or explain, timeline, hop, live)
+    _check_explanation(inputs, explain, explain_label, explain_by)
     wanted = _wanted(timeline, segments, cut, cut_by, (smooth, high, low, gap, least))
     classifier = _classifier(model, device, precision)
     if live or timeline is not None:
         return _over_time(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size, **wanted)
-    results = classifier.stream(inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=bool(picture))
+    if explain is not None:
+        from hiera_video.tasks.classify.explain import explained
+
+        why: dict[str, Any] = {"target": Path(explain), "label": explain_label, "by": explain_by}
+        results = explained(classifier, inputs, **why, top_k=top_k, views=views, keep_frames=bool(picture))
+    else:
+        results = classifier.stream(inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=bool(picture))
     return results if picture is None else Results(len(results), _with_picture(results, Path(picture)))
 
 
@@ -142,11 +156,13 @@ def _check(
     if views is not None:
         parse_views(views)
     if live and (views, picture, timeline) != (None, None, None):
-        raise RequestError("a live stream has neither views nor a picture or timeline: leave them out")
+        raise RequestError("a live stream has neither views nor a picture, explanation or timeline: leave them out")
     if timeline is None and hop is not None and not live:
         raise RequestError("hop is of a timeline: name its folder (--timeline)")
     if timeline is not None and (views is not None or picture is not None):
-        raise RequestError("a timeline has windows for views and a picture of its own: leave out views and picture")
+        raise RequestError(
+            "a timeline has windows for views and a picture of its own: leave out views, picture and explain"
+        )
     if picture is not None:
         check_output(Path(picture))
     if not live:
@@ -156,6 +172,19 @@ def _check(
     (name,) = inputs
     if os.path.isfile(name) or not (is_live(name) or is_address(name) or os.path.exists(name)):
         raise RequestError(f"{name} is no camera's number and no stream's address: leave out live")
+
+
+def _check_explanation(inputs: list[str], explain: Path | None, label: str | None, by: Method) -> None:
+    if explain is None:
+        if label is not None or by != "auto":
+            raise RequestError("explain_label and explain_by are of an explanation: name its file (--explain)")
+        return
+    target = Path(explain)
+    if target.suffix not in (".png", ".mp4"):
+        raise RequestError(f"explain is {str(explain)!r}, but names a .png or, for one input, an .mp4")
+    if target.suffix == ".mp4" and len(find_inputs(inputs)) > 1:
+        raise RequestError(f"{explain} can show one input: name a .png for several")
+    check_output(target)
 
 
 def _with_picture(results: Iterable[Prediction], picture: Path) -> Iterator[Prediction]:

@@ -1,0 +1,233 @@
+"""Why an answer: where and when in a video the evidence for a label lies, as arrays, a picture or a film."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from hiera_video.data.memory import Input
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
+from hiera_video.data.reading.files import find_inputs
+from hiera_video.data.views import Segment, Views, load_segment
+from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.models.evidence import METHODS, Method, method_of, token_evidence
+from hiera_video.spec import parse_views
+from hiera_video.tasks.classify.classifier import Prediction, Scored, VideoClassifier, best_classes, score_views
+from hiera_video.tasks.records import Results
+from hiera_video.visual.evidence import EvidenceRow, draw_evidence, write_evidence
+
+log = logging.getLogger("hiera_video")
+
+#: Rows of a picture: more would not be looked at.
+MAX_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where and when in one clip of an input the evidence for a label lies."""
+
+    label: str
+    """The class that is explained."""
+    index: int
+    """Its number among the model's classes."""
+    score: float
+    """Its score from 0 to 1, averaged over the views."""
+    logit: float
+    """Its logit in the clip that is shown, the one of the views in which it is highest."""
+    method: str
+    """"shares", "gradcam", "hirescam" or "rollout"."""
+    evidence: NDArray[np.float32]
+    """float32 ``[T', H', W']`` (of an image model ``[H', W']``): a value for each cell of the clip's evenly divided
+    time, height and width. Shares add up to the logit."""
+    frames: NDArray[np.uint8]
+    """uint8 ``[T, h, w, 3]``: the clip as the model sees it."""
+    times: NDArray[np.float64]
+    """float64 ``[T]``: the seconds at which its frames are shown; of an image zeros."""
+
+    def over_frames(self) -> NDArray[np.float32]:
+        """The evidence, interpolated to every pixel.
+
+        Returns:
+            float32 ``[T, h, w]``.
+        """
+        cells = torch.from_numpy(self.evidence)
+        cells = cells[None] if cells.ndim == 2 else cells
+        smooth = F.interpolate(cells[None, None], size=self.frames.shape[:3], mode="trilinear")
+        pixels: NDArray[np.float32] = smooth[0, 0].numpy()
+        return pixels
+
+
+def explain(
+    classifier: VideoClassifier,
+    source: Input,
+    *,
+    label: str | None = None,
+    by: Method = "auto",
+    views: str | None = None,
+    fps: float | None = None,
+) -> Explanation:
+    """Says where and when in a video or image the evidence for a label lies.
+
+    Args:
+        classifier: What answered.
+        source: As :class:`hiera_video.VideoClassifier` takes.
+        label: The class. Default: the best one.
+        by: How (:func:`hiera_video.token_evidence`); auto is shares for a linear head, Grad-CAM or HiResCAM for others.
+        views: "clips x crops" that are scored; that clip is explained in which the class's logit is highest.
+        fps: Frames a second of frames, pictures, or a folder of pictures.
+
+    Returns:
+        The evidence, with the frames that it lies in.
+
+    Raises:
+        UnreadableVideo: Where nothing of it can be read.
+        RequestError: The model has no such class, or the method does not fit its head.
+    """
+    index = class_index(classifier, label)
+    method_of(classifier.model.arch.head, by)
+    with isolated_reader(time_limit=60) or nullcontext() as reader:
+        scored, why = _explained(classifier, Segment(source, 0), reader, index, by, views, fps=fps)
+    if why is None:
+        raise UnreadableVideo(scored.error)
+    return why
+
+
+def class_index(classifier: VideoClassifier, label: str | None) -> int | None:
+    """The number of a class.
+
+    Args:
+        classifier: Whose classes.
+        label: Its name; None: none.
+
+    Returns:
+        The number, or None.
+
+    Raises:
+        RequestError: There is no such class; the nearest is named.
+    """
+    if label is None or label in classifier.labels:
+        return None if label is None else classifier.labels.index(label)
+    nearest = difflib.get_close_matches(label, classifier.labels, n=1, cutoff=0.0)[0]
+    raise RequestError(f"the model has no class {label!r}; its nearest is {nearest!r}")
+
+
+def _explained(
+    classifier: VideoClassifier,
+    segment: Segment,
+    reader: IsolatedReader | None,
+    index: int | None,
+    by: Method,
+    views: str | None,
+    *,
+    fps: float | None = None,
+    keep_frames: bool = False,
+) -> tuple[Scored, Explanation | None]:
+    """An input's scores, and the evidence for a class, by default the best; None where nothing could be read."""
+    num_clips, num_crops = parse_views(views or classifier.model.views)
+    how: dict[str, Any] = {"num_clips": num_clips, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+    loaded = load_segment(segment, reader, spec=classifier.model.spec, **how)
+    (scored,) = score_views(classifier.scorer, [loaded], keep_frames=keep_frames)
+    if scored.scores is None or loaded.views is None:
+        return scored, None
+    index = int(scored.scores.argmax()) if index is None else index
+    return scored, explain_views(classifier, loaded.views, index, float(scored.scores[index]), by)
+
+
+def explain_views(classifier: VideoClassifier, views: Views, index: int, score: float, by: Method) -> Explanation:
+    """The evidence for a class in that clip of a video's views in which its logit is highest.
+
+    Args:
+        classifier: What answered.
+        views: The views; of several crops of a clip the middle one is looked at.
+        index: The class.
+        score: Its score.
+        by: How.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        RequestError: The method does not fit the model's head.
+    """
+    model, spec, num_crops = classifier.model, classifier.model.spec, len(views.corners)
+    looked_at = [clip * num_crops + num_crops // 2 for clip in range(len(views.rows))]
+    best = None
+    for view in looked_at:  # one clip at a time: a long row of them may not fit in memory
+        pixels = views.clip(view)
+        clip = spec.model_input(spec.normalize(pixels[None].to(classifier.device)))
+        with torch.inference_mode():
+            logit = float(model(clip)[0, index]) if len(looked_at) > 1 else 0.0
+        if best is None or logit > best[0]:
+            best = logit, view, pixels, clip
+    assert best is not None
+    _, view, pixels, clip = best
+    found = token_evidence(model, clip, index, by)
+    evidence: NDArray[np.float32] = found.maps[0].cpu().numpy()
+    frames: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).contiguous().numpy()
+    label, logit = classifier.labels[index], float(found.logits[0])
+    return Explanation(label, index, score, logit, found.method, evidence, frames, views.times[view])
+
+
+def explained(
+    classifier: VideoClassifier,
+    inputs: list[str],
+    target: Path,
+    *,
+    label: str | None,
+    by: Method,
+    top_k: int,
+    views: str | None,
+    keep_frames: bool,
+) -> Results[Prediction]:
+    """Classifies inputs and shows why: a picture with a row for each of them, or a film of one.
+
+    Args:
+        classifier: What answers.
+        inputs: As :func:`hiera_video.classify` takes.
+        target: A .png, or for one input an .mp4.
+        label: The class to explain. Default: of each input its best.
+        by: How.
+        top_k: How many classes to name.
+        views: "clips x crops" that scores are averaged over.
+        keep_frames: Whether to give the frames of the middle clip too.
+
+    Returns:
+        The answers; the file is written behind the last.
+
+    Raises:
+        RequestError: The model has no such class, or the method does not fit its head.
+    """
+    index = class_index(classifier, label)
+    method = method_of(classifier.model.arch.head, by)
+    files = find_inputs(inputs)
+
+    def answers() -> Iterator[Prediction]:
+        rows: list[EvidenceRow] = []
+        with isolated_reader(time_limit=60) or nullcontext() as reader:
+            for source, error in files:
+                segment = Segment(source, 0, error=error)
+                scored, why = _explained(classifier, segment, reader, index, by, views, keep_frames=keep_frames)
+                if why is not None and len(rows) < MAX_ROWS:
+                    title = f"{Path(source).name}: {why.label} {why.score:.0%}"
+                    rows.append(EvidenceRow(title, why.frames, why.over_frames(), why.times))
+                best = [] if scored.scores is None else best_classes(scored.scores, classifier.labels, top_k)
+                yield Prediction(source, scored.duration, best, scored.error, scored.frames)
+        if not rows:
+            return
+        if target.suffix == ".mp4":
+            write_evidence(rows[0], target)
+        else:
+            draw_evidence(rows, target, METHODS[method])
+        log.info("%s shows where the evidence lies: %s", target, METHODS[method])
+
+    return Results(len(files), answers())

@@ -1,0 +1,259 @@
+"""Explanations: where and when the evidence for a class lies, and that the values are what they are said to be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, TINY_IMAGE
+from PIL import Image
+from torch import Tensor
+
+import hiera_video
+from hiera_video import Architecture, ClipSpec, Hiera, VideoClassifier, token_evidence
+from hiera_video.cli import main
+from hiera_video.errors import RequestError
+
+SIDE, FRAMES = 64, 8
+#: A model whose last map is 8x8, four times over.
+SMALL = Architecture(
+    **{"input_size": (FRAMES, SIDE, SIDE), "embed_dim": 32, "num_heads": 1, "num_classes": 3, "stages": (1, 2)},
+    **{"q_pool": 1, "mask_unit_size": (1, 2, 2), "mask_unit_attn": (True, False), "sep_pos_embed": True},
+    head_init_scale=1.0,
+)
+COLOURS = torch.tensor([[0.9, 0.15, 0.1], [0.1, 0.8, 0.2], [0.15, 0.2, 0.95]])
+
+
+def model_with(head: str = "linear", **fields: object) -> Hiera:
+    torch.manual_seed(0)
+    model = Hiera(replace(TINY, head=head, **fields), ClipSpec(num_frames=8 if head == "stages" else 4)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():  # as far from their start as trained ones
+        for name, parameter in model.named_parameters():
+            if name.startswith(("norm.", "head.")):
+                parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+def image_model() -> Hiera:
+    torch.manual_seed(0)
+    return Hiera(TINY_IMAGE).eval()
+
+
+def clip_of(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def scenes(count: int, seed: int, contrast: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips of soft noise with a square of one of three colours in half of the frames; labels; where it is."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(count, 3, 1, 8, 8, generator=generator) * contrast + 0.5 - contrast / 2
+    clips = F.interpolate(noise, size=(1, SIDE, SIDE), mode="trilinear").repeat(1, 1, FRAMES, 1, 1)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    places = torch.zeros(count, FRAMES, SIDE, SIDE, dtype=torch.bool)
+    for clip, label, place in zip(clips, labels, places, strict=True):
+        top, left = torch.randint(0, SIDE - 16, (2,), generator=generator).tolist()
+        first = int(torch.randint(0, FRAMES // 2 + 1, (1,), generator=generator))
+        part = slice(first, first + FRAMES // 2), slice(top, top + 16), slice(left, left + 16)
+        place[part] = True
+        clip[(slice(None), *part)] = COLOURS[label][:, None, None, None]
+    return (clips - 0.45) / 0.225, labels, places
+
+
+def hits(model: Hiera, clips: Tensor, labels: Tensor, places: Tensor) -> int:
+    """In how many clips the cell with the most evidence touches the object."""
+    count = 0
+    for clip, label, place in zip(clips, labels.tolist(), places, strict=True):
+        (cells,) = token_evidence(model, clip[None], label).maps
+        peak = F.one_hot(cells.argmax(), cells.numel()).view(1, 1, *cells.shape).float()
+        count += bool(place[F.interpolate(peak, size=place.shape)[0, 0] > 0].any())
+    return count
+
+
+# --- the values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_the_shares_of_tokens_add_up_to_the_logit(kind: str) -> None:
+    model, size = (model_with(), (4, 64, 96)) if kind == "video" else (image_model(), (64, 96))
+    clip = clip_of(*size)
+    for index in range(6):
+        evidence = token_evidence(model, clip, index)
+        assert evidence.method == "shares" and evidence.maps.shape == (2, 2, 2, 3)[-len(size) - 1 :]
+        torch.testing.assert_close(evidence.maps.flatten(1).sum(dim=1), model(clip)[:, index], atol=1e-4, rtol=0)
+        torch.testing.assert_close(evidence.logits, model(clip)[:, index], atol=1e-5, rtol=0)
+    assert evidence.maps.std() > 0.01  # and they differ
+
+
+def test_values_of_a_head_of_statistics_add_up_to_the_logit_without_its_bias() -> None:
+    """Means, deviations and maxima grow with the tokens by the same factor: Euler's theorem."""
+    model, clip = model_with("stages", head_stages=(1, 2), head_strides=(1, 2)), clip_of(8, 64, 64)
+    evidence = token_evidence(model, clip, 4)
+    assert evidence.method == "hirescam" and evidence.maps.shape == (2, 4, 16, 16)  # two parts of 2 x 16 x 16
+    logits = model(clip)[:, 4]
+    torch.testing.assert_close(evidence.logits, logits, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        evidence.maps.flatten(1).sum(dim=1), logits - model.head.projection.bias[4], atol=1e-3, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "method", "shape"), [("attentive", "gradcam", (2, 2, 2)), ("readout", "hirescam", (2, 16, 16))]
+)
+def test_other_heads_are_explained_by_their_gradients(head: str, method: str, shape: tuple[int, ...]) -> None:
+    model, clip = model_with(head), clip_of(4, 64, 64)
+    evidence = token_evidence(model, clip, 2)
+    assert evidence.method == method and evidence.maps.shape == (2, *shape) and evidence.maps.std() > 0
+    torch.testing.assert_close(evidence.logits, model(clip)[:, 2], atol=1e-5, rtol=1e-5)
+
+
+def test_grad_cam_is_that_of_its_paper() -> None:
+    model, clip = model_with("attentive"), clip_of(4, 64, 64)
+    *_, last = model.stages(clip)
+    tokens = last.tokens.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.forward_head(tokens)[:, 2].sum(), tokens)
+    weights = gradient.flatten(1, 2).mean(dim=1)  # the paper's alpha
+    maps = (model.forward_features(clip) * weights[:, None]).sum(dim=-1).relu().view(2, 2, 2, 2)
+    torch.testing.assert_close(token_evidence(model, clip, 2).maps, maps, atol=1e-6, rtol=1e-5)
+
+
+def test_rollout_shares_one_out_and_stays_within_the_windows_of_attention() -> None:
+    clip = clip_of(4, 64, 64)
+    flow = token_evidence(model_with(), clip, 0, "rollout").maps
+    assert flow.shape == (2, 2, 16, 16) and flow.min() > 0
+    torch.testing.assert_close(flow.flatten(1).sum(dim=1), torch.ones(2))
+    local = model_with(mask_unit_attn=(True,) * 4)  # then every mask unit keeps its share
+    units = token_evidence(local, clip, 0, "rollout").maps.unflatten(2, (2, 8)).unflatten(4, (2, 8)).sum(dim=(3, 5))
+    torch.testing.assert_close(units, torch.full((2, 2, 2, 2), 1 / 8))
+    stages = model_with("stages", head_strides=(1, 2))
+    assert token_evidence(stages, clip_of(8, 64, 64), 0, "rollout").maps.shape == (2, 4, 16, 16)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = model_with().train()
+    model.blocks[0].eval()
+    token_evidence(model, clip_of(4, 64, 64), 0)
+    assert model.training and not model.blocks[0].training and model.blocks[1].training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_speaks_for_a_class_lights_up_where_it_is() -> None:
+    """A head fitted to tell tokens of an object from all others, on a trunk that was never trained."""
+    torch.manual_seed(0)
+    model, (clips, _, places) = Hiera(SMALL).eval(), scenes(40, seed=1, contrast=0.1)
+    with torch.no_grad():
+        tokens = model.forward_features(clips).flatten(0, 1)
+        covered = F.avg_pool3d(places[:, None].float(), (2, 8, 8)).flatten()
+        centred = tokens - tokens.mean(dim=1, keepdim=True)
+        model.head.projection.weight[:] = torch.linalg.lstsq(centred, covered[:, None]).solution.T
+    assert hits(model, *scenes(20, seed=2, contrast=0.1)) >= 19
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "attentive", "stages"])
+def test_the_peak_touches_the_object_in_95_of_100_clips_of_a_trained_model(head: str) -> None:
+    torch.manual_seed(0)
+    model = Hiera(replace(SMALL, head=head))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 500)
+    for step in range(500):
+        clips, labels, _ = scenes(16, seed=1000 + step)
+        loss = F.cross_entropy(model(clips), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    clips, labels, places = scenes(100, seed=1)
+    assert (model.eval()(clips).argmax(dim=1) == labels).float().mean() >= 0.97
+    assert hits(model, clips, labels, places) >= 95
+
+
+@pytest.mark.parametrize(
+    ("head", "index", "by", "message"),
+    [
+        ("linear", 6, "auto", "there is no class 6: the model has 6, from 0 on"),
+        ("attentive", 0, "shares", "shares are of a linear head, and this model's is of the kind 'attentive'"),
+        ("linear", 0, "lime", "by is 'lime', but is auto or one of shares, gradcam, hirescam, rollout"),
+    ],
+)
+def test_what_cannot_be_explained_is_said(head: str, index: int, by: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        token_evidence(model_with(head), clip_of(4, 64, 64), index, by)  # type: ignore[arg-type]
+
+
+# --- of files ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_clip_in_which_the_label_speaks_most_is_explained(tiny_model: Path, videos: Path) -> None:
+    classifier = VideoClassifier.from_pretrained(tiny_model)
+    file = videos / "a.mp4"
+    why = hiera_video.explain(classifier, file, label="b", views="3x3")
+    views = hiera_video.load_views(file, classifier.model.spec, 3, 3)
+    clips = [views.clip(view) for view in (1, 4, 7)]
+    spec = classifier.model.spec
+    with torch.no_grad():
+        logits = [float(classifier.model(spec.model_input(spec.normalize(clip[None])))[0, 1]) for clip in clips]
+    best = int(np.argmax(logits))
+    assert why.logit == pytest.approx(logits[best], abs=1e-5) and why.evidence.sum() == pytest.approx(
+        why.logit, abs=1e-4
+    )
+    np.testing.assert_array_equal(why.frames, clips[best].permute(1, 2, 3, 0))
+    np.testing.assert_array_equal(why.times, views.times[3 * best + 1])
+    assert why.over_frames().shape == why.frames.shape[:3]
+    best_answer = classifier(file, views="3x3").predictions[0]
+    why = hiera_video.explain(classifier, file, views="3x3")
+    assert (why.label, why.score) == (best_answer.label, pytest.approx(best_answer.score))
+
+
+def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
+    tiny_model: Path,
+    videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="hiera_video")
+    words = [
+        "classify",
+        str(videos / "a.mp4"),
+        "missing.mp4",
+        str(videos / "b" / "vp9.webm"),
+        "--model",
+        str(tiny_model),
+    ]
+    picture = tmp_path / "why.png"
+    assert main([*words, "--explain", str(picture), "--format", "jsonl"]) == 1
+    output = capsys.readouterr()
+    assert output.out.count("\n") == 3 and "missing.mp4 cannot be read" in output.out
+    assert f"{picture} shows where the evidence lies: shares of the tokens in the logit" in caplog.text
+    with Image.open(picture) as image:
+        assert image.width == 1320 and np.array(image.convert("RGB")).std() > 20
+    film = tmp_path / "why.mp4"
+    assert main([*words[:2], *words[4:], "--explain", str(film), "--explain-by", "rollout"]) == 0
+    assert "attention rollout" in caplog.text
+    with av.open(str(film)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 4 and frames[0].width == 2 * frames[0].height >= 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--explain", "why.gif"], "explain is 'why.gif', but names a .png or, for one input, an .mp4"),
+        (["other.mp4", "--explain", "why.mp4"], "why.mp4 can show one input: name a .png for several"),
+        (["--explain", "no/folder/why.png"], "no/folder"),
+        (["--explain", "why.png", "--explain-label", "q"], "the model has no class 'q'; its nearest is"),
+        (["--explain", "why.png", "--explain-by", "lime"], "--explain-by is 'lime', but must be one of auto, shares,"),
+        (["--explain-label", "a"], "explain_label and explain_by are of an explanation: name its file (--explain)"),
+        (["--explain", "why.png", "--timeline", "t"], "leave out views, picture and explain"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_sentence(
+    options: list[str], message: str, tiny_model: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", str(videos / "a.mp4"), "--model", str(tiny_model), *options]) == 2
+    assert message in capsys.readouterr().err

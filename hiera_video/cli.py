@@ -6,21 +6,20 @@ bad, the rest is written; 2 the request itself is wrong; 130 interrupted, with w
 
 from __future__ import annotations
 
-import csv
 import difflib
 import importlib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
+
+from hiera_video.terminal import answer_interrupts, failed, log_to_stderr, written
 
 if TYPE_CHECKING:
     from hiera_video.fields import Field
-    from hiera_video.tasks.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +144,13 @@ def main(argv: list[str] | None = None) -> int:
         The exit code.
     """
     try:
+        if argv is None:
+            answer_interrupts()
         code = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -170,8 +173,8 @@ def _main(argv: list[str]) -> int:
         meant = [WORDS[name]] if name in WORDS else difflib.get_close_matches(name, JOBS, n=1)
         nearest = meant or (jobs_within if len(argv) == 1 else [])
         if nearest:
-            return _fail(f"there is no job {name!r}; did you mean {nearest[0]}?")
-    return _fail(f"there is no job {argv[0]!r}; jobs: {', '.join(JOBS)}")
+            return failed(f"there is no job {name!r}; did you mean {nearest[0]}?")
+    return failed(f"there is no job {argv[0]!r}; jobs: {', '.join(JOBS)}")
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -180,7 +183,7 @@ def _run(name: str, argv: list[str]) -> int:
     from hiera_video.errors import HieraVideoError
 
     speaks = JOBS[name].short is None or os.environ.get("RANK", "0") == "0"
-    _log_to_stderr(logging.INFO if speaks else logging.WARNING)
+    log_to_stderr(logging.INFO if speaks else logging.WARNING)
     if {"-h", "--help"} & set(argv):
         print(help_of(name))
         return 0
@@ -191,11 +194,11 @@ def _run(name: str, argv: list[str]) -> int:
             return _run_recipe(name, options, words, speaks)
         values = {option: value_of(option, field, words, job=name) for option, field in options.items()}
     except HieraVideoError as error:
-        return _fail(str(error))
+        return failed(str(error))
     own = _own_fields(name)
     style = "table" if "format" in own else values.pop("format")
     output = None if "output" in own else values.pop("output")
-    return _written(lambda: _function(name)(**values), style, output or sys.stdout, name)
+    return written(lambda: _function(name)(**values), style, output or sys.stdout, unit=JOBS[name].unit, of_run=False)
 
 
 def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], speaks: bool) -> int:
@@ -208,7 +211,8 @@ def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], 
         print(to_yaml(recipe) if speaks else "", end="")
         return 0
     with open(os.devnull, "w", encoding="utf-8") as nothing:
-        return _written(lambda: _function(name)(recipe), style, sys.stdout if speaks else nothing, name)
+        stream = sys.stdout if speaks else nothing
+        return written(lambda: _function(name)(recipe), style, stream, unit=JOBS[name].unit, of_run=True)
 
 
 def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
@@ -228,13 +232,6 @@ def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
 def _function(name: str) -> Any:
     module, _, function = JOBS[name].function.partition(":")
     return getattr(importlib.import_module(module), function)
-
-
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hiera_video").setLevel(level)
-    for name in ("faiss", "httpx", "httpcore", "huggingface_hub", "onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -310,72 +307,6 @@ def _about(name: str, section: str) -> str:
     from hiera_video.training.recipe_file import KINDS
 
     return str(get_type_hints(KINDS[name])[section].__doc__).splitlines()[0]
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
-
-
-def _written(records: Callable[[], Iterable[Record]], style: str, output: Path | TextIO, job: str) -> int:
-    """Writes what a job gives, to a file once it is whole, and says what went wrong. Returns the exit code."""
-    from hiera_video.errors import HieraVideoError
-    from hiera_video.files import check_output, replacing
-
-    try:
-        if not isinstance(output, Path):
-            return _write(records(), style, output, job=job)
-        check_output(output)
-        with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            return _write(records(), style, stream, job=job)
-    except HieraVideoError as error:
-        return _fail(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # stdout is on a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"results cannot be written: {error.strerror or error}")
-
-
-def _write(records: Iterable[Record], style: str, stream: TextIO, *, job: str) -> int:
-    """Writes records as they come, JSON at the end; what is done is written on an interrupt too. Returns the code."""
-    from tqdm import tqdm
-
-    code, unit, collected = 0, JOBS[job].unit, []
-    endless = getattr(records, "endless", False)
-    writer: csv.DictWriter[str] | None = None
-    try:
-        for record in tqdm(records, unit=unit or "", disable=None if unit and not endless else True, file=sys.stderr):
-            if record.error is not None:
-                code = 1
-            if style == "json":
-                collected.append(record.to_dict())
-            elif style == "jsonl":
-                print(json.dumps(record.to_dict(), ensure_ascii=False), file=stream, flush=True)
-            elif style == "csv" and JOBS[job].short is not None:
-                collected += record.rows()  # a run's records have different columns
-            elif style == "csv":
-                rows = record.rows()
-                if writer is None:
-                    writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-                    writer.writeheader()
-                writer.writerows(rows)
-                stream.flush()
-            else:
-                print(record.text(), file=stream, flush=True)
-    except KeyboardInterrupt:
-        code = code if endless else 130  # there is no other end
-    if style == "json":
-        print(json.dumps(collected, indent=2, ensure_ascii=False), file=stream)
-    elif collected:
-        writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(key for row in collected for key in row)))
-        writer.writeheader()
-        writer.writerows(collected)
-    stream.flush()
-    return code
-
-
-def _fail(message: str) -> int:
-    print(f"hiera-video: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ class Record(Protocol):
 class FlatRecord:
     """A dataclass whose fields are one flat row; where more can be said, a record says it itself.
 
-    One that cannot fail declares no ``error``, and its JSON form has none.
+    One that cannot fail declares no ``error``, and its JSON form has none. Several are printed as a table.
     """
+
+    tabular = True
 
     @property
     def error(self) -> str | None:

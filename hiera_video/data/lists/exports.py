@@ -2,15 +2,14 @@
 
 How each of them counts decides what the first and the last frame of a segment are:
 
-- Label Studio numbers frames from 1, and both ends of a range belong to it (one click labels ``start == end``): frames
-  a to b are [(a - 1) / fps, b / fps) seconds. A ``videorectangle`` lasts from a keyframe to the next that is not
-  ``enabled``, which belongs to it, or to ``framesCount``. Frames are counted by ``frameRate`` of the labelling
-  configuration, 24 unless it is set, which an export has only in the ``time`` of keyframes, frame / fps.
-  (Its TimelineRegion.js, VideoRegion.js, and VideoCanvas.tsx, where frame n is shown until n / fps.)
+- Label Studio numbers frames from 1, and both ends of a range belong to it: frames a to b are [(a - 1) / fps, b / fps)
+  seconds. A ``videorectangle`` lasts to the keyframe that is not ``enabled``, which belongs to it, or to
+  ``framesCount``. Its fps are ``frameRate`` of the labelling configuration, 24 unless that is set; an export has it
+  only in the ``time`` of keyframes, frame / fps. (TimelineRegion.js, VideoRegion.js and VideoCanvas.tsx there.)
 - CVAT numbers the frames of the file from 0, whatever ``start_frame`` and ``frame_filter`` (``step=N``) are. A shape
   with ``outside="1"`` is at the first frame without the object; a track without one lasts to ``stop_frame``, which
-  belongs to it, as a tag of "CVAT for images" does to the next annotated frame. (``abs_frame_id`` in its bindings.py.)
-- VIA 3 has seconds, ``z: [start, end]``; labels are those of the first attribute for spans of time. (Its CodeDoc.md.)
+  belongs to it. A tag lasts to the next frame of the task. (``abs_frame_id`` in bindings.py there.)
+- VIA 3 has seconds, ``z: [start, end]``; labels are those of the first attribute for spans of time. (CodeDoc.md there.)
 - COCO has no rule for time. ``segment``, or ``start`` and ``end``, are seconds here, as in ActivityNet's files;
   ``start_frame`` and ``end_frame`` count from 0, and both belong to the segment.
 """
@@ -44,8 +43,10 @@ TOOLS = "an export of Label Studio (JSON), CVAT (annotations.xml), VIA 3, or COC
 REMEDY = "name the folder of the videos as root, or the rate by which frames count (hiera-video data import --fps)"
 WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 Span = tuple[float, float]
+#: Frames, and whether something is there no longer.
+Events = list[tuple[int, bool]]
 WHOLE: Span = (0.0, math.inf)
-#: Names of a start and an end in COCO-style files; the last ones are frames.
+#: What COCO-style files call a start and an end; the last ones are frames.
 SPANS = (("start", "end"), ("start_time", "end_time"), ("start_frame", "end_frame"))
 
 
@@ -66,9 +67,9 @@ class Segment(NamedTuple):
 class Export:
     """All annotations of one file.
 
-    ``folder``: that of the videos. ``fps``: frames a second, where the export does not say. ``segments``: in
-    the order of the file, with those that are left out. ``seen``: the parts that annotators saw, of videos that they
-    did not see whole. ``even``: the tool spaces frames evenly, whatever their times in the file.
+    ``folder``: of the videos. ``fps``: frames a second, where the export does not say. ``segments``: with those that
+    are left out. ``seen``: the parts that annotators saw, of videos that they did not see whole. ``even``: the tool
+    spaces frames evenly, whatever their times in the file.
     """
 
     file: str
@@ -83,6 +84,7 @@ class Export:
     def add(self, path: str, labels: Iterable[str], span: Span = WHOLE, left_out: str | None = None) -> None:
         """Takes an annotation, by the fields of :class:`Segment`; without a label, or repeated, it is left out."""
         names = dict.fromkeys(label.strip() for label in labels if label.strip())
+        span = round(span[0], 6), round(span[1], 6)
         before = self._kept.get((path, span), {})
         if left_out is None and names.keys() <= before.keys():
             left_out = "it repeats another with this label, start and end" if names else "it has no label"
@@ -107,13 +109,13 @@ class Export:
         for reason, count in Counter(segment.left_out for segment in self.segments if segment.left_out).items():
             log.warning("%s: %d annotations left out: %s", self.file, count, reason)
         kept = self.kept()
-        return Entries(
-            *(self.file, "", [segment.path for segment in kept]),
-            *([list(segment.labels) for segment in kept], [0] * len(kept)),
-            *([segment.span[0] for segment in kept], [segment.span[1] for segment in kept]),
-            several=any(len(segment.labels) > 1 for segment in kept),
-            classes=sorted({label for segment in kept for label in segment.labels}),
-        )
+        classes = sorted({label for segment in kept for label in segment.labels})
+        entries = Entries(self.file, several=any(len(segment.labels) > 1 for segment in kept), classes=classes)
+        for path, labels, (start, end), _ in kept:
+            entries.add(0, path, list(labels))
+            entries.starts.append(start)
+            entries.ends.append(end)
+        return entries
 
     def find(self, name: str) -> str:
         """The video that a tool names, by an address or a path of its own machine.
@@ -138,22 +140,22 @@ class Export:
         Without a rate in the export (``rate``) they are frames of the file, at their own times. ``end`` may lie a step
         after the last one: tools round the number of frames up.
         """
-        if rate := rate or self.fps:
-            return round(begin / rate, 6), round(end / rate, 6)
+        rate = rate or self.fps
+        if rate and 0 < rate < math.inf:
+            return begin / rate, end / rate
         if path not in self._times:
             try:
                 with open_video(path) as video:
                     self._times[path] = np.append(video.times - video.times[0], video.duration)
             except UnreadableVideo as error:
-                reason = str(error).rstrip(".")
-                raise RequestError(f"{where}: frames have no times, as {reason}; {REMEDY}") from error
+                raise RequestError(f"{where}: frames have no times: {str(error).rstrip('.')}; {REMEDY}") from error
         times = self._times[path]
         count = len(times) - 1
         if begin >= count or end > count + step:
             raise wrong(where, 0, f"frame {end}", f"no more than the {count} frames of {path}: {REMEDY}")
         if self.even:
             times = np.linspace(0, times[-1], count + 1)
-        return round(float(times[begin]), 6), round(float(times[min(end, count)]), 6)
+        return float(times[begin]), float(times[min(end, count)])
 
 
 def read_export(file: str | os.PathLike[str], folder: str, *, fps: float | None = None) -> Export | None:
@@ -212,17 +214,24 @@ def _field(item: Any, name: str, kind: type, where: str) -> Any:
 def _check(start: float, end: float, where: str, *, frames: bool) -> None:
     """Refuses a range that is negative or reversed; one frame may be start and end."""
     if not (0 <= start <= end if frames else 0 <= start < end < math.inf):
-        after = "not before" if frames else "after"
-        raise wrong(where, 0, f"{start} to {end}", f"a start from 0 on, and an end {after} it")
+        raise wrong(
+            where, 0, f"{start} to {end}", f"a start from 0 on, and an end {'not before' if frames else 'after'} it"
+        )
 
 
-# --- Label Studio -----------------------------------------------------------------------------------------------------
+def _runs(events: Events) -> Iterator[tuple[int, int]]:
+    """Where something is there: the first frame, and the first one without it."""
+    begun: int | None = None
+    for frame, gone in events:
+        if gone and begun is not None:
+            yield begun, frame
+        begun = None if gone else frame if begun is None else begun
 
 
 def _read_label_studio(export: Export, tasks: list[Any]) -> None:
     export.even = True
-    for number, task in enumerate(tasks, start=1):
-        where = f"{export.file}: task {task.get('id', number)}" if isinstance(task, dict) else f"{export.file}: {task}"
+    for place, task in enumerate(tasks, start=1):
+        where = f"{export.file}: task {task.get('id', place) if isinstance(task, dict) else place}"
         if isinstance(task, dict) and "annotation_id" in task:
             raise RequestError(f"{where}: found JSON-MIN, but expected Label Studio's JSON: export again as JSON")
         data, notes = _field(task, "data", dict, where), _field(task, "annotations", list, where)
@@ -231,7 +240,7 @@ def _read_label_studio(export: Export, tasks: list[Any]) -> None:
         results = [(note, result) for note in notes for result in _field(note, "result", list, f"{where}, annotations")]
         rate = _label_studio_rate([_field(result, "value", dict, where) for _, result in results], data)
         valid = [note for note in notes if not note.get("was_cancelled")]
-        best = max(valid, key=lambda note: (bool(note.get("ground_truth")), str(note.get("updated_at"))), default=None)
+        best = max(valid, key=lambda note: (bool(note.get("ground_truth")), note.get("updated_at") or ""), default=None)
         for note, result in results:
             left_out = None if note is best else "another annotation of its task is newer, or it was cancelled"
             _add_result(export, path, result, rate, f"{where}, {result.get('type')}", left_out)
@@ -253,39 +262,41 @@ def _add_result(export: Export, path: str, result: Any, rate: float | None, wher
     if kind not in ("timelinelabels", "videorectangle", "choices", "taxonomy"):
         export.add(path, (), left_out=f"it is of the type {kind}")
         return
-    found = value.get("labels") or () if kind == "videorectangle" else _field(value, kind, list, where)
-    labels = ["/".join(label) if isinstance(label, list) else str(label) for label in found]
+    names = value.get("labels") or () if kind == "videorectangle" else _field(value, kind, list, where)
+    labels = ["/".join(name) if isinstance(name, list) else str(name) for name in names]
     if kind in ("choices", "taxonomy"):
         part = "it describes a region" if {"ranges", "sequence"} & value.keys() else None
         export.add(path, labels, left_out=left_out or part)
         return
-    ranges = _lifespans(value, where) if kind == "videorectangle" else _field(value, "ranges", list, where)
-    for first, last in ([_field(item, side, int, where) for side in ("start", "end")] for item in ranges):
+    if kind == "videorectangle":
+        ranges = [[begin + 1, end] for begin, end in _runs(_keyframes(value, where))]
+    else:
+        items = _field(value, "ranges", list, where)
+        ranges = [[_field(item, side, int, where) for side in ("start", "end")] for item in items]
+    for first, last in ranges:
         _check(first, last, where, frames=True)
         span = export.seconds(path, max(first, 1) - 1, max(last, 1), where, rate)  # scripts write 0 for the first frame
         export.add(path, labels, span, left_out)
 
 
-def _lifespans(value: Mapping[str, Any], where: str) -> Iterator[dict[str, int]]:
-    """Ranges of frames in which a rectangle is there."""
-    begun: int | None = None
+def _keyframes(value: Any, where: str) -> Events:
+    """Where a rectangle is, for :func:`_runs`."""
+    events: Events = []
     for key in _field(value, "sequence", list, where):
         frame = _field(key, "frame", int, where)
-        begun = frame if begun is None else begun
-        if not key.get("enabled", True):
-            yield {"start": begun, "end": frame}
-            begun = None
-    if begun is not None:
-        yield {"start": begun, "end": _field(value, "framesCount", int, where)}
-
-
-# --- CVAT -------------------------------------------------------------------------------------------------------------
+        events += [(frame - 1, False)] if key.get("enabled", True) else [(frame - 1, False), (frame, True)]
+    return events if not events or events[-1][1] else [*events, (_field(value, "framesCount", int, where), True)]
 
 
 def _read_cvat(export: Export, tree: ElementTree.Element) -> None:
     metas = [meta for place in ("task", "job", "project/tasks/task") for meta in tree.findall(f"meta/{place}")]
-    names = {label.findtext("name") for label in tree.iterfind("meta//label")}
-    for meta in metas or [tree]:
+    names = sorted({str(label.findtext("name")) for label in tree.iterfind("meta//label")})
+    owners = [str(meta.findtext("id")) if len(metas) > 1 else "" for meta in metas]
+    for item in (item for item in tree if len(metas) > 1 and item.tag in ("track", "image")):
+        if item.get("task_id") not in owners:
+            at = f"{export.file}: {item.tag} {item.get('id')}, task_id"
+            raise wrong(at, 0, item.get("task_id", ""), f"one of the tasks in meta: {', '.join(owners)}")
+    for meta, owner in zip(metas or [tree], owners or [""], strict=True):
         where = f"{export.file}: {meta.tag} {meta.findtext('id')}"
         name = meta.findtext("source") or meta.findtext("name") or ""
         if not is_media(name):
@@ -293,33 +304,30 @@ def _read_cvat(export: Export, tree: ElementTree.Element) -> None:
         path, start = export.find(name), _whole(meta.findtext("start_frame") or "0", where)
         step = int((re.search(r"step=([1-9]\d*)", meta.findtext("frame_filter") or "") or ("", "1"))[1])
         stop = _whole(meta.findtext("stop_frame"), f"{where}, stop_frame") + step
-        for label, shapes, at in _cvat_shapes(tree, meta.findtext("id") if len(metas) > 1 else None, step, export.file):
+        items = list(_cvat_shapes(tree, owner, step, export.file))
+        for label, shapes, at in items:
             if names and label not in names:
-                raise wrong(f"{at}, label", 0, label, f"one of the labels in meta: {', '.join(map(str, names))}")
-            begun: int | None = None
-            for frame, outside in [*sorted(shapes), (stop, True)]:
-                if outside and begun is not None:
-                    _check(begun, frame, at, frames=True)
-                    export.add(path, [label], export.seconds(path, begun, frame, at, step=step))
-                begun = None if outside else frame if begun is None else begun
+                raise wrong(f"{at}, label", 0, label, f"one of the labels in meta: {', '.join(names)}")
+            for begin, end in _runs([*sorted(shapes), (stop, True)]):
+                _check(begin, end, at, frames=True)
+                export.add(path, [label], export.seconds(path, begin, end, at, step=step))
+        if items:
             export.seen.append(Segment(path, (), export.seconds(path, start, stop, where, step=step)))
 
 
-def _cvat_shapes(
-    tree: ElementTree.Element, task: str | None, step: int, file: str
-) -> Iterator[tuple[str, list[tuple[int, bool]], str]]:
-    """Label, frames with whether the object is outside, and where this stands: of each track, and of tags by label."""
+def _cvat_shapes(tree: ElementTree.Element, task: str, step: int, file: str) -> Iterator[tuple[str, Events, str]]:
+    """Label, frames, and where this stands: of each track of a task ("": of all), and of its tags by label."""
     for track in tree.iter("track"):
-        if task in (None, track.get("task_id")):
+        if task in ("", track.get("task_id")):
             where = f"{file}: track {track.get('id')}"
             frames = [(_whole(shape.get("frame"), f"{where}, frame"), shape.get("outside") == "1") for shape in track]
             yield track.get("label", ""), frames, where
     tags: dict[str, set[int]] = {}
     for image in tree.iter("image"):
-        if task in (None, image.get("task_id")):
-            number = re.search(r"frame_(\d+)", image.get("name", ""))
+        if task in ("", image.get("task_id")):
+            match = re.search(r"frame_(\d+)", image.get("name", ""))  # in a project, ids go on from task to task
             for shape in image:
-                frame = _whole(number[1] if number else image.get("id"), f"{file}: image, id")
+                frame = _whole(match[1] if match else image.get("id"), f"{file}: image, id")
                 tags.setdefault(shape.get("label", ""), set()).add(frame)
     for label, some in tags.items():
         ends = [(frame + step, True) for frame in some if frame + step not in some]
@@ -330,9 +338,6 @@ def _whole(text: str | None, where: str) -> int:
     if not re.fullmatch(r"\d+", text or ""):
         raise wrong(where, 0, text or "", "the number of a frame, from 0 on")
     return int(str(text))
-
-
-# --- VIA 3 and COCO ---------------------------------------------------------------------------------------------------
 
 
 def _read_via(export: Export, data: Any) -> None:
@@ -370,8 +375,8 @@ def _via_labels(attribute: Mapping[str, Any], value: Any, where: str) -> list[st
 def _read_coco(export: Export, data: Any) -> None:
     tables = {name: _field(data, name, list, export.file) for name in ("videos", "categories", "annotations")}
     entries = {name: {item.get("id"): item for item in tables[name]} for name in ("videos", "categories")}
-    for number, note in enumerate(tables["annotations"]):
-        where = f"{export.file}: annotation {note.get('id', number)}"
+    for place, note in enumerate(tables["annotations"]):
+        where = f"{export.file}: annotation {note.get('id', place)}"
         for name, table in (("video_id", "videos"), ("category_id", "categories")):
             if note.get(name) not in entries[table]:
                 raise wrong(f"{where}, {name}", 0, note.get(name, ""), f"the id of one of the {table}")

@@ -257,7 +257,7 @@ def _entries_of_card(card: Card, root: str, split: str, fold: int) -> Entries:
 def _read_file(file: str | os.PathLike[str], split: str, folder: str) -> Entries:
     """A file whose format its name and what it holds tell. Its videos are in ``folder``."""
     path = Path(file)
-    if path.suffix.lower() in (".json", ".xml"):
+    if path.suffix.lower() in (".json", ".xml", ".zip"):
         export = read_export(path, folder)
         return formats.read_ssv2(path, folder) if export is None else export.entries()
     if re.fullmatch(r"(train|test)list\d+\.txt", path.name) and (path.parent / "classInd.txt").is_file():

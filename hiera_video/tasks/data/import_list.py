@@ -78,6 +78,8 @@ def import_list(
         name, value = ("background", background) if background < 0 else ("seed", seed)
         raise RequestError(f"{name} is {value}, but must be at least 0")
     check_output(output)
+    if os.path.abspath(output) in map(os.path.abspath, exports):
+        raise RequestError(f"output {output} is an export that would be lost: name another file")
     together = Export(os.fspath(output), "")
     for file in exports:
         try:
@@ -100,12 +102,12 @@ def _written(together: Export) -> Iterator[Imported]:
     for segment in kept:
         for label in segment.labels:
             groups["", label].append(segment)
-    for segment in together.segments:
-        if segment.left_out is not None:
-            groups[segment.left_out, ", ".join(segment.labels) or "no label"].append(segment)
     if kept:
         _write(Path(together.file), kept)
         groups["", "all"] = kept
+    for segment in together.segments:
+        if segment.left_out is not None:
+            groups[segment.left_out, ", ".join(segment.labels) or "no label"].append(segment)
     for (reason, label), some in groups.items():
         seconds = round(sum(segment.span[1] - segment.span[0] for segment in some), 3)
         videos = len({segment.path for segment in some})
@@ -124,8 +126,8 @@ def _write(output: Path, segments: list[Segment]) -> None:
     several = any(len(segment.labels) > 1 for segment in segments)
     rows = [("path", "start", "end", "labels" if several else "label")]
     for path, labels, span, _ in segments:
-        if several and ";" in "".join(labels):
-            raise RequestError(f"label {labels} has a semicolon, which divides the labels of a segment: rename it")
+        if several and (divided := [label for label in labels if ";" in label]):
+            raise RequestError(f"label {divided[0]!r} has a semicolon, which stands between labels: rename it")
         start, end = (f"{time:.6f}".rstrip("0").rstrip(".") if time < math.inf else "" for time in span)
         rows.append((path if "://" in path else os.path.abspath(path), start, end, ";".join(labels)))
     write_csv(output, rows)
@@ -144,19 +146,21 @@ def _background(export: Export, count: int, seed: int) -> Iterator[Segment]:
             continue
         own = [segment for segment in export.segments if segment.path == path]
         taken = sorted(segment.span for segment in own if segment.span != WHOLE or not segment.left_out)
-        for begin, end in seen:
-            for start, stop in [*taken, (end, end)]:
-                gaps.append((path, begin, min(start, end)))
+        begin = 0.0
+        for first, end in sorted(seen):
+            begin = max(begin, first)
+            for start, stop in [*(span for span in taken if span[0] < end), (end, end)]:
+                gaps.append((path, begin, start))
                 begin = max(begin, stop)
     lengths = [end - start for _, _, (start, end), _ in kept if end < math.inf]
     rng, made = np.random.default_rng(seed), 0
-    for length in rng.choice(lengths, count) if lengths else ():
+    while made < count and (fitting := [length for length in lengths if any(e - b > length for _, b, e in gaps)]):
+        length = rng.choice(fitting)
         room = np.array([max(0.0, end - begin - length) for _, begin, end in gaps])
-        if room.sum() > 0:
-            path, begin, end = gaps.pop(int(rng.choice(len(gaps), p=room / room.sum())))
-            start = float(rng.uniform(begin, end - length))
-            gaps += [(path, begin, start), (path, start + length, end)]
-            made += 1
-            yield Segment(path, ("background",), (start, start + length))
+        path, begin, end = gaps.pop(int(rng.choice(len(gaps), p=room / room.sum())))
+        start = float(rng.uniform(begin, end - length))
+        gaps += [(path, begin, start), (path, start + length, end)]
+        made += 1
+        yield Segment(path, ("background",), (start, start + length))
     if made < count:
         log.warning("background: there is room for %d of %d segments where nobody labelled anything", made, count)

@@ -98,28 +98,25 @@ def import_list(
 
 def _written(together: Export) -> Iterator[Imported]:
     """Writes the list, and counts what is in it and what is not."""
-    kept, groups = together.kept(), defaultdict(list)
+    kept, labelled, left_out = together.kept(), defaultdict(list), defaultdict(list)
     for segment in kept:
         for label in segment.labels:
-            groups["", label].append(segment)
-    if kept:
-        _write(Path(together.file), kept)
-        groups["", "all"] = kept
+            labelled[label, ""].append(segment)
     for segment in together.segments:
         if segment.left_out is not None:
-            groups[segment.left_out, ", ".join(segment.labels) or "no label"].append(segment)
-    for (reason, label), some in groups.items():
+            left_out[", ".join(segment.labels) or "no label", segment.left_out].append(segment)
+    if kept:
+        _write(Path(together.file), kept)
+    for (label, reason), some in [*labelled.items(), *([(("all", ""), kept)] if kept else []), *left_out.items()]:
         seconds = round(sum(segment.span[1] - segment.span[0] for segment in some), 3)
         videos = len({segment.path for segment in some})
         yield Imported(label, len(some), videos, seconds if math.isfinite(seconds) else None, reason)
+    if not kept:
+        yield Imported(together.file, 0, 0, None, f"{together.file} is not written: there is no label")
     missing = sorted({path for path, *_ in kept if not (is_address(path) or os.path.isfile(path))})
-    if missing or not kept:
-        there = (
-            f"{len(missing)} videos are not there, such as {missing[0]}: name their folder as --root" if missing else ""
-        )
-        yield Imported(
-            together.file, 0, len(missing), None, there or f"{together.file} is not written: there is no label"
-        )
+    if missing:
+        reason = f"{len(missing)} videos are not there, such as {missing[0]}: name their folder as --root"
+        yield Imported(together.file, 0, len(missing), None, reason)
 
 
 def _write(output: Path, segments: list[Segment]) -> None:
@@ -142,7 +139,7 @@ def _background(export: Export, count: int, seed: int) -> Iterator[Segment]:
             with open_video(path) as video:
                 seen = [segment.span for segment in export.seen if segment.path == path] or [(0.0, video.duration)]
         except UnreadableVideo as error:
-            log.warning("no background is cut out of it: %s", error)
+            log.warning("%s No background is cut out of it.", error)
             continue
         own = [segment for segment in export.segments if segment.path == path]
         taken = sorted(segment.span for segment in own if segment.span != WHOLE or not segment.left_out)
@@ -153,14 +150,16 @@ def _background(export: Export, count: int, seed: int) -> Iterator[Segment]:
                 gaps.append((path, begin, start))
                 begin = max(begin, stop)
     lengths = [end - start for _, _, (start, end), _ in kept if end < math.inf]
-    rng, made = np.random.default_rng(seed), 0
-    while made < count and (fitting := [length for length in lengths if any(e - b > length for _, b, e in gaps)]):
+    rng = np.random.default_rng(seed)
+    for made in range(count):
+        longest = max((end - begin for _, begin, end in gaps), default=0.0)
+        fitting = [length for length in lengths if length < longest]
+        if not fitting:
+            log.warning("background: there is room for %d of %d segments where nobody labelled anything", made, count)
+            return
         length = rng.choice(fitting)
         room = np.array([max(0.0, end - begin - length) for _, begin, end in gaps])
         path, begin, end = gaps.pop(int(rng.choice(len(gaps), p=room / room.sum())))
         start = float(rng.uniform(begin, end - length))
         gaps += [(path, begin, start), (path, start + length, end)]
-        made += 1
         yield Segment(path, ("background",), (start, start + length))
-    if made < count:
-        log.warning("background: there is room for %d of %d segments where nobody labelled anything", made, count)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -332,6 +333,15 @@ def test_frames_of_a_task_with_a_start_and_a_step_are_those_of_the_file(pool: Pa
     assert [(round(s.span[0] * FPS), round(s.span[1] * FPS)) for s in export.seen] == [(10, 60)]
 
 
+def test_a_job_names_no_video_and_takes_that_of_the_export_s_name(pool: Path, tmp_path: Path) -> None:
+    meta = re.sub("<(name>my task|source>a.mp4)</(name|source)>", "", cvat_meta(kind="job"))
+    document = cvat_document(meta, track("person", box(3, 0), box(9, 1)))
+    (segment,) = read(document, pool, tmp_path / "a.xml").kept()
+    assert (segment.path, round(segment.span[1] * FPS)) == (f"{pool}/a.mp4", 9)
+    with pytest.raises(RequestError, match=r"or call the export as its video, match\.xml for match\.mp4"):
+        read(document, pool, tmp_path / "c.xml")
+
+
 def test_tags_of_neighbouring_frames_are_one_segment(pool: Path, tmp_path: Path) -> None:
     """ "CVAT for images" of a video: frames are named by their number in the file, also in a project."""
 
@@ -451,12 +461,15 @@ BOX = track("person", box(3, 0), box(9, 1))
             changed(label_studio(), [0, "data", "video"], "c.mp4"),
             r"task 7, timelinelabels: frames have no times: .*c\.mp4 cannot be read .*; name the folder of the videos",
         ),
-        (cvat_document(""), r"x\.json: annotations None, source: found nothing, but expected the name of a video"),
+        (cvat_document(""), r"x\.json: annotations None, source: found nothing, but expected a video"),
         (
             cvat_document(cvat_meta("photos.zip"), BOX),
-            "task photos.zip, source: found 'photos.zip', but expected the name of a video: export a task",
+            "task photos.zip, source: found 'photos.zip', but expected a video: export a task of one video",
         ),
-        (cvat_document(cvat_meta().replace("<stop_frame>59", "<stop_frame>"), BOX), "stop_frame: found nothing, but"),
+        (
+            cvat_document(cvat_meta().replace("<size>60", "<size>"), BOX),
+            "a.mp4, size: found nothing, but expected the number",
+        ),
         (
             cvat_document(cvat_meta(), track("cat", box(3, 0))),
             "track 4, label: found 'cat', but expected one of the labels in meta: jump, person, swim",

@@ -7,8 +7,8 @@ How each of them counts decides what the first and the last frame of a segment a
   ``framesCount``. Its fps are ``frameRate`` of the labelling configuration, 24 unless that is set; an export has it
   only in the ``time`` of keyframes, frame / fps. (TimelineRegion.js, VideoRegion.js and VideoCanvas.tsx there.)
 - CVAT numbers the frames of the file from 0, whatever ``start_frame`` and ``frame_filter`` (``step=N``) are. A shape
-  with ``outside="1"`` is at the first frame without the object; a track without one lasts to ``stop_frame``, which
-  belongs to it. A tag lasts to the next frame of the task. (``abs_frame_id`` in bindings.py there.)
+  with ``outside="1"`` is at the first frame without the object; a track without one lasts to the task's
+  end, its ``size`` times the step. A tag lasts to the next frame of the task. (``abs_frame_id`` in bindings.py there.)
 - VIA 3 has seconds, ``z: [start, end]``; labels are those of the first attribute for spans of time. (CodeDoc.md there.)
 - COCO has no rule for time. ``segment``, or ``start`` and ``end``, are seconds here, as in ActivityNet's files;
   ``start_frame`` and ``end_frame`` count from 0, and both belong to the segment.
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from hiera_video.data.lists.annotations import Entries
 from hiera_video.data.lists.tables import is_media, read_lines, wrong
+from hiera_video.data.reading.files import VIDEO_EXTENSIONS
 from hiera_video.data.reading.reader import open_video
 from hiera_video.errors import RequestError, UnreadableVideo
 
@@ -67,9 +68,8 @@ class Segment(NamedTuple):
 class Export:
     """All annotations of one file.
 
-    ``folder``: of the videos. ``fps``: frames a second, where the export does not say. ``segments``: with those that
-    are left out. ``seen``: the parts that annotators saw, of videos that they did not see whole. ``even``: the tool
-    spaces frames evenly, whatever their times in the file.
+    ``folder``: of the videos. ``fps``: where the export does not say it. ``segments``: with those that are left out.
+    ``seen``: the parts that annotators saw, of videos that they did not see whole. ``even``: the tool spaces frames so.
     """
 
     file: str
@@ -290,6 +290,8 @@ def _keyframes(value: Any, where: str) -> Events:
 
 def _read_cvat(export: Export, tree: ElementTree.Element) -> None:
     metas = [meta for place in ("task", "job", "project/tasks/task") for meta in tree.findall(f"meta/{place}")]
+    stem = os.path.join(export.folder, os.path.splitext(os.path.basename(export.file))[0])
+    beside = [stem + end for end in sorted(VIDEO_EXTENSIONS) if os.path.isfile(stem + end)]
     names = sorted({str(label.findtext("name")) for label in tree.iterfind("meta//label")})
     owners = [str(meta.findtext("id")) if len(metas) > 1 else "" for meta in metas]
     for item in (item for item in tree if len(metas) > 1 and item.tag in ("track", "image")):
@@ -298,12 +300,14 @@ def _read_cvat(export: Export, tree: ElementTree.Element) -> None:
             raise wrong(at, 0, item.get("task_id", ""), f"one of the tasks in meta: {', '.join(owners)}")
     for meta, owner in zip(metas or [tree], owners or [""], strict=True):
         where = f"{export.file}: {meta.tag} {meta.findtext('id')}"
-        name = meta.findtext("source") or meta.findtext("name") or ""
-        if not is_media(name):
-            raise wrong(f"{where}, source", 0, name, "the name of a video: export a task that was made of one video")
+        named = [meta.findtext("source"), meta.findtext("name"), *beside]  # a job's export names no video
+        name = next((name for name in named if name and is_media(name)), None)
+        if name is None:
+            expected = "a video: export a task of one video, or call the export as its video, match.xml for match.mp4"
+            raise wrong(f"{where}, source", 0, named[0] or "", expected)
         path, start = export.find(name), _whole(meta.findtext("start_frame") or "0", where)
         step = int((re.search(r"step=([1-9]\d*)", meta.findtext("frame_filter") or "") or ("", "1"))[1])
-        stop = _whole(meta.findtext("stop_frame"), f"{where}, stop_frame") + step
+        stop = start + _whole(meta.findtext("size"), f"{where}, size") * step
         items = list(_cvat_shapes(tree, owner, step, export.file))
         for label, shapes, at in items:
             if names and label not in names:

@@ -111,7 +111,7 @@ def _written(together: Export) -> Iterator[Imported]:
         seconds = round(sum(segment.span[1] - segment.span[0] for segment in some), 3)
         videos = len({segment.path for segment in some})
         yield Imported(label, len(some), videos, seconds if math.isfinite(seconds) else None, reason)
-    if not kept:
+    if together.segments and not kept:
         yield Imported(together.file, 0, 0, None, f"{together.file} is not written: there is no label")
     missing = sorted({path for path, *_ in kept if not (is_address(path) or os.path.isfile(path))})
     if missing:

@@ -96,6 +96,11 @@ JOBS = {
         text="count the videos of a dataset that are missing, broken or too short",
         example="hiera-video data check kinetics400 --root /data/k400 --split val --report val.jsonl",
     ),
+    "data import": Job(
+        function="hiera_video.tasks.data.import_list:import_list",
+        text="make a list of what was labelled in Label Studio, CVAT, VIA or COCO-style files",
+        example="hiera-video data import project.json --root videos --output list.csv",
+    ),
     "data prepare": Job(
         function="hiera_video.tasks.data.prepare:prepare",
         text="make lists of the videos of Kinetics that can be used",

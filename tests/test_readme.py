@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -95,7 +96,10 @@ def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def with_classes(in_a_copy: Path) -> Path:
-    """The same with videos/train and videos/val, in each three tiny videos of two classes."""
+    """The same with videos/train and videos/val, in each three tiny videos of two classes, and an export."""
+    zoom = {"type": "timelinelabels", "value": {"ranges": [{"start": 1, "end": 20}], "timelinelabels": ["zoom"]}}
+    task = {"id": 1, "data": {"video": "clip.mp4"}, "annotations": [{"result": [zoom]}]}
+    (in_a_copy / "project.json").write_text(json.dumps([task]))
     for split in ("train", "val"):
         for number, name in enumerate(("jump", "swim")):
             (in_a_copy / "videos" / split / name).mkdir(parents=True)

@@ -22,6 +22,7 @@ from hiera_video import files
 from hiera_video.data.lists import annotations as formats
 from hiera_video.data.lists.annotations import Entries, plain
 from hiera_video.data.lists.cards import TORCHVISION, Card, load_card
+from hiera_video.data.lists.exports import read_export
 from hiera_video.data.lists.folders import class_folders, place_kinetics, read_folders, subfolders
 from hiera_video.data.lists.tables import header_of, read_lines, wrong
 from hiera_video.data.reading.files import is_address, local_file
@@ -169,8 +170,8 @@ def list_videos(
     Args:
         source: A card's name or YAML file; a folder with one folder for each class (or with train, val, test of such),
             or with videos alone, which have no labels;
-            an annotation file (.csv, .txt, .tsv; .json of SSv2), also by its http(s) address; or a folder of tar shards
-            with an index.csv.
+            an annotation file (.csv, .txt, .tsv; .json of SSv2; an export of Label Studio, CVAT, VIA 3 or COCO-style
+            JSON), also by its http(s) address; or a folder of tar shards with an index.csv.
         root: Where the dataset lies, or what a file's paths are relative to. Default: the folder of the file.
         split: train, val or test, where the source has several.
         fold: Which of a card's published folds, from 1 on.
@@ -254,12 +255,11 @@ def _entries_of_card(card: Card, root: str, split: str, fold: int) -> Entries:
 
 
 def _read_file(file: str | os.PathLike[str], split: str, folder: str) -> Entries:
-    """A file whose format its name and first line tell: official Kinetics CSV, table with a header, plain list,
-    SSv2 JSON, UCF101 split file. Its videos are in ``folder``.
-    """
+    """A file whose format its name and what it holds tell. Its videos are in ``folder``."""
     path = Path(file)
-    if path.suffix == ".json":
-        return formats.read_ssv2(path, folder)
+    if path.suffix.lower() in (".json", ".xml", ".zip"):
+        export = read_export(path, folder)
+        return formats.read_ssv2(path, folder) if export is None else export.entries()
     if re.fullmatch(r"(train|test)list\d+\.txt", path.name) and (path.parent / "classInd.txt").is_file():
         return formats.read_ucf101(path, folder)
     if re.fullmatch(r".+_test_split\d\.txt", path.name):

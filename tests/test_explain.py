@@ -18,12 +18,19 @@ import hiera_video
 from hiera_video import Architecture, ClipSpec, Hiera, VideoClassifier, token_evidence
 from hiera_video.cli import main
 from hiera_video.errors import RequestError
+from hiera_video.models.evidence import Method
+from hiera_video.models.heads import AttentiveHead
 
 SIDE, FRAMES = 64, 8
 #: A model whose last map is 8x8, four times over.
 SMALL = Architecture(
-    **{"input_size": (FRAMES, SIDE, SIDE), "embed_dim": 32, "num_heads": 1, "num_classes": 3, "stages": (1, 2)},
-    **{"q_pool": 1, "mask_unit_size": (1, 2, 2), "mask_unit_attn": (True, False), "sep_pos_embed": True},
+    input_size=(FRAMES, SIDE, SIDE),
+    embed_dim=32,
+    num_classes=4,
+    stages=(1, 2),
+    q_pool=1,
+    mask_unit_size=(1, 2, 2),
+    mask_unit_attn=(True, False),
     head_init_scale=1.0,
 )
 COLOURS = torch.tensor([[0.9, 0.15, 0.1], [0.1, 0.8, 0.2], [0.15, 0.2, 0.95]])
@@ -49,13 +56,17 @@ def clip_of(*size: int) -> Tensor:
 
 
 def scenes(count: int, seed: int, contrast: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
-    """Clips of soft noise with a square of one of three colours in half of the frames; labels; where it is."""
+    """Clips of soft noise, without anything (class 3), or with a square of one of three colours in half of the frames;
+    labels; where the square is.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, 1, 8, 8, generator=generator) * contrast + 0.5 - contrast / 2
     clips = F.interpolate(noise, size=(1, SIDE, SIDE), mode="trilinear").repeat(1, 1, FRAMES, 1, 1)
-    labels = torch.randint(0, 3, (count,), generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
     places = torch.zeros(count, FRAMES, SIDE, SIDE, dtype=torch.bool)
     for clip, label, place in zip(clips, labels, places, strict=True):
+        if label == 3:
+            continue
         top, left = torch.randint(0, SIDE - 16, (2,), generator=generator).tolist()
         first = int(torch.randint(0, FRAMES // 2 + 1, (1,), generator=generator))
         part = slice(first, first + FRAMES // 2), slice(top, top + 16), slice(left, left + 16)
@@ -64,51 +75,60 @@ def scenes(count: int, seed: int, contrast: float = 0.6) -> tuple[Tensor, Tensor
     return (clips - 0.45) / 0.225, labels, places
 
 
-def hits(model: Hiera, clips: Tensor, labels: Tensor, places: Tensor) -> int:
-    """In how many clips the cell with the most evidence touches the object."""
-    count = 0
+def share_of_hits(model: Hiera, clips: Tensor, labels: Tensor, places: Tensor, by: Method = "shares") -> float:
+    """In how many of the clips with a square the cell with the most evidence touches it."""
+    found = []
     for clip, label, place in zip(clips, labels.tolist(), places, strict=True):
-        (cells,) = token_evidence(model, clip[None], label).maps
-        peak = F.one_hot(cells.argmax(), cells.numel()).view(1, 1, *cells.shape).float()
-        count += bool(place[F.interpolate(peak, size=place.shape)[0, 0] > 0].any())
-    return count
+        if label < 3:
+            (cells,) = token_evidence(model, clip[None], label, by).maps
+            peak = F.one_hot(cells.argmax(), cells.numel()).view(1, 1, *cells.shape).float()
+            found.append(bool(place[F.interpolate(peak, size=place.shape)[0, 0] > 0].any()))
+    return sum(found) / len(found)
 
 
 # --- the values -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("by", ["shares", "head_shares"])
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_the_shares_of_tokens_add_up_to_the_logit(kind: str) -> None:
+def test_shares_add_up_to_the_logit(kind: str, by: Method) -> None:
     model, size = (model_with(), (4, 64, 96)) if kind == "video" else (image_model(), (64, 96))
     clip = clip_of(*size)
     for index in range(6):
-        evidence = token_evidence(model, clip, index)
-        assert evidence.method == "shares" and evidence.maps.shape == (2, 2, 2, 3)[-len(size) - 1 :]
+        evidence = token_evidence(model, clip, index, by)
+        cells = (2, 2, 3) if by == "head_shares" else (2, 16, 24)
+        assert evidence.method == by and evidence.maps.shape == (2, *cells[-len(size) :])
         torch.testing.assert_close(evidence.maps.flatten(1).sum(dim=1), model(clip)[:, index], atol=1e-4, rtol=0)
-        torch.testing.assert_close(evidence.logits, model(clip)[:, index], atol=1e-5, rtol=0)
-    assert evidence.maps.std() > 0.01  # and they differ
+        torch.testing.assert_close(evidence.logits, model(clip)[:, index], atol=1e-4, rtol=0)
+    assert evidence.maps.std() > 1e-4  # and they differ
 
 
-def test_values_of_a_head_of_statistics_add_up_to_the_logit_without_its_bias() -> None:
-    """Means, deviations and maxima grow with the tokens by the same factor: Euler's theorem."""
-    model, clip = model_with("stages", head_stages=(1, 2), head_strides=(1, 2)), clip_of(8, 64, 64)
-    evidence = token_evidence(model, clip, 4)
-    assert evidence.method == "hirescam" and evidence.maps.shape == (2, 4, 16, 16)  # two parts of 2 x 16 x 16
-    logits = model(clip)[:, 4]
-    torch.testing.assert_close(evidence.logits, logits, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(
-        evidence.maps.flatten(1).sum(dim=1), logits - model.head.projection.bias[4], atol=1e-3, rtol=1e-4
-    )
+def test_shares_of_a_linear_head_are_those_of_its_formula() -> None:
+    model, clip = model_with(), clip_of(4, 64, 96)
+    tokens, norm, head = model.forward_features(clip), model.norm, model.head.projection
+    assert isinstance(norm, torch.nn.LayerNorm) and isinstance(head, torch.nn.Linear)
+    deviation = (tokens.mean(dim=1).var(dim=-1, correction=0) + norm.eps).sqrt()
+    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+    expected = (centred / deviation[:, None, None] * norm.weight + norm.bias) @ head.weight[3] + head.bias[3]
+    found = token_evidence(model, clip, 3, "head_shares").maps.flatten(1)
+    torch.testing.assert_close(found, expected / tokens.shape[1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("head", "method", "shape"), [("attentive", "gradcam", (2, 2, 2)), ("readout", "hirescam", (2, 16, 16))]
-)
-def test_other_heads_are_explained_by_their_gradients(head: str, method: str, shape: tuple[int, ...]) -> None:
-    model, clip = model_with(head), clip_of(4, 64, 64)
+@pytest.mark.parametrize("head", ["linear", "attentive", "stages", "readout"])
+def test_without_biases_nothing_of_the_logit_is_left_to_spread_evenly(head: str) -> None:
+    """So the patches' shares are made of the patches, all the way through the trunk, whatever the head."""
+    model = model_with(head, head_strides=(1, 2) if head == "stages" else (1,))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        if isinstance(model.head, AttentiveHead):
+            model.head.query.zero_()
+    clip = clip_of(8 if head == "stages" else 4, 64, 64)
     evidence = token_evidence(model, clip, 2)
-    assert evidence.method == method and evidence.maps.shape == (2, *shape) and evidence.maps.std() > 0
-    torch.testing.assert_close(evidence.logits, model(clip)[:, 2], atol=1e-5, rtol=1e-5)
+    assert evidence.maps.shape == (2, 4 if head == "stages" else 2, 16, 16)
+    assert (evidence.biases.abs() < 1e-4 * evidence.maps.abs().flatten(1).sum(dim=1)).all()
+    torch.testing.assert_close(evidence.logits, model(clip)[:, 2], atol=1e-4, rtol=1e-4)
 
 
 def test_grad_cam_is_that_of_its_paper() -> None:
@@ -118,7 +138,7 @@ def test_grad_cam_is_that_of_its_paper() -> None:
     (gradient,) = torch.autograd.grad(model.forward_head(tokens)[:, 2].sum(), tokens)
     weights = gradient.flatten(1, 2).mean(dim=1)  # the paper's alpha
     maps = (model.forward_features(clip) * weights[:, None]).sum(dim=-1).relu().view(2, 2, 2, 2)
-    torch.testing.assert_close(token_evidence(model, clip, 2).maps, maps, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(token_evidence(model, clip, 2, "gradcam").maps, maps, atol=1e-6, rtol=1e-5)
 
 
 def test_rollout_shares_one_out_and_stays_within_the_windows_of_attention() -> None:
@@ -136,8 +156,9 @@ def test_rollout_shares_one_out_and_stays_within_the_windows_of_attention() -> N
 def test_the_model_is_left_as_it_was() -> None:
     model = model_with().train()
     model.blocks[0].eval()
+    model.set_grad_checkpointing()
     token_evidence(model, clip_of(4, 64, 64), 0)
-    assert model.training and not model.blocks[0].training and model.blocks[1].training
+    assert model.grad_checkpointing and model.training and not model.blocks[0].training and model.blocks[1].training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -149,12 +170,12 @@ def test_what_speaks_for_a_class_lights_up_where_it_is() -> None:
         tokens = model.forward_features(clips).flatten(0, 1)
         covered = F.avg_pool3d(places[:, None].float(), (2, 8, 8)).flatten()
         centred = tokens - tokens.mean(dim=1, keepdim=True)
-        model.head.projection.weight[:] = torch.linalg.lstsq(centred, covered[:, None]).solution.T
-    assert hits(model, *scenes(20, seed=2, contrast=0.1)) >= 19
+        model.get_parameter("head.projection.weight").copy_(torch.linalg.lstsq(centred, covered[:, None]).solution.T)
+    assert share_of_hits(model, *scenes(20, seed=2, contrast=0.1), by="head_shares") >= 0.9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["linear", "attentive", "stages"])
+@pytest.mark.parametrize("head", ["linear", "stages"])
 def test_the_peak_touches_the_object_in_95_of_100_clips_of_a_trained_model(head: str) -> None:
     torch.manual_seed(0)
     model = Hiera(replace(SMALL, head=head))
@@ -169,20 +190,17 @@ def test_the_peak_touches_the_object_in_95_of_100_clips_of_a_trained_model(head:
         schedule.step()
     clips, labels, places = scenes(100, seed=1)
     assert (model.eval()(clips).argmax(dim=1) == labels).float().mean() >= 0.97
-    assert hits(model, clips, labels, places) >= 95
+    assert share_of_hits(model, clips, labels, places) >= 0.95
 
 
-@pytest.mark.parametrize(
-    ("head", "index", "by", "message"),
-    [
-        ("linear", 6, "auto", "there is no class 6: the model has 6, from 0 on"),
-        ("attentive", 0, "shares", "shares are of a linear head, and this model's is of the kind 'attentive'"),
-        ("linear", 0, "lime", "by is 'lime', but is auto or one of shares, gradcam, hirescam, rollout"),
-    ],
-)
-def test_what_cannot_be_explained_is_said(head: str, index: int, by: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        token_evidence(model_with(head), clip_of(4, 64, 64), index, by)  # type: ignore[arg-type]
+def test_what_cannot_be_explained_is_said() -> None:
+    model, clip = model_with(), clip_of(4, 64, 64)
+    with pytest.raises(RequestError, match="there is no class 6: the model has 6, from 0 on"):
+        token_evidence(model, clip, 6)
+    with pytest.raises(RequestError, match="by is 'lime', but is one of shares, head_shares, gradcam, rollout"):
+        token_evidence(model, clip, 0, "lime")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="no classes"):
+        token_evidence(model_with(num_classes=0), clip, 0)
 
 
 # --- of files ---------------------------------------------------------------------------------------------------------
@@ -206,7 +224,7 @@ def test_the_clip_in_which_the_label_speaks_most_is_explained(tiny_model: Path, 
     assert why.over_frames().shape == why.frames.shape[:3]
     best_answer = classifier(file, views="3x3").predictions[0]
     why = hiera_video.explain(classifier, file, views="3x3")
-    assert (why.label, why.score) == (best_answer.label, pytest.approx(best_answer.score))
+    assert why.label == best_answer.label and why.score == pytest.approx(best_answer.score)
 
 
 def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
@@ -229,7 +247,7 @@ def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
     assert main([*words, "--explain", str(picture), "--format", "jsonl"]) == 1
     output = capsys.readouterr()
     assert output.out.count("\n") == 3 and "missing.mp4 cannot be read" in output.out
-    assert f"{picture} shows where the evidence lies: shares of the tokens in the logit" in caplog.text
+    assert f"{picture} shows where the evidence lies: shares of the patches in the logit" in caplog.text
     with Image.open(picture) as image:
         assert image.width == 1320 and np.array(image.convert("RGB")).std() > 20
     film = tmp_path / "why.mp4"
@@ -247,7 +265,10 @@ def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
         (["other.mp4", "--explain", "why.mp4"], "why.mp4 can show one input: name a .png for several"),
         (["--explain", "no/folder/why.png"], "no/folder"),
         (["--explain", "why.png", "--explain-label", "q"], "the model has no class 'q'; its nearest is"),
-        (["--explain", "why.png", "--explain-by", "lime"], "--explain-by is 'lime', but must be one of auto, shares,"),
+        (
+            ["--explain", "why.png", "--explain-by", "lime"],
+            "--explain-by is 'lime', but must be one of shares, head_shares,",
+        ),
         (["--explain-label", "a"], "explain_label and explain_by are of an explanation: name its file (--explain)"),
         (["--explain", "why.png", "--timeline", "t"], "leave out views, picture and explain"),
     ],

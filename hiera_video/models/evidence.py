@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -10,19 +12,21 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from hiera_video.errors import RequestError
+from hiera_video.models.heads import SEE_STAGES
 from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.unroll import Size, StageTokens, reroll, unit_size, units
 
-Method: TypeAlias = Literal["auto", "shares", "gradcam", "hirescam", "rollout"]
+Method: TypeAlias = Literal["shares", "head_shares", "gradcam", "rollout"]
 
 #: What the values of each method are.
 METHODS = {
-    "shares": "shares of the tokens in the logit, which is their sum",
-    "gradcam": "Grad-CAM: tokens times the mean gradient of the logit, negative ones as 0",
-    "hirescam": "HiResCAM: tokens times the gradient of the logit, place by place",
-    "rollout": "attention rollout: how much each token is attended to, whatever the class",
+    "shares": "shares of the patches in the logit, which is their sum",
+    "head_shares": "shares of the tokens that the head sees in the logit, which is their sum",
+    "gradcam": "Grad-CAM: tokens that the head sees times the mean gradient, negative values as 0",
+    "rollout": "attention rollout: how much each patch is attended to, whatever the class",
 }
 
 
@@ -35,18 +39,25 @@ class Evidence:
     height and width."""
     logits: Tensor
     """float32 ``[B]``, of the class."""
+    biases: Tensor
+    """float32 ``[B]``: how much of the logit comes from biases alone; shares hold it, spread evenly. Else 0."""
     method: str
     """A name of ``METHODS``: how the values were made."""
 
 
-def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "auto") -> Evidence:
+def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "shares") -> Evidence:
     """Says which places and times of clips speak for a class.
 
-    A linear head sees the normalised mean of the last tokens. With the norm's mean and deviation held, the logit is
-    linear in each token: the tokens' shares, with the biases spread evenly, add up to it exactly ("shares"). Other
-    heads are explained by gradients of the logit with respect to the tokens that the head sees: Grad-CAM (arXiv
-    1610.02391) for an attentive head, HiResCAM (arXiv 2011.08891) for heads that see statistics. The gradient of a
-    deviation is 0 in the mean over all places, so that Grad-CAM, which takes this mean, would not see it.
+    A linear head sees the normalised mean of the last tokens. With the norm's deviation held, the logit is linear in
+    each token: the tokens' shares, with the biases spread evenly, add up to it exactly ("head_shares"). But global
+    attention has mixed the last tokens, and what a token says need not have come from its place. So "shares" holds the
+    deviations of all norms, the weights of attention and the gates of activations (arXiv 2202.07304): the whole trunk
+    is then linear too, and the patches' shares add up to the logit. Both are made for heads of every kind; means,
+    deviations and maxima of tokens grow with the tokens by the same factor.
+
+    "gradcam" is Grad-CAM (arXiv 1610.02391) on the tokens that the head sees. It takes the mean gradient over all
+    places, which for a deviation is 0: of heads that see statistics it misses these. "rollout" is attention rollout
+    (arXiv 2005.00928), which does not ask for the class.
 
     The model is computed in evaluation mode, and is left in the mode that it had.
 
@@ -54,13 +65,14 @@ def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "auto") 
         model: A classifier.
         clip: Normalised float ``[B, C, T, H, W]`` (images ``[B, C, H, W]``).
         index: The class.
-        by: "auto" as above, or a method by name. Attention rollout (arXiv 2005.00928) does not ask for the class.
+        by: The method.
 
     Returns:
-        The values of each cell. A head that sees several stages or speeds has the finest of their grids.
+        The values of each cell. Cells are patches; by head_shares and gradcam the tokens that the head sees, of several
+        stages or speeds the finest.
 
     Raises:
-        RequestError: The model has no classes or not this one, or the method is not one of this head.
+        RequestError: The model has no classes or not this one, or there is no such method.
         SizeError: The clip's size does not fit the model.
     """
     arch = model.arch
@@ -68,75 +80,102 @@ def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "auto") 
         raise RequestError(WITHOUT_CLASSES)
     if not 0 <= index < arch.num_classes:
         raise RequestError(f"there is no class {index}: the model has {arch.num_classes}, from 0 on")
-    method = method_of(arch.head, by)
+    if by not in METHODS:
+        raise RequestError(f"by is {by!r}, but is one of {', '.join(METHODS)}")
     modes = [(module, module.training) for module in model.modules()]
+    checkpointing, model.grad_checkpointing = model.grad_checkpointing, False
     model.eval()
     try:
-        looks = list(_looks(model, clip))
-        with torch.enable_grad():
+        with torch.enable_grad(), _Held() if by != "gradcam" else nullcontext():
+            looks = list(_looks(model, clip, by_patches=by == "shares"))
             logits = _logits(model, looks)[:, index]
-        if method == "rollout":
-            maps = _rollout(model, clip)
-        elif method == "shares":
-            maps = _shares(model, looks[0].stages[-1], index)
-        else:
-            maps = _activation_maps(looks, logits, mean=method == "gradcam")
+        biases = torch.zeros_like(logits)
+        maps = _rollout(model, clip) if by == "rollout" else _products(looks, logits, mean=by == "gradcam")
+        if by in ("shares", "head_shares"):
+            biases = logits - maps.flatten(1).sum(dim=1)
+            maps = maps + (biases / maps[0].numel()).view(-1, *(1,) * (maps.ndim - 1))
     finally:
+        model.grad_checkpointing = checkpointing
         for module, training in modes:
             module.training = training
-    return Evidence(maps.detach(), logits.detach(), method)
+    return Evidence(maps.detach(), logits.detach(), biases.detach(), by)
 
 
-def method_of(head: str, by: Method) -> str:
-    """The method that explains a kind of head.
+class _Held(TorchFunctionMode):
+    """Computes the same, with gradients as if deviations, attention and the gates of activations were constants."""
 
-    Args:
-        head: ``Architecture.head``.
-        by: "auto", or a method.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.layer_norm:
+            return _held_norm(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _held_attention(*args)
+        if func is F.multi_head_attention_forward:
+            return _held_heads(*args, **kwargs)
+        if func in (F.gelu, F.silu, F.selu):
+            with torch.no_grad():
+                gate = func(*args, **kwargs) / args[0].where(args[0] != 0, 1)
+            return args[0] * gate
+        return func(*args, **kwargs)
 
-    Returns:
-        A name of ``METHODS``.
 
-    Raises:
-        RequestError: There is no such method, or shares are asked for where the head is not linear.
-    """
-    if by == "auto":
-        return {"linear": "shares", "attentive": "gradcam"}.get(head, "hirescam")
-    if by not in METHODS:
-        raise RequestError(f"by is {by!r}, but is auto or one of {', '.join(METHODS)}")
-    if by == "shares" and head != "linear":
-        raise RequestError(f"shares are of a linear head, and this model's is of the kind {head!r}: leave by out")
-    return by
+def _held_norm(tokens: Tensor, shape: Any, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+    with torch.no_grad():
+        scale = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return centred * scale * weight + bias
+
+
+def _held_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with torch.no_grad():
+        weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+    return weights @ value
+
+
+def _held_heads(query: Tensor, key: Tensor, value: Tensor, *args: Any, **_: Any) -> tuple[Tensor, None]:
+    """The attention of an attentive head: ``[N, B, C]``, as ``nn.MultiheadAttention`` hands it on."""
+    _, num_heads, weight, bias, _, _, _, _, out_weight, out_bias = args
+    parts = zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+    split = (F.linear(x, *by).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3) for x, *by in parts)
+    return F.linear(_held_attention(*split).permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
 
 
 @dataclass(frozen=True)
 class _Look:
-    """A clip at one speed: what the stages leave, as leaves of the graph, and which share of the clip is seen.
+    """A clip at one speed: what the stages leave, and the tokens, leaves of the graph, that values are asked for.
 
-    ``count`` parts, one behind the other, make a clip.
+    ``count`` parts, one behind the other, make a clip, of which a ``share`` is seen.
     """
 
     stages: list[StageTokens]
-    seen: list[int]
+    leaves: list[StageTokens]
     count: int
     share: float
 
 
-def _looks(model: Hiera, clip: Tensor) -> Iterator[_Look]:
-    """The walks whose stages the head sees."""
+def _looks(model: Hiera, clip: Tensor, *, by_patches: bool) -> Iterator[_Look]:
+    """The walks through the stages that the head sees; a leaf is the patches, or each stage that the head sees."""
     arch = model.arch
-    numbers = [*arch.head_stages, *([len(arch.stages)] if arch.head == "readout" else [])]
-    seen = [stage - 1 for stage in numbers] if arch.head in ("stages", "readout") else [len(arch.stages) - 1]
+    seen = {len(arch.stages)} if arch.head != "stages" else set()
+    seen |= set(arch.head_stages) if arch.head in SEE_STAGES else set()
     by_speed = arch.head == "stages" and clip.ndim == 5
     for stride in arch.head_strides if by_speed else (1,):
         parts = model.parts(clip, stride) if by_speed else clip
-        with torch.no_grad():
-            walk = list(islice(model.stages(parts), max(seen) + 1))
-        # Each stage is a leaf: what it says to the head directly, not by way of the stages behind it.
-        stages = [stage._replace(tokens=stage.tokens.detach().float().requires_grad_()) for stage in walk]
-        count = len(parts) // len(clip)
-        frames = parts.shape[2] * count * stride
-        yield _Look(stages, sorted(set(seen)), count, min(frames / clip.shape[2], 1.0) if by_speed else 1.0)
+        leaves: list[StageTokens] = []
+
+        def leaf(stage: StageTokens, leaves: list[StageTokens] = leaves) -> Tensor:
+            leaves.append(stage._replace(tokens=stage.tokens.detach().requires_grad_()))
+            return leaves[-1].tokens
+
+        def through(stage: StageTokens, leaf: Any = leaf, leaves: list[StageTokens] = leaves) -> Tensor:
+            return stage.tokens if leaves else leaf(stage)
+
+        with nullcontext() if by_patches else torch.no_grad():
+            walk = list(islice(model.stages(parts, through=through if by_patches else None), max(seen)))
+        if not by_patches:  # what each stage says to the head directly, not by way of the stages behind it
+            walk = [s._replace(tokens=leaf(s)) if stage in seen else s for stage, s in enumerate(walk, start=1)]
+        frames = parts.shape[2] * len(parts) // len(clip) * stride
+        yield _Look(walk, leaves, len(parts) // len(clip), frames / clip.shape[2] if by_speed else 1.0)
 
 
 def _logits(model: Hiera, looks: list[_Look]) -> Tensor:
@@ -147,45 +186,26 @@ def _logits(model: Hiera, looks: list[_Look]) -> Tensor:
     return model.head(torch.cat(means, dim=-1)).float()
 
 
-def _shares(model: Hiera, last: StageTokens, index: int) -> Tensor:
-    """Each token's share in the logit; the biases of norm and head are spread evenly."""
-    norm: Any = model.norm
-    projection: Any = model.head.projection
-    tokens = last.tokens.detach().float()
-    number = tokens[0, ..., 0].numel()
-    mean = tokens.flatten(1, 2).mean(dim=1)
-    scale = (mean.var(dim=-1, correction=0) + norm.eps).rsqrt()
-    row = projection.weight[index].float()
-    slope = row * norm.weight.float()
-    constant = row @ norm.bias.float() + (0.0 if projection.bias is None else projection.bias[index].float())
-    centred = tokens - tokens.mean(dim=-1, keepdim=True)
-    values = ((centred @ slope) * scale[:, None, None] + constant) / number
-    return reroll(values.unsqueeze(-1), last.grid, last.strides).squeeze(-1)
+def _products(looks: list[_Look], logits: Tensor, *, mean: bool) -> Tensor:
+    """Tokens times gradients, those of several stages and speeds added up on the finest of their grids.
 
-
-def _activation_maps(looks: list[_Look], logits: Tensor, *, mean: bool) -> Tensor:
-    """Tokens times gradients, of several stages and speeds added up on the finest of their grids."""
-    stages = [(look, look.stages[stage]) for look in looks for stage in look.seen]
-    gradients = torch.autograd.grad(logits.sum(), [stage.tokens for _, stage in stages])
+    With the ``mean`` gradient this is Grad-CAM.
+    """
+    leaves = [(look, leaf) for look in looks for leaf in look.leaves]
+    gradients = torch.autograd.grad(logits.sum(), [leaf.tokens for _, leaf in leaves])
     maps = []
-    for (look, stage), gradient in zip(stages, gradients, strict=True):
+    for (look, leaf), gradient in zip(leaves, gradients, strict=True):
         weights = gradient.mean(dim=(1, 2), keepdim=True) if mean else gradient
-        values = reroll((stage.tokens.detach() * weights).sum(dim=-1, keepdim=True), stage.grid, stage.strides)
-        maps.append(
-            (
-                look.share,
-                values.squeeze(-1).unflatten(0, (-1, look.count)).flatten(1, 2)
-                if look.count > 1
-                else values.squeeze(-1),
-            )
-        )
-    finest = tuple(max(sides) for sides in zip(*(tuple(values.shape[1:]) for _, values in maps), strict=True))
-    total = torch.stack([_spread(values, share, finest) for share, values in maps]).sum(dim=0)
+        products = (leaf.tokens.detach() * weights).sum(dim=-1, keepdim=True).float()
+        values = reroll(products, leaf.grid, leaf.strides).squeeze(-1)
+        maps.append((values.unflatten(0, (-1, look.count)).flatten(1, 2) if look.count > 1 else values, look.share))
+    finest = tuple(max(sides) for sides in zip(*(values.shape[1:] for values, _ in maps), strict=True))
+    total = torch.stack([_spread(values, share, finest) for values, share in maps]).sum(dim=0)
     return total.relu() if mean else total
 
 
 def _spread(values: Tensor, share: float, grid: Size) -> Tensor:
-    """``values`` [B, *cells] on a finer grid, with the same sum; a clip of which a ``share`` is seen ends in zeros."""
+    """``values`` [B, *cells] on a finer grid, with the same sum; behind the ``share`` that is seen are zeros."""
     size = (max(round(grid[0] * share), 1), *grid[1:]) if share < 1 else grid
     spread = F.interpolate(values.unsqueeze(1), size=size, mode="nearest").squeeze(1)
     spread = spread * (values[0].numel() / spread[0].numel())

@@ -14,6 +14,8 @@ from hiera_video.files import replacing
 
 #: Colours from no evidence to the most, by matplotlib's name, and how much of a frame the most of it hides.
 COLOURS, OPAQUE = "inferno", 0.75
+#: Where the brightest colour begins: the share of the pixels that have less.
+BRIGHTEST = 0.99
 #: Pixels of a frame's short side in a film: smaller frames are enlarged.
 LEAST_SIDE = 256
 
@@ -48,8 +50,8 @@ def overlaid(row: EvidenceRow) -> NDArray[np.uint8]:
     """
     from matplotlib import colormaps
 
-    level = row.values.clip(min=0)
-    level = level / max(float(level.max()), 1e-12)
+    # A few patches with very much would leave all others dark.
+    level = (row.values / max(float(np.quantile(row.values, BRIGHTEST)), 1e-12)).clip(0, 1)
     colours = colormaps[COLOURS](level)[..., :3] * 255
     share = OPAQUE * level[..., np.newaxis]
     pixels: NDArray[np.uint8] = (row.frames * (1 - share) + colours * share).round().astype(np.uint8)

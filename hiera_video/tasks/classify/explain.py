@@ -20,7 +20,7 @@ from hiera_video.data.reading.child_process import IsolatedReader, isolated_read
 from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.views import Segment, Views, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
-from hiera_video.models.evidence import METHODS, Method, method_of, token_evidence
+from hiera_video.models.evidence import METHODS, Method, token_evidence
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Prediction, Scored, VideoClassifier, best_classes, score_views
 from hiera_video.tasks.records import Results
@@ -45,7 +45,7 @@ class Explanation:
     logit: float
     """Its logit in the clip that is shown, the one of the views in which it is highest."""
     method: str
-    """"shares", "gradcam", "hirescam" or "rollout"."""
+    """"shares", "head_shares", "gradcam" or "rollout"."""
     evidence: NDArray[np.float32]
     """float32 ``[T', H', W']`` (of an image model ``[H', W']``): a value for each cell of the clip's evenly divided
     time, height and width. Shares add up to the logit."""
@@ -72,7 +72,7 @@ def explain(
     source: Input,
     *,
     label: str | None = None,
-    by: Method = "auto",
+    by: Method = "shares",
     views: str | None = None,
     fps: float | None = None,
 ) -> Explanation:
@@ -82,7 +82,7 @@ def explain(
         classifier: What answered.
         source: As :class:`hiera_video.VideoClassifier` takes.
         label: The class. Default: the best one.
-        by: How (:func:`hiera_video.token_evidence`); auto is shares for a linear head, Grad-CAM or HiResCAM for others.
+        by: How (:func:`hiera_video.token_evidence`).
         views: "clips x crops" that are scored; that clip is explained in which the class's logit is highest.
         fps: Frames a second of frames, pictures, or a folder of pictures.
 
@@ -91,10 +91,9 @@ def explain(
 
     Raises:
         UnreadableVideo: Where nothing of it can be read.
-        RequestError: The model has no such class, or the method does not fit its head.
+        RequestError: The model has no such class, or there is no such method.
     """
     index = class_index(classifier, label)
-    method_of(classifier.model.arch.head, by)
     with isolated_reader(time_limit=60) or nullcontext() as reader:
         scored, why = _explained(classifier, Segment(source, 0), reader, index, by, views, fps=fps)
     if why is None:
@@ -157,7 +156,7 @@ def explain_views(classifier: VideoClassifier, views: Views, index: int, score: 
         The evidence.
 
     Raises:
-        RequestError: The method does not fit the model's head.
+        RequestError: There is no such method.
     """
     model, spec, num_crops = classifier.model, classifier.model.spec, len(views.corners)
     looked_at = [clip * num_crops + num_crops // 2 for clip in range(len(views.rows))]
@@ -205,10 +204,9 @@ def explained(
         The answers; the file is written behind the last.
 
     Raises:
-        RequestError: The model has no such class, or the method does not fit its head.
+        RequestError: The model has no such class, or there is no such method.
     """
     index = class_index(classifier, label)
-    method = method_of(classifier.model.arch.head, by)
     files = find_inputs(inputs)
 
     def answers() -> Iterator[Prediction]:
@@ -227,7 +225,7 @@ def explained(
         if target.suffix == ".mp4":
             write_evidence(rows[0], target)
         else:
-            draw_evidence(rows, target, METHODS[method])
-        log.info("%s shows where the evidence lies: %s", target, METHODS[method])
+            draw_evidence(rows, target, METHODS[by])
+        log.info("%s shows where the evidence lies: %s", target, METHODS[by])
 
     return Results(len(files), answers())

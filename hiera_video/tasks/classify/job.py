@@ -40,7 +40,7 @@ def classify(
     picture: Path | None = None,
     explain: Path | None = None,
     explain_label: str | None = None,
-    explain_by: Method = "auto",
+    explain_by: Method = "shares",
     timeline: Path | None = None,
     hop: float | None = None,
     segments: bool = False,
@@ -66,7 +66,7 @@ def classify(
         picture: Write a PNG here: each input's frames with its best classes as bars.
         explain: Write where and when the evidence for a label lies: a .png, for one input also an .mp4.
         explain_label: The label to explain. Default: of each input its best.
-        explain_by: auto is shares of a linear head, which add up to the logit, else gradcam or hirescam; or rollout.
+        explain_by: shares of the patches or head_shares of the head's tokens add up to the logit; gradcam; rollout.
         timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
         hop: Seconds from one window of a timeline to the next (default: half a clip), or of a stream (default: 0.5).
         segments: Write segments.csv and .json beside the timeline: where each class begins and ends.
@@ -176,7 +176,7 @@ def _check(
 
 def _check_explanation(inputs: list[str], explain: Path | None, label: str | None, by: Method) -> None:
     if explain is None:
-        if label is not None or by != "auto":
+        if label is not None or by != "shares":
             raise RequestError("explain_label and explain_by are of an explanation: name its file (--explain)")
         return
     target = Path(explain)

@@ -1,4 +1,4 @@
-"""Makes the example video of ``hiera-video serve``: a camera that rests, pans right and then zooms in.
+"""Makes the example video of ``hiera-video serve``: a camera that pans right, rests and zooms in.
 
 python scripts/make_example.py hiera_video/tasks/classify/example.mp4
 """
@@ -14,9 +14,10 @@ from hiera_video.data.camera_motion.generator import LABELS, Motion, Path2D, ren
 from hiera_video.data.camera_motion.textures import procedural_picture
 from hiera_video.data.reading.mp4 import write_mp4
 
-#: Seconds of each motion, frames a second, height and width, and how fast the camera moves: windows a second.
-SECONDS, FPS, SIZE, SPEED = 4, 24, (240, 320), 0.15
-SCENE, SIDE, TEXELS = 20, 1200, 400.0
+#: Seconds that the camera pans, rests and zooms; frames a second; height and width; its speed in windows a second.
+SECONDS, FPS, SIZE, SPEED = (7.5, 2.5, 2.5), 24, (240, 320), 0.12
+#: The scene, its sides in pixels, and how many of them the window shows.
+SCENE, SIDE, TEXELS = 7, 1200, 400.0
 
 
 def make_example(path: Path) -> None:
@@ -26,13 +27,14 @@ def make_example(path: Path) -> None:
         path: An mp4 file.
     """
     scene = procedural_picture(np.random.default_rng(SCENE), SIDE).float()
-    times = np.arange(3 * SECONDS * FPS) / FPS
-    panned, zoomed = ((times - begin).clip(0, SECONDS) * SPEED for begin in (SECONDS, 2 * SECONDS))
+    pans, rests, zooms = SECONDS
+    times = np.arange(round((pans + rests + zooms) * FPS)) / FPS
+    panned, zoomed = SPEED * times.clip(0, pans), SPEED * (times - pans - rests).clip(0, zooms)
     center = np.stack([panned, np.zeros_like(panned)], axis=1)
     camera = Path2D(center, zoomed, np.zeros_like(zoomed))
     frames = render(scene, [], Motion(LABELS.index("static"), camera, camera), [], SIZE, TEXELS)
     pixels = frames.clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().numpy()
-    write_mp4(path, pixels, FPS, crf=30)
+    write_mp4(path, pixels, FPS, crf=32)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def load_views(
     """
     if not isinstance(source, (str, os.PathLike)):
         if is_frames(source):
-            return _views_of(video_of(source, fps), spec, num_clips, num_crops, start, end, sample, keep_pictures)
+            return _views_of(video_of(source, fps), spec, (num_clips, num_crops), start, end, sample, keep_pictures)
         how: dict[str, Any] = {"start": start, "end": end, "sample": sample, "decode": decode, "fps": fps}
         how["keep_pictures"] = keep_pictures
         with on_disk(source) as path:
@@ -135,19 +135,13 @@ def load_views(
         pictures = _pictures(image, spec, num_crops) if keep_pictures else None
         return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0, pictures=pictures)
     with open_input(source, reader, num_threads=num_threads, decode=decode, fps=fps) as video:
-        return _views_of(video, spec, num_clips, num_crops, start, end, sample, keep_pictures)
+        return _views_of(video, spec, (num_clips, num_crops), start, end, sample, keep_pictures)
 
 
 def _views_of(
-    video: Video,
-    spec: ClipSpec,
-    num_clips: int,
-    num_crops: int,
-    start: float,
-    end: float,
-    sample: Sampler | None,
-    keep_pictures: bool,
+    video: Video, spec: ClipSpec, views: tuple[int, int], start: float, end: float, sample: Sampler | None, keep: bool
 ) -> Views:
+    num_clips, num_crops = views
     choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
     rows = rows_within(video.times, start, end, choose, keyed_rng(0))
     distinct, inverse = np.unique(rows, return_inverse=True)
@@ -156,10 +150,9 @@ def _views_of(
     frames, corners = fit_crops(pixels, spec, num_crops, video.pixel_aspect)
     times = np.repeat(video.times[rows], num_crops, axis=0)
     places = inverse.reshape(rows.shape)
-    pictures = None
-    if keep_pictures:  # of frames that are decoded anyway
-        middle = (pixels[place] for place in places[num_clips // 2])
-        pictures = _pictures(middle, spec, num_crops, video.pixel_aspect)
+    # Of frames that are decoded anyway.
+    middle = (pixels[place] for place in places[num_clips // 2])
+    pictures = _pictures(middle, spec, num_crops, video.pixel_aspect) if keep else None
     rows_of = torch.from_numpy(places)
     return Views(frames, rows_of, corners, spec.size, times, video.duration, video.error, pictures)
 

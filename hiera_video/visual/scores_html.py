@@ -22,30 +22,6 @@ COLOURS = ("#2f7ed8", "#e6851e", "#2ca25f", "#d64550", "#8e6bbf", "#8c6d5a", "#d
 #: Sides of a thumbnail in pixels; classes that never score as much are not drawn.
 THUMBNAIL, LEAST_PEAK = 192, 0.05
 
-STYLE = """
-.scores { display: grid; gap: 12px; font-size: 14px; min-width: 0; padding-top: 16px; color: var(--body-text-color) }
-.scores svg { display: block; width: 100%; height: 170px; cursor: pointer; overflow: visible }
-.scores polyline { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke }
-.scores line { stroke: currentColor; opacity: .2; vector-effect: non-scaling-stroke }
-.scores .axis, .scores .names { display: flex; flex-wrap: wrap; gap: 4px 16px }
-.scores .axis { justify-content: space-between }
-.scores .plot { display: grid; grid-template-columns: auto 1fr; gap: 2px 8px; min-width: 0 }
-.scores .heights { display: flex; flex-direction: column; justify-content: space-between; margin: -8px 0 }
-.scores .lane { position: relative; height: 12px }
-.scores .lane button { position: absolute; top: 0; height: 10px; border-radius: 3px; cursor: pointer; padding: 0 }
-.scores i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px }
-.scores .moments { display: grid; grid-template-columns: repeat(auto-fit, minmax(85px, 1fr)); gap: 6px }
-.scores .moments img { width: 100%; display: block; border-radius: 4px }
-.scores .rows button { display: grid; grid-template-columns: minmax(0, 1fr) auto 4em; gap: 4px 12px; width: 100%;
-  text-align: left; padding: 10px 8px; border-top: 1px solid var(--border-color-primary); cursor: pointer }
-.scores .rows button:hover, .scores .rows button:focus { background: var(--background-fill-secondary) }
-.scores .rows span:last-child { text-align: right }
-@media (max-width: 640px) {
-  .scores .rows button { grid-template-columns: 1fr auto }
-  .scores .rows span:first-child { grid-column: 1 / -1 }
-}
-"""
-
 
 def scores_html(
     times: NDArray[np.float64],

@@ -60,7 +60,7 @@ def draw_strips(
     heads = [TITLE if title else 0 for title, _, _ in rows]
     bars = BARS if any(len(scores) for *_, scores in rows) else 0
     width = max((sheet.shape[1] for sheet in sheets), default=FRAME) + 2 * MARGIN + bars
-    height = sum(head + sheet.shape[0] + MARGIN for head, sheet in zip(heads, sheets, strict=True)) + MARGIN
+    height = sum(head + sheet.shape[0] + MARGIN for head, sheet in zip(heads, sheets, strict=True))
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     top = height
     for (title, _, scores), sheet, head in zip(rows, sheets, heads, strict=True):

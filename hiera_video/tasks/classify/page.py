@@ -24,8 +24,7 @@ from hiera_video.models.zoo import BUILT_IN, list_models
 from hiera_video.tasks.classify.desk import PARTS, Desk
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import Precision
-from hiera_video.visual.scores_html import STYLE
-from hiera_video.visual.strips import DOUBTFUL_COLOUR, doubt
+from hiera_video.visual.strips import doubt
 
 #: Requests answered at the same time, and waiting at most.
 NUM_AT_ONCE, NUM_WAITING = 2, 20
@@ -35,48 +34,8 @@ KEPT_S, LOOK_EVERY_S = 1800, 60
 EXAMPLE = Path(__file__).with_name("example.mp4")
 #: gradio asks for its own page when it starts: a proxy is not to be asked for this machine's addresses.
 OWN_ADDRESSES = "127.0.0.1,localhost"
-
-
-#: Whether the browser plays a video: it has a moment to show its first picture.
-CAN_PLAY = """async (video, playable) => [video, !video || await new Promise(done => {
-    const player = document.createElement("video");
-    player.onloadeddata = () => done(player.videoWidth > 0);
-    player.onerror = () => done(false);
-    setTimeout(() => done(false), 8000);
-    player.muted = true;
-    player.preload = "auto";
-    player.src = video.url;
-})]"""
-#: What is clicked in the scores over time is played, in the preview if there is one. Scores count seconds from the first
-#: picture, which a browser may show at another time than 0.
-PLAY = """() => {
-    document.addEventListener("loadeddata", event => { event.target.zero = event.target.currentTime }, true);
-    document.addEventListener("click", event => {
-        const at = event.target.closest("[data-from], [data-begin]");
-        const player = document.querySelector("#preview video") || document.querySelector("#video video");
-        if (!at || !player) return;
-        const box = at.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
-        const {from, to, begin, end} = at.dataset, zero = player.zero || 0;
-        const first = from === undefined ? +begin + share * (end - begin) : +from, last = zero + +(to ?? end);
-        player.ontimeupdate = () => {
-            if (player.currentTime < last || player.seeking) return;
-            player.pause();
-            player.ontimeupdate = null;
-        };
-        player.currentTime = zero + first;
-        player.play();
-        player.scrollIntoView({block: "nearest", behavior: "smooth"});
-    });
-}"""
-CSS = f"""{STYLE}
-#classes.doubtful h2 {{ background: {DOUBTFUL_COLOUR} !important; color: black !important }}
-#classes.doubtful h2::before {{ content: "doubtful:"; margin-right: 0.4em }}
-#preview video {{ display: block; width: 100%; max-height: 360px; margin-bottom: 6px; background: black }}
-#classes, #frames, #colours, #reconstruction {{ padding-top: 34px }}
-#video button[title^="Trim"] {{ display: none }} /* it would load a program from elsewhere */
-#progress:not(:has(.pending, .error)) {{ display: none }}
-.gradio-container {{ overflow-wrap: anywhere }}
-"""
+#: How the page looks, and what a click in the scores does.
+LOOKS, SCRIPT = (Path(__file__).with_name(name) for name in ("page.css", "page.js"))
 
 
 @dataclass(frozen=True)
@@ -159,8 +118,8 @@ def _serve(
                 enable_monitoring=False,
                 footer_links=[],
                 theme=_theme(gradio),
-                css=CSS,
-                js=PLAY,
+                css_paths=LOOKS,
+                js=SCRIPT.read_text(),
             )
             yield Served(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}")
             while True:
@@ -223,7 +182,9 @@ def build_page(gradio: Any, desk: Desk, folder: Path) -> Any:
 
         how: dict[str, Any] = {"concurrency_limit": NUM_AT_ONCE, "show_progress_on": room}
         button.click(answer, [video, model], shown, api_name="answer", **how)
-        video.change(show_preview, [video, playable], preview, js=CAN_PLAY, api_name="preview", **how)
+        video.change(
+            show_preview, [video, playable], preview, js="(video) => canPlay(video)", api_name="preview", **how
+        )
         chosen: dict[str, Any] = {"path": str(example), "url": _address(example), "meta": {"_type": "gradio.FileData"}}
         try_one.click(None, None, video, js=f"() => ({json.dumps(chosen)})")
     page.queue(max_size=NUM_WAITING)

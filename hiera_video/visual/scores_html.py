@@ -61,8 +61,9 @@ def scores_html(
     axis = "".join(f"<span>{clock(round(begin + share * (end - begin), 1), end)}</span>" for share in (0, 0.5, 1))
     plot = (
         '<div class="plot"><div class="heights"><span>1</span><span>0.5</span><span>0</span></div>'
-        f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" data-begin="{begin:.3f}" data-end="{end:.3f}">'
-        f'{grid}{lines}</svg><span></span><div>{_lanes(segments, colours, begin, end)}<div class="axis">{axis}</div>'
+        f'<div class="chart" data-begin="{begin:.3f}" data-end="{end:.3f}">'
+        f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none">{grid}{lines}</svg></div><span></span>'
+        f'<div>{_lanes(segments, colours, begin, end)}<div class="axis">{axis}</div></div></div>'
     )
     rows = "".join(
         f"<button {_play(start, stop)}><span>{_swatch(colours[label])}{escape(label)}</span>"
@@ -75,7 +76,7 @@ def scores_html(
         for seconds, picture in thumbnails
     )
     return (
-        f'<div class="scores"><div class="names">{names}</div>{plot}</div></div><div class="rows">{rows}</div>'
+        f'<div class="scores"><div class="names">{names}</div>{plot}<div class="rows">{rows}</div>'
         f'<div class="moments">{pictures}</div></div>'
     )
 

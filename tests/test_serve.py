@@ -288,13 +288,23 @@ def test_requests_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_timeline_names_and_marks_segments_to_play() -> None:
-    *_, last = desk(BUILT_IN).answer(str(pages.EXAMPLE), BUILT_IN, quiet)
+    answers = desk(BUILT_IN).answer(str(pages.EXAMPLE), BUILT_IN, quiet)
+    last = next(parts for parts in answers if "timeline" in parts)
+    answers.close()  # type: ignore[attr-defined]
     rows = re.findall(r'data-from="([\d.]+)" data-to="([\d.]+)"><span>.*?</i>(\w+)</span>', last["timeline"])
     assert [label for *_, label in rows] == ["pan_right", "static", "zoom_in"]
     truth = [(0, 7.5), (7.5, 10), (10, 12.5)]
     for (start, end, _), (begin, until) in zip(rows, truth, strict=True):
         assert float(start) == pytest.approx(begin, abs=1.1) and float(end) == pytest.approx(until, abs=1.1)
     assert last["timeline"].count("data:image/jpeg;base64,") == 6 and "http" not in last["timeline"]
+
+
+def test_models_are_shown_by_their_names(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one/run", "other/run", "third")]
+    for path in paths:
+        Path(path).mkdir(parents=True)
+    shown = [label for label, _ in pages._choices([BUILT_IN, *paths])]
+    assert shown == [BUILT_IN, *paths[:2], "third"]
 
 
 def test_names_of_classes_are_text_and_colours_are_the_same_everywhere() -> None:

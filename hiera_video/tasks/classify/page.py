@@ -158,7 +158,7 @@ def build_page(gradio: Any, desk: Desk, folder: Path) -> Any:
                 video = gradio.Video(label="video", sources=["upload", "webcam"], include_audio=True, elem_id="video")
                 preview = gradio.HTML(visible=False, elem_id="preview")
                 try_one = gradio.Button("Try an example video", size="sm", elem_id="example")
-                model = gradio.Dropdown(desk.names, value=desk.names[0], label="model", elem_id="model")
+                model = gradio.Dropdown(_choices(desk.names), value=desk.names[0], label="model", elem_id="model")
                 button = gradio.Button("Answer", variant="primary", elem_id="answer")
                 room = gradio.HTML(min_height=140, elem_id="progress")
             with gradio.Column(scale=2):
@@ -189,6 +189,12 @@ def build_page(gradio: Any, desk: Desk, folder: Path) -> Any:
         try_one.click(None, None, video, js=f"() => ({json.dumps(chosen)})")
     page.queue(max_size=NUM_WAITING)
     return page
+
+
+def _choices(names: list[str]) -> list[tuple[str, str]]:
+    """What visitors see of each model: of a path its last part, where that is its alone."""
+    shown = [Path(name).name if Path(name).exists() else name for name in names]
+    return [(label if shown.count(label) == 1 else name, name) for label, name in zip(shown, names, strict=True)]
 
 
 def _part(gradio: Any, part: str, top_k: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,16 +21,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli import run
 
+from hiera_video import open_video
 from hiera_video.data.camera_motion.generator import LABELS
 from hiera_video.errors import RequestError, UnknownModel
 from hiera_video.models.zoo import BUILT_IN
-from hiera_video.tasks.classify import page as serve
+from hiera_video.tasks.classify import desk as desks
+from hiera_video.tasks.classify import page as pages
 from hiera_video.tasks.classify.classifier import VideoClassifier
-from hiera_video.tasks.classify.page import Desk
+from hiera_video.tasks.classify.desk import PARTS, Desk
+from hiera_video.visual.scores_html import scores_html
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "docs" / "zoom_in.mp4"
@@ -49,10 +55,18 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tiny_mae: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tiny_mae: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     pytest.importorskip("gradio", reason="gradio is not installed")
     temporary = tmp_path_factory.mktemp("temporary")
-    words = ["serve", "--model", f"{BUILT_IN},{tiny_mae}", "--port", "0", "--max-upload-mb", str(MAX_UPLOAD_MB)]
+    words = [
+        "serve",
+        "--model",
+        f"{BUILT_IN},{tiny_mae},{tiny_model}",
+        "--port",
+        "0",
+        "--max-upload-mb",
+        str(MAX_UPLOAD_MB),
+    ]
     command = [sys.executable, "-m", "hiera_video.cli", *words]
     env = os.environ | {"TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
@@ -95,6 +109,17 @@ def tab(chromium: Any, page: Page) -> Iterator[Any]:
     assert elsewhere == []
 
 
+def write_mpeg4(path: Path, seconds: float = 2.0) -> None:
+    """A grey level that rises, as MPEG-4 Part 2 in an AVI, which browsers do not play."""
+    with av.open(str(path), "w", format="avi") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25, options={"g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number in range(round(25 * seconds)):
+            pixels = np.full((96, 128, 3), 40 + 160 * number / (25 * seconds), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
 def drop(tab: Any, path: Path) -> None:
     tab.set_input_files("#video input[type=file]", str(path))
 
@@ -105,12 +130,57 @@ def test_a_video_is_answered_with_pictures(tab: Any, tmp_path: Path) -> None:
     tab.click("#answer")
     tab.wait_for_selector("#colours img")
     assert tab.inner_text("#classes").split()[:3] == ["classes", "zoom_in", "zoom_in"]
-    for part in ("frames", "timeline", "colours"):
+    for part in ("frames", "colours"):
         width, height = tab.eval_on_selector(f"#{part} img", "image => [image.naturalWidth, image.naturalHeight]")
         assert width > 400 and height > 100
-    assert not tab.is_visible("#reconstruction") and not tab.is_visible("#note")
+    assert not tab.is_visible("#reconstruction") and not tab.is_visible("#note") and not tab.is_visible("#preview")
+    assert tab.is_visible("#timeline svg") and not tab.is_visible("text=doubtful")
+    assert not tab.is_visible("[title='Trim video to selection']")  # it would load a program from elsewhere
     tab.screenshot(path=tmp_path / "page.png", full_page=True)
     assert len(Image.open(tmp_path / "page.png").convert("RGB").getcolors(maxcolors=2**24) or []) > 1000
+
+
+def test_on_a_phone_the_example_has_segments_that_play(tab: Any) -> None:
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.click("#example")
+    tab.wait_for_selector("#video video")
+    tab.click("#answer")
+    tab.wait_for_selector("#colours img", state="attached")
+    rows = tab.query_selector_all("#timeline .rows button")
+    assert [row.inner_text().split()[0] for row in rows] == ["pan_right", "static", "zoom_in"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    sizes = "[...document.querySelectorAll('#timeline *')].map(part => parseFloat(getComputedStyle(part).fontSize))"
+    assert min(tab.evaluate(sizes)) >= 12
+    player = "document.querySelector('#video video')"
+    start, end = (float(rows[1].get_attribute(f"data-{name}")) for name in ("from", "to"))
+    rows[1].click()
+    tab.wait_for_function(f"{player}.paused && {player}.currentTime >= {end}")
+    assert start < end <= tab.evaluate(f"{player}.currentTime") < end + 0.6
+    box = tab.query_selector("#timeline .chart").bounding_box()
+    tab.click("#timeline .chart", position={"x": box["width"] / 4, "y": 120})
+    tab.wait_for_function(f"Math.abs({player}.currentTime - 12.5 / 4) < 1")
+
+
+def test_what_a_browser_does_not_play_has_a_preview(tab: Any, tmp_path: Path) -> None:
+    write_mpeg4(tmp_path / "old.avi")
+    drop(tab, tmp_path / "old.avi")
+    tab.wait_for_function("(document.querySelector('#preview video') || {}).videoWidth == 128")
+    assert tab.evaluate("document.querySelector('#preview video').duration") == pytest.approx(2, abs=0.1)
+    assert "here is a preview, small" in tab.inner_text("#preview")
+    tab.click("#video button[aria-label=Clear]")
+    tab.wait_for_selector("#preview", state="hidden")
+
+
+def test_a_doubtful_answer_is_called_so(tab: Any, tiny_model: Path) -> None:
+    drop(tab, CLIP)
+    tab.wait_for_selector("#video video")
+    tab.click("#model input")
+    tab.click(f"[role=option]:has-text('{tiny_model.name}')")
+    tab.click("#answer")
+    tab.wait_for_selector("#classes.doubtful")
+    assert re.search(r"doubtful: \d\d %", tab.inner_text("#classes"))
+    style = "getComputedStyle(document.querySelector('#classes h2'), '::before').content"
+    assert tab.evaluate(style) == '"doubtful:"'
 
 
 def test_an_mae_shows_its_reconstruction(tab: Any, tiny_mae: Path) -> None:
@@ -184,12 +254,12 @@ def desk(*names: str, time_limit: float = 60) -> Desk:
 def test_what_is_found_grows_and_a_long_answer_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[Any, str]] = []
     found = list(desk(BUILT_IN).answer(str(CLIP), BUILT_IN, lambda done, desc, **_: steps.append((done, desc))))
-    assert ((0, 3), "scores over time") in steps
+    assert ((0, 3), PARTS["timeline"]) in steps
     assert [list(one)[-1] for one in found] == ["classes", "frames", "timeline", "colours"]
     assert len(found[0]["classes"]) == 3 and max(found[0]["classes"], key=found[0]["classes"].get) == "zoom_in"
     assert set(found[0]["classes"]) < set(LABELS)
     seconds = count(0, 40)
-    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(desks, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     *_, last = desk(BUILT_IN, time_limit=60).answer(str(CLIP), BUILT_IN, quiet)
     assert list(last) == ["classes", "frames", "timeline", "note"]
     assert last["note"] == "the answer takes longer than 60 s: send a shorter video"
@@ -215,6 +285,58 @@ def test_requests_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     *_, last = desk(str(tiny_image_model)).answer(str(CLIP), str(tiny_image_model), quiet)
     assert "colours" in last and list(tmp_path.iterdir()) == []
+
+
+def test_the_timeline_names_and_marks_segments_to_play() -> None:
+    answers = desk(BUILT_IN).answer(str(pages.EXAMPLE), BUILT_IN, quiet)
+    last = next(parts for parts in answers if "timeline" in parts)
+    answers.close()  # type: ignore[attr-defined]
+    rows = re.findall(r'data-from="([\d.]+)" data-to="([\d.]+)"><span>.*?</i>(\w+)</span>', last["timeline"])
+    assert [label for *_, label in rows] == ["pan_right", "static", "zoom_in"]
+    truth = [(0, 7.5), (7.5, 10), (10, 12.5)]
+    for (start, end, _), (begin, until) in zip(rows, truth, strict=True):
+        assert float(start) == pytest.approx(begin, abs=1.1) and float(end) == pytest.approx(until, abs=1.1)
+    assert last["timeline"].count("data:image/jpeg;base64,") == 6 and "http" not in last["timeline"]
+
+
+def test_models_are_shown_by_their_names(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one/run", "other/run", "third")]
+    for path in paths:
+        Path(path).mkdir(parents=True)
+    shown = [label for label, _ in pages._choices([BUILT_IN, *paths])]
+    assert shown == [BUILT_IN, *paths[:2], "third"]
+
+
+def test_names_of_classes_are_text_and_colours_are_the_same_everywhere() -> None:
+    times = np.array([[0.0, 1.0], [1.0, 2.0]])
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], dtype=np.float32)
+    labels = ["<b>run</b>", "walk", "never"]
+    html = scores_html(times, scores, labels, [], [("<b>run</b>", 0.0, 1.0, 0.9), ("walk", 1.0, 2.0, 0.8)], top_k=3)
+    assert "<b>" not in html and "&lt;b&gt;run&lt;/b&gt;, up to 90 %" in html and "never" not in html
+    colour = re.findall(r"background:(#\w+)\"></i>walk", html)
+    assert len(colour) == 2 and len(set(colour)) == 1 and html.count(colour[0]) == 4  # name, curve, bar and row
+
+
+def test_a_preview_is_h264_as_long_as_the_video(tmp_path: Path, videos: Path) -> None:
+    write_mpeg4(tmp_path / "old.avi")
+    says = desk(BUILT_IN).preview(str(tmp_path / "old.avi"), tmp_path / "new.mp4")
+    assert says == "Your browser does not play this kind of file: here is a preview, small and without sound."
+    with open_video(tmp_path / "new.mp4") as video:
+        assert video.index.codec == "h264" and video.duration == pytest.approx(2, abs=0.1) and len(video) == 25
+        levels = video.frames(range(25)).pixels.mean(axis=(1, 2, 3))
+        assert levels == pytest.approx(40 + 160 * np.arange(0, 50, 2) / 50, abs=6)
+    assert desk(BUILT_IN).preview(str(videos / "text.mp4"), tmp_path / "none.mp4") is None
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_a_preview_that_takes_too_long_shows_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mpeg4(tmp_path / "old.avi", seconds=5)
+    seconds = count(0, 40)
+    monkeypatch.setattr(desks, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    says = desk(BUILT_IN).preview(str(tmp_path / "old.avi"), tmp_path / "new.mp4")
+    assert says is not None and "here is a preview of its first 2 s" in says
+    with open_video(tmp_path / "new.mp4") as video:
+        assert len(video) == 32
 
 
 @pytest.mark.parametrize(

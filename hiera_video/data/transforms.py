@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from hiera_video.errors import RequestError
 from hiera_video.spec import ClipSpec
 
+#: The short side, in pixels, of crops that people look at is at most this long.
+PICTURE_SIDE = 288
+
 
 @dataclass(frozen=True)
 class CropPlan:
@@ -50,6 +53,22 @@ class CropPlan:
             )
         top, left, height, width = self.kept
         return pictures[:, :, top : top + height, left : left + width]
+
+    def show(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The middle crop for people to look at: at the frame's own resolution, not at the model's.
+
+        Args:
+            frame: uint8 [H, W, 3] of the plan's picture size.
+
+        Returns:
+            uint8 [h, w, 3] in the proportions of ``size``; the short side has ``PICTURE_SIDE`` pixels at most.
+        """
+        left, top, right, bottom = self.boxes[len(self.corners) // 2].round().astype(int).tolist()
+        cut = torch.from_numpy(frame[top : max(bottom, top + 1), left : max(right, left + 1)]).permute(2, 0, 1)
+        own = max(pixels / side for pixels, side in zip(cut.shape[1:], self.size, strict=True))
+        scale = min(own, PICTURE_SIDE / min(self.size))
+        size = [max(round(side * scale), 1) for side in self.size]
+        return F.interpolate(cut[None], size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def plan_crops(

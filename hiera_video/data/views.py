@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,7 @@ from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_image, read_image
 from hiera_video.data.reading.reader import Video, open_video
 from hiera_video.data.sampling import keyed_rng, test_clips
-from hiera_video.data.transforms import fit_crops
+from hiera_video.data.transforms import fit_crops, plan_crops
 from hiera_video.errors import UnreadableVideo
 from hiera_video.spec import ClipSpec
 
@@ -35,7 +36,8 @@ class Views:
     ``frames`` uint8 [C, K, H, W], the distinct frames; ``rows`` int64 [num_clips, T], which of them make a clip;
     ``corners`` (top, left) of each crop of ``size`` (height, width) pixels; ``times`` float64 [V, T], the seconds at
     which each frame of each view is shown; ``duration`` of the input in seconds (0 for an image); ``error``: None, or
-    one sentence about the part that could not be read.
+    one sentence about the part that could not be read; ``pictures`` uint8 [T, h, w, 3], where they are asked for: the
+    middle crop of the middle clip (of an image once) for people to look at, at the input's own resolution.
     """
 
     frames: Tensor
@@ -45,6 +47,7 @@ class Views:
     times: NDArray[np.float64]
     duration: float
     error: str | None = None
+    pictures: NDArray[np.uint8] | None = None
 
     @property
     def clips(self) -> Tensor:
@@ -89,6 +92,7 @@ def load_views(
     fps: float | None = None,
     reader: IsolatedReader | None = None,
     num_threads: int | None = None,
+    keep_pictures: bool = False,
 ) -> Views:
     """The test views of one input: opened once, each frame decoded and resized once.
 
@@ -107,6 +111,7 @@ def load_views(
         fps: Frames a second of frames in memory and of a folder of pictures.
         reader: Decodes in its child process.
         num_threads: Threads that decode; 0 is as many as there are processors. Default: 1 in a child, else 0.
+        keep_pictures: Whether the views have ``pictures``.
 
     Returns:
         The views.
@@ -117,22 +122,26 @@ def load_views(
     """
     if not isinstance(source, (str, os.PathLike)):
         if is_frames(source):
-            return _views_of(video_of(source, fps), spec, num_clips, num_crops, start, end, sample)
+            return _views_of(video_of(source, fps), spec, (num_clips, num_crops), start, end, sample, keep_pictures)
         how: dict[str, Any] = {"start": start, "end": end, "sample": sample, "decode": decode, "fps": fps}
+        how["keep_pictures"] = keep_pictures
         with on_disk(source) as path:
             return load_views(path, spec, num_clips, num_crops, reader=reader, num_threads=num_threads, **how)
     if is_image(source):
         still = np.zeros((num_clips, spec.num_frames), dtype=np.int64)
         times = np.zeros((num_clips * num_crops, spec.num_frames))
-        frames, corners = fit_crops(read_image(os.fspath(source))[np.newaxis], spec, num_crops)
-        return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0)
+        image = read_image(os.fspath(source))[np.newaxis]
+        frames, corners = fit_crops(image, spec, num_crops)
+        pictures = _pictures(image, spec, num_crops) if keep_pictures else None
+        return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0, pictures=pictures)
     with open_input(source, reader, num_threads=num_threads, decode=decode, fps=fps) as video:
-        return _views_of(video, spec, num_clips, num_crops, start, end, sample)
+        return _views_of(video, spec, (num_clips, num_crops), start, end, sample, keep_pictures)
 
 
 def _views_of(
-    video: Video, spec: ClipSpec, num_clips: int, num_crops: int, start: float, end: float, sample: Sampler | None
+    video: Video, spec: ClipSpec, views: tuple[int, int], start: float, end: float, sample: Sampler | None, keep: bool
 ) -> Views:
+    num_clips, num_crops = views
     choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
     rows = rows_within(video.times, start, end, choose, keyed_rng(0))
     distinct, inverse = np.unique(rows, return_inverse=True)
@@ -140,8 +149,19 @@ def _views_of(
     pixels = images if isinstance(images, np.ndarray) else np.stack(images)
     frames, corners = fit_crops(pixels, spec, num_crops, video.pixel_aspect)
     times = np.repeat(video.times[rows], num_crops, axis=0)
-    places = torch.from_numpy(inverse.reshape(rows.shape))
-    return Views(frames, places, corners, spec.size, times, video.duration, video.error)
+    places = inverse.reshape(rows.shape)
+    # Of frames that are decoded anyway.
+    middle = (pixels[place] for place in places[num_clips // 2])
+    pictures = _pictures(middle, spec, num_crops, video.pixel_aspect) if keep else None
+    rows_of = torch.from_numpy(places)
+    return Views(frames, rows_of, corners, spec.size, times, video.duration, video.error, pictures)
+
+
+def _pictures(
+    frames: Iterable[NDArray[np.uint8]], spec: ClipSpec, num_crops: int, pixel_aspect: float | Fraction = 1
+) -> NDArray[np.uint8]:
+    """uint8 [T, h, w, 3] for people to look at, of T frames uint8 [H, W, 3]."""
+    return np.stack([plan_crops(frame.shape[:2], spec, num_crops, pixel_aspect).show(frame) for frame in frames])
 
 
 def rows_within(
@@ -214,7 +234,7 @@ def load_ahead(
         num_workers: Threads; 0 reads in the calling thread.
         time_limit: Seconds after which a decoder counts as hanging.
         isolate: Whether to decode in child processes.
-        options: ``sample``, ``decode``, ``fps`` and ``num_threads`` of :func:`load_views`.
+        options: ``sample``, ``decode``, ``fps``, ``num_threads`` and ``keep_pictures`` of :func:`load_views`.
 
     Yields:
         One :class:`Loaded` for each segment.

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from queue import Empty, Queue
@@ -56,6 +56,7 @@ class Walk:
         multiple: Pixels; with ``crop="none"`` the sides are rounded to multiples of it.
         at_once: Windows that are decoded together.
         decode: As in :func:`hiera_video.open_video`.
+        num_pictures: Windows, evenly spread, of which the frame in the middle is kept for people to look at.
     """
 
     spec: ClipSpec
@@ -64,6 +65,7 @@ class Walk:
     multiple: int = 32
     at_once: int = 8
     decode: Literal["exact", "fast"] = "exact"
+    num_pictures: int = 0
 
     def plan(self, picture: tuple[int, int], pixel_aspect: float | Fraction = 1) -> CropPlan:
         """Where the crops of pictures of one size lie.
@@ -87,7 +89,8 @@ class Windows:
     ``input``: its name. ``views`` has the pictures: a row of frames for each window. ``total``: windows of the whole
     input. ``starts``, ``ends`` float64 [n] and ``times`` float64 [n, T], of each frame, are seconds after the input's
     first frame (0 for an image). ``plan`` says where the crops lie in the upright picture, ``crops`` their names.
-    ``padded``: the input is shorter than a window, and its last frame is repeated.
+    ``padded``: the input is shorter than a window, and its last frame is repeated. ``pictures``, for people to look at:
+    seconds after the first frame, and the middle crop there at the input's own resolution, uint8 [h, w, 3].
     """
 
     input: str
@@ -100,6 +103,7 @@ class Windows:
     plan: CropPlan
     crops: tuple[str, ...]
     padded: bool
+    pictures: list[tuple[float, NDArray[np.uint8]]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -164,8 +168,16 @@ def _walk_video(video: Video, how: Walk, first: int, name: str) -> Iterator[Wind
         fitted: NDArray[np.uint8] = plans[0].apply(pictures, how.spec).permute(0, 2, 3, 1).numpy()
         return fitted.copy() if np.shares_memory(fitted, pictures) else fitted
 
+    spread = np.unique(np.linspace(0, len(starts) - 1, how.num_pictures).round().astype(int))
+    looked_at = [row[len(row) // 2] for row in window_clips(video.times, how.spec, starts[spread])]
+    kept: list[tuple[float, NDArray[np.uint8]]] = []
+
+    def watch(numbers: NDArray[np.int64], pictures: NDArray[np.uint8]) -> None:
+        for place in np.flatnonzero(np.isin(numbers, looked_at)):
+            kept.append((float(video.times[numbers[place]]) - begin, plans[0].show(pictures[place])))
+
     number = first
-    for frames in video.stream(rows(), prepare):
+    for frames in video.stream(rows(), prepare, watch):
         shown, plan = waiting.popleft(), plans[0]
         begins = starts[number : number + len(shown)]
         times = frames.times[shown] - begin
@@ -188,7 +200,9 @@ def _walk_video(video: Video, how: Walk, first: int, name: str) -> Iterator[Wind
             plan=plan,
             crops=CROPS[how.crop],
             padded=video.duration < span - ROUNDING_S,
+            pictures=kept.copy(),
         )
+        kept.clear()
         number += len(shown)
 
 
@@ -199,7 +213,8 @@ def _still(picture: NDArray[np.uint8], how: Walk, name: str) -> Windows:
     frames = plan.apply(picture, how.spec).transpose(0, 1).contiguous()
     times = np.zeros((len(plan.corners), how.spec.num_frames))
     views = Views(frames, rows, plan.corners, plan.size, times, 0.0)
-    return Windows(name, views, 0, 1, zero, zero, times[:1], plan, CROPS[how.crop], padded=False)
+    pictures = [(0.0, plan.show(picture[0]))] if how.num_pictures else []
+    return Windows(name, views, 0, 1, zero, zero, times[:1], plan, CROPS[how.crop], padded=False, pictures=pictures)
 
 
 def read_ahead(

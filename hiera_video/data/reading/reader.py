@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Images: TypeAlias = "list[Image] | Image"
 #: uint8 [n, H, W, 3] -> n pictures of another size.
 Prepare: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+#: Numbers of frames int64 [n], and the frames uint8 [n, H, W, 3], which are valid during the call.
+Watch: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 #: Whole pictures that :meth:`Video.stream` holds at once before they are prepared.
 MAX_BLOCK_BYTES = 64 * 2**20
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
@@ -184,13 +186,16 @@ class Video:
         inverse = inverse.reshape(-1)
         return Frames(np.stack([images[i] for i in inverse]), self.times[shown[inverse]])
 
-    def stream(self, rows: Iterable[ArrayLike], prepare: Prepare | None = None) -> Iterator[Frames]:
+    def stream(
+        self, rows: Iterable[ArrayLike], prepare: Prepare | None = None, watch: Watch | None = None
+    ) -> Iterator[Frames]:
         """Read rows of frames in one ascending pass, so that a long video costs as much memory as a short one.
 
         Args:
             rows: ascending frame numbers each; rows may overlap, their first numbers ascend.
             prepare: makes other pictures of uint8 [n, H, W, 3], n of them, once for each frame: smaller ones, for
                 instance, to be kept in their place.
+            watch: is shown each frame once, as it is before ``prepare``.
 
         Yields:
             The frames of each row. A frame is decoded once, and dropped after the last row that has it.
@@ -222,6 +227,8 @@ class Video:
                 whole = isinstance(pictures, np.ndarray) and prepare is not None
                 block = np.asarray(pictures) if whole else np.stack(list(pictures))
                 made = block if prepare is None else prepare(block)
+                if watch is not None:
+                    watch(np.array(part, dtype=np.int64), block)
                 images.update(zip(part, zip(shown.tolist(), made, strict=True), strict=True))
             row = waiting.popleft().tolist()
             yield Frames(np.stack([images[i][1] for i in row]), self.times[[images[i][0] for i in row]])

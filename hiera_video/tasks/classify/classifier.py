@@ -36,7 +36,7 @@ class Scored:
 
     ``index`` is its number; ``scores`` float32 [K], the mean over its views, or None where nothing could be
     read; ``error``: None, or one sentence about what could not be read; ``duration`` in seconds, 0 for an image, None
-    where nothing could be read; ``frames`` uint8 [T, h, w, 3] of its middle view, where they are asked for.
+    where nothing could be read; ``frames`` uint8 [T, h, w, 3]: the ``pictures`` of its views, where they have them.
     """
 
     index: int
@@ -82,9 +82,7 @@ def scores_of(logits: Tensor, *, multi_label: bool) -> Tensor:
     return logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
 
 
-def score_views(
-    scorer: Scorer, loaded: Iterable[Loaded], *, batch_size: int = 8, keep_frames: bool = False
-) -> Iterator[Scored]:
+def score_views(scorer: Scorer, loaded: Iterable[Loaded], *, batch_size: int = 8) -> Iterator[Scored]:
     """The scores of each input, the mean over its views; nothing is left out or replaced.
 
     The model is in evaluation mode meanwhile, and afterwards in the mode that it had.
@@ -93,7 +91,6 @@ def score_views(
         scorer: The model.
         loaded: Inputs with their views, such as :func:`hiera_video.data.views.load_ahead` yields.
         batch_size: Clips, of several inputs, that go through the model at once.
-        keep_frames: Whether to give the frames of the middle view too.
 
     Yields:
         One :class:`Scored` for each input, in their order, as soon as the last of its clips is through.
@@ -101,7 +98,7 @@ def score_views(
     modes = [(module, module.training) for module in scorer.model.modules()]
     scorer.model.eval()
     try:
-        yield from _stream(scorer, loaded, batch_size, keep_frames)
+        yield from _stream(scorer, loaded, batch_size)
     finally:
         for module, training in modes:  # frozen ones may differ from the rest
             module.training = training
@@ -121,7 +118,7 @@ def score_clips(scorer: Scorer, clips: Tensor, batch_size: int = 8) -> NDArray[n
     return np.concatenate(list(_scores(scorer, clips.split(batch_size))))
 
 
-def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int, keep_frames: bool) -> Iterator[Scored]:
+def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterator[Scored]:
     waiting: deque[tuple[int, Scored]] = deque()  # number of clips, and all but their scores
 
     def clips() -> Iterator[Tensor]:
@@ -130,8 +127,7 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int, keep_fram
             if views is None:
                 waiting.append((0, Scored(item.segment.index, None, item.error)))
                 continue
-            frames = views.middle() if keep_frames else None
-            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), frames)
+            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), views.pictures)
             waiting.append((len(views.times), scored))
             yield views.to(scorer.device).clips
 
@@ -193,7 +189,8 @@ class Prediction:
     error: str | None = None
     """One sentence about what could not be read."""
     frames: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
-    """uint8 ``[T, H, W, 3]`` of the middle clip, kept only where a picture is asked for."""
+    """uint8 ``[T, H, W, 3]``, kept only where a picture is asked for: what the model sees of the middle clip (an image
+    has one frame), at the input's own resolution, the short side at most 288 pixels."""
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON.
@@ -372,8 +369,9 @@ class VideoClassifier:
             num_workers=num_workers,
             fps=fps,
             num_threads=max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files)))),
+            keep_pictures=keep_frames,
         )
-        scored = score_views(self.scorer, loaded, batch_size=batch_size, keep_frames=keep_frames)
+        scored = score_views(self.scorer, loaded, batch_size=batch_size)
         return Results(len(files), (self._prediction(files[item.index][0], item, top_k) for item in scored))
 
     def scores(self, clips: Tensor, batch_size: int = 8) -> Tensor:

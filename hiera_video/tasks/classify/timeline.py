@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ log = logging.getLogger("hiera_video")
 #: Seconds between two windows of an image model, which looks at single pictures.
 IMAGE_HOP_S = 1.0
 #: Thumbnails under a timeline at most.
-NUM_THUMBNAILS = 9
+NUM_THUMBNAILS = 6
 
 
 def timelines(
@@ -71,7 +71,12 @@ def timelines(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    how = Walk(spec, hop or (IMAGE_HOP_S if spec.num_frames == 1 else spec.span / 2), at_once=batch_size)
+    how = Walk(
+        spec,
+        hop or (IMAGE_HOP_S if spec.num_frames == 1 else spec.span / 2),
+        at_once=batch_size,
+        num_pictures=NUM_THUMBNAILS,
+    )
     files = find_inputs(inputs)
 
     table = None if rule is None else SegmentTable(folder)
@@ -153,27 +158,52 @@ def timeline(
         UnreadableVideo: Where nothing can be read, or nothing more.
         OutputError: Where a file cannot be written.
     """
-    scores: list[NDArray[np.float32]] = []
-    times: list[NDArray[np.float64]] = []
-    thumbnails: list[tuple[float, NDArray[np.uint8]]] = []
-    for part in windows:
-        shown = np.linspace(0, part.total - 1, min(NUM_THUMBNAILS, part.total)).round()
-        for row in range(len(part)):
-            if part.first + row in shown:
-                clip = part.views.clip(row)
-                middle = clip.shape[1] // 2
-                thumbnails.append((float(part.times[row, middle]), clip[:, middle].permute(1, 2, 0).numpy()))
-        scores.append(score_clips(classifier.scorer, part.views.clips, batch_size))
-        times.append(np.stack([part.starts, part.ends], axis=1))
-    spans, values = np.concatenate(times), np.concatenate(scores)
-    labels = classifier.labels
+    curves = score_windows(classifier, windows, batch_size)
+    spans, values, labels = curves.times, curves.scores, classifier.labels
     table = target.with_name(f"{target.name}.csv")
     rows = np.concatenate([spans, values.astype(float).round(6)], axis=1).tolist()
     write_csv(table, [["start", "end", *labels], *rows])
     segments = [] if rule is None else find_segments(spans, values, labels, rule)
     drawn = [(segment.label, segment.start, segment.end) for segment in segments]
     picture = target.with_name(f"{target.name}.png")
-    draw_timeline(name, spans, values, labels, thumbnails, picture, top_k=top_k, segments=drawn)
-    mean = values.mean(axis=0)
-    best = best_classes(mean, labels, top_k)
-    return Prediction(name, round(part.views.duration, 6), best, part.views.error), segments
+    title = Path(name).name
+    draw_timeline(title, spans, values, labels, curves.thumbnails, picture, top_k=top_k, segments=drawn)
+    best = best_classes(values.mean(axis=0), labels, top_k)
+    return Prediction(name, round(curves.duration, 6), best, curves.error), segments
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The scores of one input over time.
+
+    ``times`` float64 [n, 2]: start and end of each window in seconds; ``scores`` float32 [n, K]; ``thumbnails``:
+    seconds, and a picture uint8 [h, w, 3]; ``duration`` in seconds; ``error``: None, or what could not be read.
+    """
+
+    times: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    thumbnails: list[tuple[float, NDArray[np.uint8]]]
+    duration: float
+    error: str | None
+
+
+def score_windows(classifier: VideoClassifier, windows: Iterable[Windows], batch_size: int) -> Curves:
+    """Scores each window of one input.
+
+    Args:
+        classifier: The model.
+        windows: The windows, with the pictures that become thumbnails.
+        batch_size: Windows that go through the model at once.
+
+    Returns:
+        The scores with their times.
+
+    Raises:
+        UnreadableVideo: Where nothing can be read, or nothing more.
+    """
+    scores, times, thumbnails = [], [], []
+    for part in windows:
+        thumbnails += part.pictures
+        scores.append(score_clips(classifier.scorer, part.views.clips, batch_size))
+        times.append(np.stack([part.starts, part.ends], axis=1))
+    return Curves(np.concatenate(times), np.concatenate(scores), thumbnails, part.views.duration, part.views.error)

@@ -1,0 +1,34 @@
+// Run once when the page is there.
+() => {
+    // Whether the browser plays a video, which it does once it has a first picture to show; given on with the video.
+    window.canPlay = async (video) => [video, !video || await new Promise((done) => {
+        const player = document.createElement("video");
+        player.onloadeddata = () => done(player.videoWidth > 0);
+        player.onerror = () => done(false);
+        setTimeout(() => done(false), 8000);
+        player.muted = true;
+        player.preload = "auto";
+        player.src = video.url;
+    })];
+
+    // Scores count seconds from the first picture, which a browser may show at another time than 0.
+    document.addEventListener("loadeddata", (event) => { event.target.zero = event.target.currentTime; }, true);
+
+    // What is clicked in the scores over time is played, in the preview if there is one.
+    document.addEventListener("click", (event) => {
+        const at = event.target.closest("[data-from], [data-begin]");
+        const player = document.querySelector("#preview video") || document.querySelector("#video video");
+        if (!at || !player) return;
+        const box = at.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
+        const {from, to, begin, end} = at.dataset, zero = player.zero || 0;
+        const first = from === undefined ? +begin + share * (end - begin) : +from, last = zero + +(to ?? end);
+        player.ontimeupdate = () => {
+            if (player.currentTime < last || player.seeking) return;
+            player.pause();
+            player.ontimeupdate = null;
+        };
+        player.currentTime = zero + first;
+        player.play();
+        player.scrollIntoView({block: "nearest", behavior: "smooth"});
+    });
+}

@@ -1,0 +1,133 @@
+"""The pictures of an evaluation: confusions, reliability, and frames of the videos that are surest and wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.data.ahead import map_ahead
+from hiera_video.data.lists.video_list import VideoList
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.data.reading.files import is_image, read_image
+from hiera_video.data.sampling import keyed_rng
+from hiera_video.data.views import Segment, open_input, rows_within, segments_of
+from hiera_video.errors import UnreadableVideo
+from hiera_video.tasks.evaluate.calibration import calibration
+from hiera_video.tasks.evaluate.metrics import Scores, confusions, counted, counted_rows
+
+log = logging.getLogger("hiera_video")
+
+#: Videos in the picture of the worst, and frames of each.
+NUM_WORST, NUM_FRAMES = 8, 4
+
+
+def draw_pictures(output: Path, videos: VideoList, scores: Scores, **reading: Any) -> None:
+    """Draws confusion.png, reliability.png and worst_videos.png, as far as there is something to show.
+
+    A picture that cannot be drawn is told in a warning; one of an earlier run is removed first.
+
+    Args:
+        output: The folder.
+        videos: The list.
+        scores: Of the videos that could be read.
+        reading: ``num_workers``, ``time_limit`` and ``fps`` for reading frames of the worst videos.
+    """
+    pictures: dict[str, Callable[[Path], None]] = {
+        "confusion.png": lambda path: _confusion(path, videos, scores),
+        "reliability.png": lambda path: _reliability(path, videos, scores),
+        "worst_videos.png": lambda path: _worst_videos(path, videos, scores, **reading),
+    }
+    for name, draw in pictures.items():
+        try:
+            (output / name).unlink(missing_ok=True)
+            draw(output / name)
+        except Exception as error:  # whatever is wrong with a picture, the figures are worth more
+            log.warning("%s could not be drawn: %s", output / name, error or type(error).__name__)
+
+
+def _confusion(path: Path, videos: VideoList, scores: Scores) -> None:
+    values, labels = counted(scores, videos)
+    if labels.ndim == 1 and len(labels):
+        from hiera_video.visual.confusion import draw_confusion
+
+        shown, matrix = confusions(values, labels)
+        draw_confusion(matrix, [videos.classes[number] for number in shown], path)
+
+
+def _reliability(path: Path, videos: VideoList, scores: Scores) -> None:
+    bins = calibration(*counted(scores, videos))
+    if bins.counts.any():
+        from hiera_video.visual.reliability import draw_reliability
+
+        title = f"expected calibration error {bins.error:.1%}: {bins.of}, {bins.counts.sum():,} answers"
+        draw_reliability(bins.counts, bins.confidence, bins.accuracy, path, title=title)
+
+
+# --- the worst videos -------------------------------------------------------------------------------------------------
+
+
+def worst(scores: Scores, videos: VideoList) -> NDArray[np.int64]:
+    """The videos whose best class is wrong, the surest first.
+
+    Args:
+        scores: Of the videos that could be read.
+        videos: The list.
+
+    Returns:
+        Rows of the scores, int64.
+    """
+    rows = counted_rows(scores, videos)
+    values, labels = counted(scores, videos)
+    if not len(rows):
+        return rows
+    named = values.argmax(axis=1)
+    right = named == labels if labels.ndim == 1 else labels[np.arange(len(rows)), named] > 0
+    wrong = np.flatnonzero(~right)
+    return rows[wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")]]
+
+
+def _worst_videos(path: Path, videos: VideoList, scores: Scores, *, num_workers: int, **reading: Any) -> None:
+    chosen = worst(scores, videos)[:NUM_WORST]
+    indices = scores.index[chosen].tolist()
+    read = partial(_frames, fps=reading.pop("fps"))
+    strips = map_ahead(read, segments_of(videos, indices), num_workers=min(num_workers, 2), **reading)
+    rows = []
+    for index, values, frames in zip(indices, scores.scores[chosen], strips, strict=True):
+        name, best = os.fsencode(os.path.basename(videos.path(index))).decode("utf-8", "replace"), values.argmax()
+        if np.isfinite(videos.ends[index]) or videos.starts[index]:
+            name += f", {videos.starts[index]:.1f} to {videos.ends[index]:.1f} s"
+        true = " and ".join(videos.class_names(index)) or "of no class"
+        if frames:
+            rows.append((name, f"is {true}, taken for {videos.classes[best]} ({values[best]:.0%})", frames))
+    if rows:
+        from hiera_video.visual.worst_videos import draw_worst_videos
+
+        draw_worst_videos(rows, path)
+
+
+def _frames(segment: Segment, reader: IsolatedReader | None, *, fps: float | None) -> list[NDArray[np.uint8]]:
+    """Evenly spread frames of the file itself, as a player shows them; none where it can no longer be read."""
+    from PIL import Image
+
+    try:
+        if is_image(segment.source):
+            return [read_image(os.fspath(segment.source))]
+        with open_input(segment.source, reader, fps=fps) as video:
+            rows = rows_within(video.times, segment.start, segment.end, _spread, keyed_rng(0))
+            pixels, aspect = video.frames(np.unique(rows), short_side=216).pixels, float(video.pixel_aspect)
+    except UnreadableVideo:
+        return []
+    height, width = pixels.shape[1:3]
+    return [np.asarray(Image.fromarray(frame).resize((round(width * aspect), height))) for frame in pixels]
+
+
+def _spread(times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """The middles of equal parts: the first frames of many videos are black."""
+    return (len(times) * (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES).astype(np.int64)

@@ -26,8 +26,8 @@ def draw_confusion(matrix: Counts, classes: Sequence[str], path: Path) -> None:
     """A PNG of counts int ``[K, K]``, ``matrix[true, predicted]``, for 2 to 700 classes.
 
     A cell's darkness is its share of the true class's videos, by the square root, so that rare confusions show too;
-    what never happens is white, the row of a class without videos grey. From 21 classes on the commonest confusions are listed; from 61 on they
-    alone are named. Written whole or not at all; raises :class:`OutputError`.
+    what never happens is white, the row of a class without videos grey. From 21 classes on the commonest confusions are
+    listed; from 61 on they alone are named. Written whole or not at all; raises :class:`OutputError`.
     """
     from matplotlib.figure import Figure
 
@@ -54,7 +54,7 @@ def draw_confusion(matrix: Counts, classes: Sequence[str], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _short(name: str, letters: int = 28) -> str:
+def _short(name: str, letters: int = 34) -> str:
     name = name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
     return name.replace("$", r"\$")  # between two of them matplotlib reads a formula
 
@@ -78,7 +78,7 @@ def _draw_cells(panel: Any, matrix: Counts, classes: Sequence[str], letters: flo
     tints = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256)))  # the rarest is seen on white
     colours, norm = tints.with_extremes(bad="#a0a0a0", under="white"), PowerNorm(0.5, LEAST_SHARE, 1)
     image = panel.imshow(share, cmap=colours, norm=norm, interpolation="nearest", aspect="auto")
-    kind = "class" if number <= MOST_NAMES else "class, by its number"
+    kind = "class" if number <= MOST_NAMES else "class, by its number in this picture"
     panel.set_ylabel(f"true {kind}", fontsize=9)
     panel.set_xlabel(f"predicted {kind}", fontsize=9)
     panel.tick_params(length=0 if number <= MOST_NAMES else 3, labelsize=letters)
@@ -108,10 +108,12 @@ def _list_confusions(panel: Any, matrix: Counts, classes: Sequence[str], rows: i
     panel.set_axis_off()
     panel.set(xlim=(0, 1), ylim=(rows, 0))
     lines = [("videos", "true class", "taken for")]
+    if len(classes) > MOST_NAMES:  # the axes have their numbers
+        classes = [f"{number} {name}" for number, name in enumerate(classes)]
     for true, predicted in zip(*np.unravel_index(commonest, wrong.shape), strict=True):
         if wrong[true, predicted]:
             count = f"{wrong[true, predicted]:,} of {matrix[true].sum():,}"
-            lines.append((count, _short(classes[true], 34), _short(classes[predicted], 34)))
+            lines.append((count, _short(classes[true]), _short(classes[predicted])))
     for row, line in enumerate(lines):
         for place, words in zip((0.15, 0.18, 0.6), line, strict=True):
             side, colour = "right" if place == 0.15 else "left", "#8a8a8a" if row == 0 else "black"

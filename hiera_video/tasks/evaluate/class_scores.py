@@ -45,10 +45,10 @@ class ClassScore:
     def text(self) -> str:
         """A line for a class, one more for each figure of the total."""
         figures = [f"{name:8} {self._share(name, value)}" for name, value in self.values.items()]
-        count = f"{self.videos} of {self.listed} videos"
         if "ece" in self.values:
-            return "\n  ".join([f"all: {count}", *figures])
-        return "  ".join([self.name.ljust(28), count.ljust(18), *(f"{words:29}" for words in figures)]).rstrip()
+            return "\n  ".join([f"all: {self.videos} of {self.listed} videos, intervals at {LEVEL:.0%}", *figures])
+        count = f"{self.videos} of {self.listed}"
+        return "  ".join([self.name.ljust(28), count.ljust(8), *(f"{words:29}" for words in figures)]).rstrip()
 
     def _share(self, name: str, value: float | None) -> str:
         """88.9% (79.6-94.3)."""

@@ -113,7 +113,7 @@ def _mean(values: Floats) -> float:
 
 def _one_label(values: NDArray[np.float32], labels: NDArray[np.int64]) -> Callable[[Floats], Figures]:
     named, num_classes = values.argmax(axis=1), values.shape[1]
-    right = {name: is_right(values, labels, k) for name, k in TOP.items()}
+    right = {name: is_right(values, labels, k).astype(np.float64) for name, k in TOP.items()}
     same = named == labels
 
     def figures(weights: Floats) -> Figures:
@@ -132,25 +132,46 @@ def _one_label(values: NDArray[np.float32], labels: NDArray[np.int64]) -> Callab
 
 def _several_labels(values: NDArray[np.float32], labels: NDArray[np.float32]) -> Callable[[Floats], Figures]:
     """Average precision as torchmetrics and scikit-learn have it, which take too long for a thousand resamples."""
-    order = np.argsort(-values, axis=0, kind="stable")
-    ranked, truth = np.take_along_axis(values, order, axis=0), np.take_along_axis(labels, order, axis=0) > 0
+    order = np.argsort(-values.T, axis=1, kind="stable")
+    ranked, truth = np.take_along_axis(values.T, order, axis=1), np.take_along_axis(labels.T, order, axis=1) > 0
     # Of equal scores each is judged by the precision at the last of them.
     is_last = np.ones(ranked.shape, dtype=bool)
-    is_last[:-1] = ranked[1:] != ranked[:-1]
-    ends = np.where(is_last, np.arange(len(values))[:, np.newaxis], len(values))
-    ends = np.minimum.accumulate(ends[::-1], axis=0)[::-1]
-    last, (place, column) = ends[truth], np.nonzero(truth)
+    is_last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+    ends = np.where(is_last, np.arange(len(values)), len(values))
+    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    # What is right, class by class: where it is ranked, and which of them are as high or higher.
+    number, place = np.nonzero(truth)
+    last, first = ends[truth], np.searchsorted(number, number)
+    higher = np.searchsorted(number * len(values) + place, number * len(values) + last, side="right")
 
     def figures(weights: Floats) -> Figures:
-        weight = weights[order]
-        seen, right = weight.cumsum(axis=0), (weight * truth).cumsum(axis=0)
+        weight = weights.astype(np.float32)[order]  # whole numbers below 2**24, and half the memory
+        own, seen = weight[number, place].astype(np.float64), weight.cumsum(axis=1)[number, last]
+        summed = np.concatenate([[0], own.cumsum()])
         with np.errstate(invalid="ignore"):
-            precision = right[last, column] / seen[last, column]
-            gained = np.bincount(column, np.nan_to_num(precision) * weight[place, column], values.shape[1])
-            each = gained / (weights @ labels)
+            precision = np.nan_to_num((summed[higher] - summed[first]) / seen)
+            each = np.bincount(number, precision * own, len(order)) / np.bincount(number, own, len(order))
         return Figures({"map": _mean(each[np.isfinite(each)])}, {"map": each})
 
     return figures
+
+
+def cross_entropy(scores: Scores, videos: VideoList) -> float:
+    """The loss of a list: of its labels alone, without smoothing or weights, under scores averaged over the views.
+
+    Args:
+        scores: Of the videos that could be read.
+        videos: The list.
+
+    Returns:
+        The mean over videos, or over all classes of videos with several labels; nan where nothing counts.
+    """
+    values, labels = counted(scores, videos)
+    if labels.ndim == 1:
+        taken = values[np.arange(len(labels)), labels].astype(np.float64)
+    else:
+        taken = np.where(labels > 0, values, 1 - values).ravel().astype(np.float64)
+    return -_mean(np.log(taken.clip(1e-12)))
 
 
 def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:

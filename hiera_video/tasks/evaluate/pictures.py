@@ -24,8 +24,8 @@ from hiera_video.tasks.evaluate.metrics import Scores, confusions, counted, coun
 
 log = logging.getLogger("hiera_video")
 
-#: Videos in the picture of the worst, and frames of each.
-NUM_WORST, NUM_FRAMES = 8, 4
+#: Videos in the picture of the worst, frames of each, and pixels that suffice for a frame's short side.
+NUM_WORST, NUM_FRAMES, SHORT_SIDE = 8, 4, 216
 
 
 def draw_pictures(output: Path, videos: VideoList, scores: Scores, **reading: Any) -> None:
@@ -42,7 +42,7 @@ def draw_pictures(output: Path, videos: VideoList, scores: Scores, **reading: An
     pictures: dict[str, Callable[[Path], None]] = {
         "confusion.png": lambda path: _confusion(path, videos, scores),
         "reliability.png": lambda path: _reliability(path, videos, scores),
-        "worst_videos.png": lambda path: _worst_videos(path, videos, scores, **reading),
+        "worst_videos.png": lambda path: draw_worst(path, videos, scores, **reading),
     }
     for name, draw in pictures.items():
         try:
@@ -93,17 +93,34 @@ def worst(scores: Scores, videos: VideoList) -> NDArray[np.int64]:
     return rows[wrong[np.argsort(-values[wrong].max(axis=1), kind="stable")]]
 
 
-def _worst_videos(path: Path, videos: VideoList, scores: Scores, *, num_workers: int, **reading: Any) -> None:
+def draw_worst(
+    path: Path, videos: VideoList, scores: Scores, *, num_workers: int, time_limit: float, fps: float | None
+) -> None:
+    """Draws frames of the videos that :func:`worst` gives, read from their files; nothing where there are none.
+
+    Args:
+        path: The PNG.
+        videos: The list.
+        scores: Of the videos that could be read.
+        num_workers: Threads that read.
+        time_limit: Seconds after which a decoder counts as hanging.
+        fps: Frames a second of folders of pictures.
+
+    Raises:
+        OutputError: The picture cannot be written.
+    """
     chosen = worst(scores, videos)[:NUM_WORST]
-    indices = scores.index[chosen].tolist()
-    read = partial(_frames, fps=reading.pop("fps"))
-    strips = map_ahead(read, segments_of(videos, indices), num_workers=min(num_workers, 2), **reading)
+    segments = list(segments_of(videos, scores.index[chosen].tolist()))
+    strips = map_ahead(partial(_frames, fps=fps), segments, num_workers=min(num_workers, 2), time_limit=time_limit)
     rows = []
-    for index, values, frames in zip(indices, scores.scores[chosen], strips, strict=True):
-        name, best = os.fsencode(os.path.basename(videos.path(index))).decode("utf-8", "replace"), values.argmax()
-        if np.isfinite(videos.ends[index]) or videos.starts[index]:
-            name += f", {videos.starts[index]:.1f} to {videos.ends[index]:.1f} s"
-        true = " and ".join(videos.class_names(index)) or "of no class"
+    for segment, values, frames in zip(segments, scores.scores[chosen], strips, strict=True):
+        name, best = (
+            os.fsencode(os.path.basename(videos.path(segment.index))).decode("utf-8", "replace"),
+            values.argmax(),
+        )
+        if segment.start > 0 or np.isfinite(segment.end):
+            name += f", {segment.start:.1f} to {segment.end:.1f} s"
+        true = " and ".join(videos.class_names(segment.index)) or "of no class"
         if frames:
             rows.append((name, f"is {true}, taken for {videos.classes[best]} ({values[best]:.0%})", frames))
     if rows:
@@ -116,12 +133,13 @@ def _frames(segment: Segment, reader: IsolatedReader | None, *, fps: float | Non
     """Evenly spread frames of the file itself, as a player shows them; none where it can no longer be read."""
     from PIL import Image
 
+    assert isinstance(segment.source, str)  # of a list
     try:
         if is_image(segment.source):
-            return [read_image(os.fspath(segment.source))]
+            return [read_image(segment.source)]
         with open_input(segment.source, reader, fps=fps) as video:
             rows = rows_within(video.times, segment.start, segment.end, _spread, keyed_rng(0))
-            pixels, aspect = video.frames(np.unique(rows), short_side=216).pixels, float(video.pixel_aspect)
+            pixels, aspect = video.frames(np.unique(rows), short_side=SHORT_SIDE).pixels, float(video.pixel_aspect)
     except UnreadableVideo:
         return []
     height, width = pixels.shape[1:3]

@@ -115,7 +115,8 @@ def write_results(
     with replacing(output / "scores.parquet") as temporary:
         pq.write_table(_table(scores, videos), temporary)
     rows = [figures.to_dict() for figures in found]
-    write_csv(output / "classes.csv", [rows[0], *([row.get(name) for name in rows[0]] for row in rows[1:])])
+    columns = [name for name in rows[0] if name in rows[-1] or name in ("macro", "macro_f1")]
+    write_csv(output / "classes.csv", [columns, *([row.get(name) for name in columns] for row in rows[1:])])
     values, labels = counted(scores, videos)
     if labels.ndim == 1:
         write_csv(output / "confused.csv", [("true", "predicted", "count", "share"), *_confused(scores, videos)])

@@ -25,7 +25,6 @@ from hiera_video.visual.confusion import draw_confusion
 from hiera_video.visual.curves import curves, draw_curves, smooth
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
 from hiera_video.visual.reliability import draw_reliability
-from hiera_video.visual.worst_videos import draw_worst_videos
 
 Pixels = NDArray[np.uint8]
 RED, GREEN, BLUE = (230, 20, 20), (20, 180, 20), (20, 20, 230)
@@ -289,17 +288,6 @@ def test_reliability_is_drawn_where_the_bins_have_it_and_the_legend_above(figure
     assert above.get_legend().get_window_extent().y0 >= above.get_window_extent().y1 - 1
 
 
-def test_frames_of_the_worst_videos_are_shown_large_one_video_below_the_other(tmp_path: Path) -> None:
-    rows = [
-        (f"{colour}.mp4", "is a, taken for $b$ (90%)", [np.full((40, 50, 3), colour, dtype=np.uint8)] * 4)
-        for colour in (RED, BLUE)
-    ]
-    draw_worst_videos(rows, tmp_path / "worst_videos.png")
-    image = pixels(tmp_path / "worst_videos.png")
-    red, blue = where(image, RED), where(image, BLUE)
-    assert len(red) == len(blue) == 4 * 216 * 270 and red[:, 0].max() < blue[:, 0].min()
-
-
 def test_a_class_name_is_no_formula(figures: list[Any], tmp_path: Path) -> None:
     classes = ["$5", r"a $\nothing$ b", "$x_2$"]
     draw_confusion(counts(3), classes, tmp_path / "confusion.png")
@@ -324,7 +312,6 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "film": lambda path: write_video(CLIP, CLIP, CLIP, path),
     "confusion": lambda path: draw_confusion(counts(2), ["a", "b"], path),
     "reliability": lambda path: draw_reliability(np.ones(1, dtype=int), np.ones(1), np.ones(1), path, title=""),
-    "worst": lambda path: draw_worst_videos([("a", "b", [CLIP[0, :, 0].transpose(1, 2, 0)])], path),
 }
 
 

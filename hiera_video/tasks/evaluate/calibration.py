@@ -29,14 +29,6 @@ class Calibration:
         gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return float(self.counts @ gaps / self.counts.sum()) if self.counts.any() else float("nan")
 
-    def to_dict(self) -> dict[str, Any]:
-        """``{"of", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}``, bins that are empty left out."""
-        columns = (self.counts.tolist(), self.confidence.round(6).tolist(), self.accuracy.round(6).tolist())
-        edges = np.linspace(0, 1, NUM_BINS + 1).round(6).tolist()
-        rows = zip(edges, edges[1:], *columns, strict=False)
-        names = ("low", "high", "count", "confidence", "accuracy")
-        return {"of": self.of, "bins": [dict(zip(names, row, strict=True)) for row in rows if row[2]]}
-
 
 def calibration(values: NDArray[np.float32], labels: NDArray[Any]) -> Calibration:
     """Compares scores with what is right.

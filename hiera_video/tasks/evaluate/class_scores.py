@@ -77,7 +77,7 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
         listed = np.bincount(videos.labels[videos.labels >= 0], minlength=num_classes)
         counts = np.bincount(labels, minlength=num_classes)
     files = _files(scores, videos)
-    bounds = bootstrap(lambda weights: figures(weights).flat(), files, _resamples(values, labels))
+    bounds = bootstrap(lambda weights: figures(weights).flat(), files, num_resamples(labels.size))
     of_all = dict(zip(whole.total, bounds, strict=False))
     of_classes = dict(zip(whole.classes, bounds[len(of_all) :].reshape(-1, num_classes, 2), strict=True))
     if labels.ndim == 1 and _independent(files):
@@ -98,9 +98,9 @@ def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
 
 def interval_method(scores: Scores, videos: VideoList) -> str:
     """How the intervals of :func:`class_scores` were found, in words."""
-    (values, labels), files = counted(scores, videos), _files(scores, videos)
+    (_, labels), files = counted(scores, videos), _files(scores, videos)
     share = f"{LEVEL:.0%}"
-    num_files, drawn = len(np.unique(files)), f"bootstrap, {_resamples(values, labels)} resamples (seed {SEED})"
+    num_files, drawn = len(np.unique(files)), f"bootstrap, {num_resamples(labels.size)} resamples (seed {SEED})"
     if not _independent(files):
         return f"{share}, {drawn} of the {num_files} files whose segments the {len(files)} videos are"
     if labels.ndim == 2:
@@ -110,10 +110,8 @@ def interval_method(scores: Scores, videos: VideoList) -> str:
 
 def missing_classes(videos: VideoList) -> list[str]:
     """The classes of the model that no video of a list has."""
-    present = (
-        videos.labels.any(axis=0) if videos.labels.ndim == 2 else np.isin(range(len(videos.classes)), videos.labels)
-    )
-    return [videos.classes[number] for number in np.flatnonzero(~present)]
+    present = np.nonzero(videos.labels)[1] if videos.labels.ndim == 2 else videos.labels
+    return [videos.classes[number] for number in np.setdiff1d(np.arange(len(videos.classes)), present)]
 
 
 def _files(scores: Scores, videos: VideoList) -> NDArray[np.int64]:
@@ -126,10 +124,6 @@ def _files(scores: Scores, videos: VideoList) -> NDArray[np.int64]:
 def _independent(files: NDArray[np.int64]) -> bool:
     """Whether no two videos are segments of one file."""
     return len(np.unique(files)) == len(files)
-
-
-def _resamples(values: NDArray[np.float32], labels: NDArray[Any]) -> int:
-    return num_resamples(labels.size if labels.ndim == 2 else len(values))
 
 
 def _finite(value: float) -> float | None:

@@ -19,13 +19,14 @@ from hiera_video.data.reading.files import is_image, read_image
 from hiera_video.data.sampling import keyed_rng
 from hiera_video.data.views import Segment, open_input, rows_within, segments_of
 from hiera_video.errors import UnreadableVideo
+from hiera_video.tasks.classify.classifier import best_classes
 from hiera_video.tasks.evaluate.calibration import calibration
 from hiera_video.tasks.evaluate.metrics import Scores, confusions, counted, counted_rows
 
 log = logging.getLogger("hiera_video")
 
-#: Videos in the picture of the worst, frames of each, and pixels that suffice for a frame's short side.
-NUM_WORST, NUM_FRAMES, SHORT_SIDE = 8, 4, 216
+#: Videos in the picture of the worst, frames and classes of each, and pixels that suffice for a frame's short side.
+NUM_WORST, NUM_FRAMES, NUM_CLASSES, SHORT_SIDE = 8, 3, 3, 288
 
 
 def draw_pictures(output: Path, videos: VideoList, scores: Scores, **reading: Any) -> None:
@@ -114,36 +115,34 @@ def draw_worst(
     strips = map_ahead(partial(_frames, fps=fps), segments, num_workers=min(num_workers, 2), time_limit=time_limit)
     rows = []
     for segment, values, frames in zip(segments, scores.scores[chosen], strips, strict=True):
-        name, best = (
-            os.fsencode(os.path.basename(videos.path(segment.index))).decode("utf-8", "replace"),
-            values.argmax(),
-        )
+        name = os.fsencode(os.path.basename(videos.path(segment.index))).decode("utf-8", "replace")
         if segment.start > 0 or np.isfinite(segment.end):
             name += f", {segment.start:.1f} to {segment.end:.1f} s"
-        true = " and ".join(videos.class_names(segment.index)) or "of no class"
-        if frames:
-            rows.append((name, f"is {true}, taken for {videos.classes[best]} ({values[best]:.0%})", frames))
+        true, best = " and ".join(videos.class_names(segment.index)), best_classes(values, videos.classes, NUM_CLASSES)
+        if frames is not None:
+            rows.append((f"{name}: is {true or 'of no class'}, taken for {best[0].label}", frames, best))
     if rows:
-        from hiera_video.visual.worst_videos import draw_worst_videos
+        from hiera_video.visual.strips import draw_strips
 
-        draw_worst_videos(rows, path)
+        draw_strips(rows, path, num_frames=NUM_FRAMES)
 
 
-def _frames(segment: Segment, reader: IsolatedReader | None, *, fps: float | None) -> list[NDArray[np.uint8]]:
-    """Evenly spread frames of the file itself, as a player shows them; none where it can no longer be read."""
+def _frames(segment: Segment, reader: IsolatedReader | None, *, fps: float | None) -> NDArray[np.uint8] | None:
+    """uint8 [T, h, w, 3], evenly spread frames of the file itself as a player shows them; None: no longer readable."""
     from PIL import Image
 
     assert isinstance(segment.source, str)  # of a list
     try:
         if is_image(segment.source):
-            return [read_image(segment.source)]
+            return read_image(segment.source)[np.newaxis]
         with open_input(segment.source, reader, fps=fps) as video:
             rows = rows_within(video.times, segment.start, segment.end, _spread, keyed_rng(0))
             pixels, aspect = video.frames(np.unique(rows), short_side=SHORT_SIDE).pixels, float(video.pixel_aspect)
     except UnreadableVideo:
-        return []
+        return None
     height, width = pixels.shape[1:3]
-    return [np.asarray(Image.fromarray(frame).resize((round(width * aspect), height))) for frame in pixels]
+    size = (round(width * aspect), height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in pixels])
 
 
 def _spread(times: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -16,7 +16,6 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing, write_csv
 from hiera_video.tasks.classify.classifier import Scored
-from hiera_video.tasks.evaluate.calibration import calibration
 from hiera_video.tasks.evaluate.class_scores import ClassScore, interval_method, missing_classes
 from hiera_video.tasks.evaluate.metrics import Scores, confusions, counted
 
@@ -117,12 +116,10 @@ def write_results(
     rows = [figures.to_dict() for figures in found]
     columns = [name for name in rows[0] if name in rows[-1] or name in ("macro", "macro_f1")]
     write_csv(output / "classes.csv", [columns, *([row.get(name) for name in columns] for row in rows[1:])])
-    values, labels = counted(scores, videos)
-    if labels.ndim == 1:
+    if videos.labels.ndim == 1:
         write_csv(output / "confused.csv", [("true", "predicted", "count", "share"), *_confused(scores, videos)])
     result = {name: value for name, value in rows[0].items() if name != "class"}
     result["intervals"] = interval_method(scores, videos)
-    result["calibration"] = calibration(values, labels).to_dict()
     result["missing"] = missing_classes(videos)
     result["bad"] = [{"path": videos.path(index), "error": error} for index, error in scores.errors.items()]
     result |= facts

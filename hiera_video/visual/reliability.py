@@ -34,11 +34,8 @@ def draw_reliability(
     gap = np.sort(np.stack([accuracy, confidence])[:, filled], axis=0)
     above.vlines(confidence[filled], *gap, color=GAP, linewidth=2.5, label="difference")
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
-    below.bar(edges[:-1], counts, width, align="edge", color=GREY, edgecolor="white")
-    for number in filled:
-        below.text(
-            edges[number] + width / 2, counts[number], f" {counts[number]:,}", ha="center", va="bottom", fontsize=7
-        )
+    bars = below.bar(edges[:-1], counts, width, align="edge", color=GREY, edgecolor="white")
+    below.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=7)
     below.set(xlim=(0, 1), ylim=(0, 1.18 * counts.max(initial=1)), xlabel="score", ylabel="answers")
     for panel in (above, below):
         panel.xaxis.set_major_formatter(PercentFormatter(1))

@@ -29,15 +29,9 @@ from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify.classifier import Scored, Scorer, VideoClassifier, score_views
 from hiera_video.tasks.evaluate import job as module
+from hiera_video.tasks.evaluate.class_scores import class_scores
 from hiera_video.tasks.evaluate.job import evaluate
-from hiera_video.tasks.evaluate.metrics import (
-    ClassScore,
-    Scores,
-    class_scores,
-    match_classes,
-    metrics,
-    put_together,
-)
+from hiera_video.tasks.evaluate.metrics import Scores, match_classes, metrics, put_together
 from hiera_video.training.recipe import EvaluateData, EvaluateModel, EvaluateRun, Evaluation
 
 NUM_VIDEOS = 7
@@ -77,6 +71,12 @@ def listed(folder: Path, predicted: list[str | None], tmp_path: Path) -> Path:
     lines = [f"{folder / f'{number}.mp4'},{label}" for number, label in enumerate(labels)]
     file.write_text("\n".join(["path,label", *lines]) + "\n")
     return file
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs whose pictures are not the question: drawing takes longer than scoring."""
+    monkeypatch.setattr(module, "draw_pictures", lambda *args, **more: None)
 
 
 def recipe(source: Path, model: Path, *, data: dict[str, Any] | None = None, **run: Any) -> Evaluation:
@@ -198,7 +198,9 @@ def test_top1_and_top5_by_hand() -> None:
     macro = {"macro": 0.5, "macro_f1": (2 * 1 / (1 + 3) + 1 + 0 + 0) / 4}  # a is named three times, and right once
     assert found == {"top1": 0.5, "top5": 0.75, **macro, "videos": 4, "listed": 6}
     total, *classes = class_scores(scores, videos)
-    assert total == ClassScore("all", 6, 4, {"top1": 0.5, "top5": 0.75, **macro}, "1 of 6 videos could not be read")
+    assert (total.name, total.listed, total.videos, total.error) == ("all", 6, 4, "1 of 6 videos could not be read")
+    error = (0.1 + 0.5 + 2 * 0.3) / 4  # one is right at 0.9, one at 0.5, two are wrong at 0.3
+    assert total.values == {"top1": 0.5, "top5": 0.75, **macro, "ece": pytest.approx(error)}
     assert [(one.name, one.listed, one.videos, one.values["top1"], one.values["top5"]) for one in classes] == [
         ("a", 1, 1, 1, 1),
         ("b", 2, 1, 1, 1),
@@ -206,7 +208,11 @@ def test_top1_and_top5_by_hand() -> None:
         ("g", 1, 1, 0, 0),
         ("(no label)", 1, 0, None, None),
     ]
-    assert classes[2].rows() == [{"class": "e", "listed": 1, "videos": 1, "top1": 0.0, "top5": 1.0, "error": None}]
+    (row,) = classes[2].rows()
+    assert list(row) == [
+        *("class", "listed", "videos", "top1", "top5", "top1_low", "top1_high", "top5_low", "top5_high", "error"),
+    ]
+    assert (row["class"], row["listed"], row["videos"], row["top1"], row["top5"]) == ("e", 1, 1, 0.0, 1.0)
 
 
 def test_videos_without_any_label_are_refused(tmp_path: Path, tiny_model: Path, videos: Path) -> None:
@@ -330,11 +336,16 @@ def test_an_evaluation_counts_what_can_be_read_and_writes_it(
     assert (result["top1"], result["videos"], result["listed"], result["views"]) == (0.5, 6, 7, "2x1")
     assert [one["path"] for one in result["bad"]] == [str(folder / "3.mp4")]
     lines = list(csv.DictReader((output / "classes.csv").open()))
-    assert list(lines[0]) == ["class", "listed", "videos", "top1", "top5", "macro", "macro_f1", "error"]
+    assert list(lines[0]) == [
+        *("class", "listed", "videos", "top1", "top5", "macro", "macro_f1"),
+        *("top1_low", "top1_high", "top5_low", "top5_high", "error"),
+    ]
     assert sum(int(line["videos"]) for line in lines) == 6
     with Image.open(output / "confusion.png") as picture:
         assert picture.width > 100
-    assert sorted(os.listdir(output)) == ["classes.csv", "confusion.png", "parts", "result.json", "scores.parquet"]
+    tables = ["classes.csv", "confused.csv", "parts", "result.json", "scores.parquet"]
+    pictures = ["confusion.png", "reliability.png", "worst_videos.png"]
+    assert sorted(os.listdir(output)) == sorted([*tables, *pictures])
 
 
 def test_without_an_output_nothing_is_written(
@@ -346,6 +357,7 @@ def test_without_an_output_nothing_is_written(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_videos_without_a_label_are_scored_and_not_counted(
     listed: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +389,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_goes_on_behind_its_half_line(
     listed: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +418,7 @@ def test_a_killed_run_goes_on_behind_its_half_line(
     assert list(evaluate(wanted)) == first and seen == list(range(NUM_VIDEOS))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_other_processes_scored_before_is_not_scored_again(
     listed: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +434,7 @@ def test_what_other_processes_scored_before_is_not_scored_again(
     assert list(evaluate(wanted)) == first and seen == [3, 5, 6]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_parts_of_another_evaluation_are_refused_and_left_alone(
     folder: Path, listed: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -520,7 +535,7 @@ def test_a_video_of_several_labels_is_scored_by_the_sigmoid(folder: Path, tiny_m
     file = tmp_path / "several.csv"
     file.write_text(f"path,labels\n{folder / '0.mp4'},a;b\n{folder / '1.mp4'},b\n{folder / '2.mp4'},\n")
     found = list(evaluate(recipe(file, tiny_model, output=str(tmp_path / "out"))))
-    assert [one.name for one in found] == ["all", "a", "b"] and list(found[0].values) == ["map"]
+    assert [one.name for one in found] == ["all", "a", "b"] and list(found[0].values) == ["map", "ece"]
     assert (found[0].listed, found[0].videos, found[0].error) == (3, 3, None)
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert [row["label"] for row in rows] == [[0, 1], [1], []] and rows[0]["label_name"] == ["a", "b"]

@@ -14,7 +14,7 @@ from PIL import Image
 from hiera_video import classify, extract
 from hiera_video.cli import main
 from hiera_video.errors import RequestError
-from hiera_video.visual.feature_colours import fit_colours, write_colours
+from hiera_video.visual.feature_colours import _legend, fit_colours, write_colours
 from hiera_video.visual.timelines import draw_timeline
 
 ZOOM = Path(__file__).parents[1] / "docs" / "zoom_in.mp4"
@@ -97,14 +97,20 @@ def test_films_and_pictures_show_frames_beside_their_colours(tmp_path: Path) -> 
     with av.open(str(tmp_path / "film.mp4")) as container:
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         times = [0.1 * number for number in range(8)]
-    assert len(shown) == 8 and shown[0].shape == (194, 580, 3)  # three times as large, and even
+    assert len(shown) == 8 and shown[0].shape == (194 + 24, 580, 3)  # three times as large, and even; words below
     with av.open(str(tmp_path / "film.mp4")) as container:
         assert [frame.time for frame in container.decode(video=0)] == pytest.approx(times, abs=2e-3)
-    assert [int(frame[:, :280].mean()) for frame in shown] == pytest.approx([30 * n for n in range(8)], abs=6)
+    assert [int(frame[:194, :280].mean()) for frame in shown] == pytest.approx([30 * n for n in range(8)], abs=6)
     write_colours(tmp_path / "sheet.png", iter(moments))
     with Image.open(tmp_path / "sheet.png") as picture:
-        assert picture.size == (8 * 290, 2 * 194)
+        assert picture.size == (8 * 290, 2 * 194 + 24)
+        words = np.asarray(picture)[2 * 194 :]
+        assert words.min() < 60 and (words > 250).mean() > 0.9
         assert picture.getpixel((8 * 290 - 20, 10)) == (210, 210, 210)
+
+
+def test_the_legend_takes_as_many_lines_as_a_narrow_picture_needs() -> None:
+    assert [_legend(width).shape for width in (384, 192)] == [(40, 384, 3), (56, 192, 3)]
 
 
 def test_extract_draws_its_first_readable_input(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from hiera_video.errors import OutputError
 from hiera_video.visual.confusion import draw_confusion
 from hiera_video.visual.curves import curves, draw_curves, smooth
 from hiera_video.visual.reconstructions import show_reconstructions, write_video
+from hiera_video.visual.reliability import draw_reliability
 
 Pixels = NDArray[np.uint8]
 RED, GREEN, BLUE = (230, 20, 20), (20, 180, 20), (20, 20, 230)
@@ -222,18 +223,18 @@ def names(number: int) -> list[str]:
     return [f"class {number} of a rather long name" for number in range(number)]
 
 
-def test_the_brightest_cell_is_where_the_matrix_has_it(tmp_path: Path) -> None:
-    def brightest(true: int, predicted: int) -> NDArray[np.float64]:
+def test_the_darkest_cell_is_where_the_matrix_has_it(tmp_path: Path) -> None:
+    def darkest(true: int, predicted: int) -> NDArray[np.float64]:
         matrix = np.ones((7, 7), dtype=np.int64)
         matrix[true, predicted] = 10**6
         draw_confusion(matrix, list("abcdefg"), tmp_path / "confusion.png")
-        red, green, blue, _ = matplotlib.colormaps["magma"](1.0, bytes=True)
+        red, green, blue, _ = matplotlib.colormaps["YlGnBu"](1.0, bytes=True)
         places = where(pixels(tmp_path / "confusion.png"), (int(red), int(green), int(blue)))
         return np.median(places.astype(float), axis=0)  # the colour scale has few such pixels
 
-    first = brightest(0, 0)
-    assert np.abs(brightest(6, 6) - first - (6 * 60, 6 * 60)).max() <= 2  # cells of 60 pixels
-    assert np.abs(brightest(1, 5) - first - (1 * 60, 5 * 60)).max() <= 2
+    first = darkest(0, 0)
+    assert np.abs(darkest(6, 6) - first - (6 * 60, 6 * 60)).max() <= 2  # cells of 60 pixels
+    assert np.abs(darkest(1, 5) - first - (1 * 60, 5 * 60)).max() <= 2
 
 
 def test_a_confusion_picture_appears_whole_and_differs_with_the_matrix(tmp_path: Path) -> None:
@@ -256,7 +257,35 @@ def test_the_row_of_a_class_without_videos_is_grey(tmp_path: Path) -> None:
     matrix = counts(9)
     matrix[4] = 0
     draw_confusion(matrix, names(9), tmp_path / "confusion.png")
-    assert len(where(pixels(tmp_path / "confusion.png"), (160, 160, 160))) >= 9 * 60 * 60
+    assert len(where(pixels(tmp_path / "confusion.png"), (160, 160, 160))) >= 9 * 58 * 58
+
+
+def test_what_is_never_confused_is_white(tmp_path: Path) -> None:
+    draw_confusion(np.eye(9, dtype=np.int64), names(9), tmp_path / "confusion.png")
+    assert len(where(pixels(tmp_path / "confusion.png"), (255, 255, 255))) > 72 * 58 * 58
+
+
+def test_no_legend_of_the_curves_lies_on_data_and_the_runs_name_is_on_top(figures: list[Any], tmp_path: Path) -> None:
+    draw_curves(RECORDS, tmp_path / "curves.png")
+    (figure,) = figures
+    legends = [panel for panel in figure.axes if panel.get_legend() is not None]
+    assert len(legends) == 2
+    for panel in legends:
+        assert panel.get_legend().get_window_extent().y0 >= panel.get_window_extent().y1 - 1
+    assert [text.get_text() for text in legends[0].get_legend().get_texts()] == ["training loss", "validation loss"]
+    assert tmp_path.name in [text.get_text() for text in figure.texts]
+
+
+def test_reliability_is_drawn_where_the_bins_have_it_and_the_legend_above(figures: list[Any], tmp_path: Path) -> None:
+    counts = np.array([0, 3, 9])
+    confidence, accuracy = np.array([np.nan, 0.5, 0.9]), np.array([np.nan, 1 / 3, 1.0])
+    draw_reliability(counts, confidence, accuracy, tmp_path / "reliability.png", title="a title")
+    above, below = figures[0].axes
+    assert [bar.get_height() for bar in above.patches] == [1 / 3, 1.0]
+    assert [bar.get_x() for bar in above.patches] == pytest.approx([1 / 3, 2 / 3])
+    assert [bar.get_height() for bar in below.patches] == [0, 3, 9]
+    assert [text.get_text() for text in below.texts] == ["", "3", "9"]
+    assert above.get_legend().get_window_extent().y0 >= above.get_window_extent().y1 - 1
 
 
 def test_a_class_name_is_no_formula(figures: list[Any], tmp_path: Path) -> None:
@@ -282,6 +311,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "picture": lambda path: show_reconstructions(CLIP, CLIP, CLIP, path, "title"),
     "film": lambda path: write_video(CLIP, CLIP, CLIP, path),
     "confusion": lambda path: draw_confusion(counts(2), ["a", "b"], path),
+    "reliability": lambda path: draw_reliability(np.ones(1, dtype=int), np.ones(1), np.ones(1), path, title=""),
 }
 
 

@@ -31,9 +31,10 @@ class Curve(NamedTuple):
 def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """A PNG of the lines of ``metrics.jsonl``: loss, accuracy, learning rate and speed, over steps and passes.
 
-    Any field may be missing, and any value may be no number or not finite: it is left out, and so is a panel without
-    values. Of a step recorded twice, since a run went on from before it, the later record counts. Written whole or
-    not at all; raises :class:`OutputError`.
+    Its head is the name of the run, which is that of the folder of ``path``, and the newest figures. Any field may be
+    missing, and any value may be no number or not finite: it is left out, and so is a panel without values. Of a step
+    recorded twice, since a run went on from before it, the later record counts. Written whole or not at all; raises
+    :class:`OutputError`.
     """
     from matplotlib.figure import Figure
 
@@ -47,12 +48,14 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     # Margins are fixed, since finding them by a layout engine takes as long as drawing.
     figure = Figure(figsize=(11, 7.5 if below else 4.8), dpi=110)
-    figure.suptitle(_summary(train, val), fontsize=11, x=0.05, y=0.98, ha="left")
-    top, low = (0.885, 0.44) if below else (0.82, 0.11)
+    heads, top, low = ((0.99, 0.965), 0.865, 0.45) if below else ((0.98, 0.93), 0.79, 0.11)
+    name = path.absolute().parent.name
+    figure.text(0.05, heads[0], name, fontsize=11, weight="bold", va="top", parse_math=False)
+    figure.suptitle(_summary(train, val), fontsize=10, x=0.05, y=heads[1], ha="left")
     wide = figure.add_gridspec(1, 1, left=0.05, right=0.95, top=top, bottom=low)
     _draw_loss(figure.add_subplot(wide[0]), train, val)
     if below:
-        row = figure.add_gridspec(1, below, left=0.05, right=0.95, top=0.33, bottom=0.065, wspace=0.2)
+        row = figure.add_gridspec(1, below, left=0.05, right=0.95, top=0.305, bottom=0.065, wspace=0.2)
         panels = iter([figure.add_subplot(row[column]) for column in range(below)])
         if accuracy:
             _draw_accuracies(next(panels), val)
@@ -129,10 +132,10 @@ def _title(panel: Any, words: str, **looks: Any) -> None:
 def _draw_loss(panel: Any, train: Mapping[str, Curve], val: Mapping[str, Curve]) -> None:
     shown = []
     if "loss" in train:
-        mean = _noisy_line(panel, train["loss"], "training")
+        mean = _noisy_line(panel, train["loss"], "training loss")
         shown += [mean, np.quantile(train["loss"].values, [0.002, 0.995])]
     if "loss" in val:
-        _line(panel, val["loss"], color=VALIDATION, label="validation", markersize=4)
+        _line(panel, val["loss"], color=VALIDATION, label="validation loss", markersize=4)
         shown.append(val["loss"].values)
     if not shown:
         panel.text(0.5, 0.5, "no loss recorded yet", transform=panel.transAxes, ha="center", color=GREY)
@@ -141,7 +144,7 @@ def _draw_loss(panel: Any, train: Mapping[str, Curve], val: Mapping[str, Curve])
     low, high = np.concatenate(shown).min(), np.concatenate(shown).max()
     margin = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
     panel.set_ylim(low - margin, high + margin)
-    panel.legend(frameon=False, loc="upper right", title="loss", alignment="left", title_fontsize=10, fontsize=9)
+    panel.legend(loc="lower right", bbox_to_anchor=(1.01, 1.055), ncol=2, frameon=False, fontsize=9)
 
 
 def _draw_accuracies(panel: Any, val: Mapping[str, Curve]) -> None:
@@ -158,7 +161,7 @@ def _draw_accuracies(panel: Any, val: Mapping[str, Curve]) -> None:
     low, high = panel.get_ylim()
     panel.set_ylim(max(low, -0.03), max(min(high, 1.03), 0.02))
     panel.yaxis.set_major_formatter(PercentFormatter(1))
-    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    panel.legend(loc="lower right", bbox_to_anchor=(1.03, 0.97), frameon=False, fontsize=7.5, labelspacing=0.3)
 
 
 def _draw_lr(panel: Any, lr: Curve) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import chain, tee
 from pathlib import Path
 
@@ -20,6 +22,9 @@ MAX_CELLS, LOW, HIGH = 50_000, 2, 98
 _TICK = Fraction(1, 1000)  # seconds: what a film's times are rounded to
 #: Frames of a picture, and a frame's least side in pixels: smaller ones are enlarged.
 NUM_FRAMES, LEAST_SIDE = 8, 192
+#: What stands below them, in letters of so many pixels.
+LEGEND = "colours: first three principal components of the tokens; same colour = similar features"
+LETTERS = 12
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def check_picture(path: Path) -> None:
 
 def write_colours(path: Path, moments: Iterable[tuple[float, NDArray[np.uint8], NDArray[np.uint8]]]) -> None:
     """Frames with their colours: an mp4 side by side, in time, or a PNG of evenly spread ones, one above the other.
+    Below them stands what the colours mean.
 
     ``moments``, in time: seconds, the frame uint8 [h, w, 3], and the colours of its cells uint8 [H', W', 3]. A film
     takes one at a time. Written whole or not at all; raises :class:`OutputError`, :class:`RequestError`.
@@ -71,12 +77,13 @@ def write_colours(path: Path, moments: Iterable[tuple[float, NDArray[np.uint8], 
         pairs = [_pair(frame, colours, axis=0) for _, frame, colours in moments]
         chosen = np.linspace(0, len(pairs) - 1, min(NUM_FRAMES, len(pairs))).round().astype(int)
         with replacing(path) as temporary:
-            Image.fromarray(np.concatenate([pairs[number] for number in chosen], axis=1)).save(temporary, "png")
+            sheet = np.concatenate([pairs[number] for number in chosen], axis=1)
+            Image.fromarray(_with_legend(sheet)).save(temporary, "png")
         return
     moments = iter(moments)
     first = next(moments)
     shown, timed = tee(chain([first], moments))  # the writer takes a frame and its time together: one is kept at most
-    film = (_pair(frame, colours, axis=1) for _, frame, colours in shown)
+    film = (_with_legend(_pair(frame, colours, axis=1)) for _, frame, colours in shown)
     write_mp4(path, film, 30, times=(seconds - first[0] for seconds, _, _ in timed), time_base=_TICK)
 
 
@@ -88,3 +95,18 @@ def _pair(frame: NDArray[np.uint8], colours: NDArray[np.uint8], axis: int) -> ND
     rows = np.arange(height) * colours.shape[0] // height
     columns = np.arange(width) * colours.shape[1] // width
     return np.concatenate([large[:height, :width], colours[rows][:, columns]], axis=axis)
+
+
+def _with_legend(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate([picture, _legend(picture.shape[1])])
+
+
+@lru_cache(maxsize=1)
+def _legend(width: int) -> NDArray[np.uint8]:
+    """uint8 [h, width, 3], h even: the words in as many lines as they need, black on white."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, lines = ImageFont.load_default(LETTERS), textwrap.wrap(LEGEND, max(width // 7, 1))
+    picture = Image.new("RGB", (width, 8 + 16 * len(lines)), "white")
+    ImageDraw.Draw(picture).multiline_text((6, 3), "\n".join(lines), "black", font, spacing=2)
+    return np.asarray(picture)

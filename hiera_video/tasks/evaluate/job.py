@@ -29,7 +29,9 @@ from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import parse_views
 from hiera_video.tasks.classify.classifier import Scored, Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, class_scores, is_right, match_classes, put_together
+from hiera_video.tasks.evaluate.class_scores import ClassScore, class_scores, interval_method, missing_classes
+from hiera_video.tasks.evaluate.metrics import Scores, is_right, match_classes, put_together
+from hiera_video.tasks.evaluate.pictures import draw_pictures
 from hiera_video.tasks.evaluate.score_table import append, open_part, read_parts, to_line, write_results
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import pick_device, pick_precision
@@ -37,8 +39,8 @@ from hiera_video.training.recipe import Evaluation, check
 
 log = logging.getLogger("hiera_video")
 
-#: Bad videos that are named on the screen.
-MAX_NAMED = 10
+#: Bad videos and classes without a video that are named on the screen.
+MAX_NAMED, MAX_MISSING = 10, 5
 #: A top-1 below this share, with at least so many classes, is more likely a wrong order than a bad model.
 SUSPICIOUS, MANY_CLASSES = 0.01, 100
 
@@ -85,7 +87,8 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     """Score the videos of a list, and count.
 
     With ``run.output`` scores are kept as they come, so that the same command goes on where it was stopped, and at the
-    end scores.parquet, classes.csv, confusion.png and result.json are written there.
+    end scores.parquet, classes.csv, confused.csv, result.json and, as far as they can be drawn, confusion.png,
+    reliability.png and worst_videos.png are written there.
 
     Args:
         recipe: The videos, the model and how to run.
@@ -183,6 +186,8 @@ def _run(job: _Job) -> Iterator[ClassScore]:
         cost = {"videos": len(left), "seconds": round(time.monotonic() - began, 3), "processes": state.num_processes}
         facts = {"model": recipe.model.start or BUILT_IN, **facts, "cost": {**cost, "device": str(job.device)}}
         write_results(output, videos, scores, figures, {**facts, "recipe": asdict(recipe)})
+        how = {"num_workers": data.num_workers, "time_limit": data.time_limit, "fps": data.fps}
+        draw_pictures(output, videos, scores, **how)
     yield from figures
 
 
@@ -240,6 +245,12 @@ def _say(total: ClassScore, scores: Scores, videos: VideoList) -> None:
         log.warning("and %d more; with run.output, scores.parquet lists them", len(scores.errors) - MAX_NAMED)
     if total.error is not None:
         log.warning("%s", total.error)
+    if missing := missing_classes(videos):
+        named = ", ".join(missing[:MAX_MISSING]) + (", ..." if len(missing) > MAX_MISSING else "")
+        text = "%d of the model's %d classes have no video in the list, so that no figure is about them: %s"
+        log.warning(text, len(missing), len(videos.classes), named)
+    if total.intervals:
+        log.info("intervals: %s", interval_method(scores, videos))
     top1 = total.values.get("top1")
     if top1 is not None and top1 < SUSPICIOUS and len(videos.classes) >= MANY_CLASSES:
         log.warning(

@@ -1,4 +1,4 @@
-"""Scores to figures: top-1, top-5 and mean average precision, of a whole list and of each class."""
+"""Scores to figures: top-1, top-5, means of classes and mean average precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.cells import cells
 from hiera_video.data.lists.annotations import plain
 from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import RequestError
 from hiera_video.tasks.classify.classifier import Scored
 
 log = logging.getLogger("hiera_video")
+
+Floats = NDArray[np.float64]
 
 #: Figures of videos with one label: name -> how many of the best classes count.
 TOP = {"top1": 1, "top5": 5}
@@ -62,6 +63,18 @@ def put_together(scored: Iterable[Scored], num_classes: int) -> Scores:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Figures:
+    """``total``: the figures of a list by name; ``classes``: those of its classes, float64 [K]; nan: nothing counts."""
+
+    total: dict[str, float]
+    classes: dict[str, Floats]
+
+    def flat(self) -> Floats:
+        """float64 [F], the total first."""
+        return np.concatenate([list(self.total.values()), *self.classes.values()])
+
+
 def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
     """The figures of a whole list.
 
@@ -77,32 +90,100 @@ def metrics(scores: Scores, videos: VideoList) -> dict[str, float]:
         precision of each of these classes.
     """
     values, labels = counted(scores, videos)
-    if labels.ndim == 2:
-        each = _average_precision(values, labels)
-        figures = {"map": float(np.nanmean(each)) if labels.any() else float("nan")}
+    figures = weighted(values, labels)(np.ones(len(values)))
+    return {**figures.total, "videos": float(len(values)), "listed": float(len(videos))}
+
+
+def weighted(values: NDArray[np.float32], labels: NDArray[Any]) -> Callable[[Floats], Figures]:
+    """Figures that follow from how often each video counts.
+
+    Args:
+        values: Scores float32 [n, K].
+        labels: int64 [n], or float32 [n, K] of zeros and ones.
+
+    Returns:
+        A function of weights float64 [n], all 1 for the list itself.
+    """
+    return _several_labels(values, labels) if labels.ndim == 2 else _one_label(values, labels)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _one_label(values: NDArray[np.float32], labels: NDArray[np.int64]) -> Callable[[Floats], Figures]:
+    named, num_classes = values.argmax(axis=1), values.shape[1]
+    right = {name: is_right(values, labels, k).astype(np.float64) for name, k in TOP.items()}
+    same = named == labels
+
+    def figures(weights: Floats) -> Figures:
+        videos, taken = (np.bincount(one, weights, num_classes) for one in (labels, named))
+        listed = videos > 0
+        with np.errstate(invalid="ignore"):
+            classes = {name: np.bincount(labels, weights * hits, num_classes) / videos for name, hits in right.items()}
+            total = {name: float(weights @ hits / weights.sum()) for name, hits in right.items()}
+        hits = np.bincount(labels, weights * same, num_classes)[listed]
+        total["macro"] = _mean(hits / videos[listed])
+        total["macro_f1"] = _mean(2 * hits / (videos + taken)[listed])
+        return Figures(total, classes)
+
+    return figures
+
+
+def _several_labels(values: NDArray[np.float32], labels: NDArray[np.float32]) -> Callable[[Floats], Figures]:
+    """Average precision as torchmetrics and scikit-learn have it, which take too long for a thousand resamples."""
+    order = np.argsort(-values.T, axis=1, kind="stable")
+    ranked, truth = np.take_along_axis(values.T, order, axis=1), np.take_along_axis(labels.T, order, axis=1) > 0
+    # Of equal scores each is judged by the precision at the last of them.
+    is_last = np.ones(ranked.shape, dtype=bool)
+    is_last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+    ends = np.where(is_last, np.arange(len(values)), len(values))
+    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    # What is right, class by class: where it is ranked, and which of them are as high or higher.
+    number, place = np.nonzero(truth)
+    last, first = ends[truth], np.searchsorted(number, number)
+    higher = np.searchsorted(number * len(values) + place, number * len(values) + last, side="right")
+
+    def figures(weights: Floats) -> Figures:
+        weight = weights.astype(np.float32)[order]  # whole numbers below 2**24, and half the memory
+        own, seen = weight[number, place].astype(np.float64), weight.cumsum(axis=1)[number, last]
+        summed = np.concatenate([[0], own.cumsum()])
+        with np.errstate(invalid="ignore"):
+            precision = np.nan_to_num((summed[higher] - summed[first]) / seen)
+            each = np.bincount(number, precision * own, len(order)) / np.bincount(number, own, len(order))
+        return Figures({"map": _mean(each[np.isfinite(each)])}, {"map": each})
+
+    return figures
+
+
+def cross_entropy(scores: Scores, videos: VideoList) -> float:
+    """The loss of a list: of its labels alone, without smoothing or weights, under scores averaged over the views.
+
+    Args:
+        scores: Of the videos that could be read.
+        videos: The list.
+
+    Returns:
+        The mean over videos, or over all classes of videos with several labels; nan where nothing counts.
+    """
+    values, labels = counted(scores, videos)
+    if labels.ndim == 1:
+        taken = values[np.arange(len(labels)), labels].astype(np.float64)
     else:
-        right = {name: is_right(values, labels, k) for name, k in TOP.items()}
-        figures = {name: float(hits.mean()) if len(hits) else float("nan") for name, hits in right.items()}
-        figures |= _macro(values, labels)
-    return {**figures, "videos": float(len(values)), "listed": float(len(videos))}
-
-
-def _macro(values: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Means over the classes that have videos, which count alike: of the share that is right, and of F1."""
-    if not len(labels):
-        return {"macro": float("nan"), "macro_f1": float("nan")}
-    named, classes = values.argmax(axis=1), np.unique(labels)
-    hits = np.array([((named == one) & (labels == one)).sum() for one in classes])
-    truths = np.array([(labels == one).sum() for one in classes])
-    taken = np.array([(named == one).sum() for one in classes])
-    return {"macro": float((hits / truths).mean()), "macro_f1": float((2 * hits / (truths + taken)).mean())}
+        taken = np.where(labels > 0, values, 1 - values).ravel().astype(np.float64)
+    return -_mean(np.log(taken.clip(1e-12)))
 
 
 def counted(scores: Scores, videos: VideoList) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """Scores and labels of the readable videos that have labels."""
+    rows = counted_rows(scores, videos)
+    return scores.scores[rows], videos.labels[scores.index[rows]]
+
+
+def counted_rows(scores: Scores, videos: VideoList) -> NDArray[np.int64]:
+    """Which rows of the scores, int64 [n], are of videos that have labels."""
     labels = videos.labels[scores.index]
-    known = labels >= 0 if labels.ndim == 1 else np.ones(len(labels), dtype=bool)
-    return scores.scores[known], labels[known]
+    return np.flatnonzero(labels >= 0) if labels.ndim == 1 else np.arange(len(labels))
 
 
 def is_right(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
@@ -121,79 +202,22 @@ def is_right(values: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> 
     return right
 
 
-def _average_precision(values: NDArray[np.float32], labels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each class, float64 [K]; nan where no video has it, which torchmetrics would count as 0."""
-    from torchmetrics.functional.classification import binary_average_precision
+def confusions(values: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which classes are taken for which.
 
-    each = np.full(labels.shape[1], np.nan)
-    for number in np.flatnonzero(labels.any(axis=0)):
-        truth = torch.from_numpy(labels[:, number]).long()
-        each[number] = float(binary_average_precision(torch.from_numpy(values[:, number]), truth))
-    return each
+    Args:
+        values: Scores float32 [n, K].
+        labels: int64 [n].
 
-
-@dataclass(frozen=True)
-class ClassScore:
-    """The figures of a class, of "all", or of videos with "(no label)", which are scored and not counted.
-
-    ``videos`` of the ``listed`` ones were readable and counted. ``values``: ``top1``, ``top5`` and, of
-    "all", ``macro`` and ``macro_f1``; or ``map`` (of a class: its average precision); None where nothing counts.
+    Returns:
+        The numbers of the C classes that a video has or is taken for, int64 [C] ascending, and counts int64 [C, C],
+        rows the truth, columns the answer.
     """
-
-    name: str
-    listed: int
-    videos: int
-    values: dict[str, float | None]
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"class", "listed", "videos", "top1", "top5", "error"}``, or ``map`` instead of the two."""
-        values = {name: None if value is None else round(value, 6) for name, value in self.values.items()}
-        return {"class": self.name, "listed": self.listed, "videos": self.videos, **values, "error": self.error}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat row."""
-        return [self.to_dict()]
-
-    def text(self) -> str:
-        """One line."""
-        return cells(self.to_dict())
-
-
-def class_scores(scores: Scores, videos: VideoList) -> list[ClassScore]:
-    """The total first, then each class that is listed, then the videos without label if there are some."""
-    total = metrics(scores, videos)
-    num_listed, num_videos = int(total.pop("listed")), int(total.pop("videos"))
-    known = {name: None if np.isnan(value) else value for name, value in total.items()}
-    found = [ClassScore("all", num_listed, num_videos, known, _error(scores, videos))]
-    values, labels = counted(scores, videos)
-    num_classes = len(videos.classes)
-    if labels.ndim == 2:
-        listed, counts = videos.labels.sum(axis=0), labels.sum(axis=0)
-        each = {"map": _average_precision(values, labels)}
-    else:
-        listed = np.bincount(videos.labels[videos.labels >= 0], minlength=num_classes)
-        counts = np.bincount(labels, minlength=num_classes)
-        right = {name: labels[is_right(values, labels, k)] for name, k in TOP.items()}
-        each = {name: np.bincount(hits, minlength=num_classes) / np.maximum(counts, 1) for name, hits in right.items()}
-    for number in np.flatnonzero(listed).tolist():
-        figures = {name: float(value[number]) if counts[number] else None for name, value in each.items()}
-        found.append(ClassScore(videos.classes[number], int(listed[number]), int(counts[number]), figures))
-    if num_unlabelled := int((videos.labels < 0).sum()):
-        found.append(ClassScore("(no label)", num_unlabelled, 0, dict.fromkeys(each)))
-    return found
-
-
-def _error(scores: Scores, videos: VideoList) -> str | None:
-    """One sentence where videos could not be read, or only in part."""
-    read = set(scores.index.tolist())
-    missing = sum(index not in read for index in scores.errors)
-    damaged = len(scores.errors) - missing
-    if missing == len(videos):
-        return f"none of {missing} videos could be read; the first: {next(iter(scores.errors.values()))}"
-    texts = [f"{missing} of {len(videos)} videos could not be read"] if missing else []
-    texts += [f"{damaged} of {len(videos)} videos could be read only in part"] if damaged else []
-    return " and ".join(texts) or None
+    named = values.argmax(axis=1)
+    shown = np.union1d(labels, named)
+    matrix = np.zeros((len(shown), len(shown)), dtype=np.int64)
+    np.add.at(matrix, (np.searchsorted(shown, labels), np.searchsorted(shown, named)), 1)
+    return shown, matrix
 
 
 def match_classes(videos: VideoList, labels: Sequence[str] | None, num_classes: int) -> VideoList:

@@ -16,7 +16,8 @@ from hiera_video.data.lists.video_list import VideoList
 from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import replacing, write_csv
 from hiera_video.tasks.classify.classifier import Scored
-from hiera_video.tasks.evaluate.metrics import ClassScore, Scores, counted
+from hiera_video.tasks.evaluate.class_scores import ClassScore, interval_method, missing_classes
+from hiera_video.tasks.evaluate.metrics import Scores, confusions, counted
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
@@ -105,26 +106,36 @@ def open_part(path: Path, facts: dict[str, Any]) -> BinaryIO:
 def write_results(
     output: Path, videos: VideoList, scores: Scores, found: Sequence[ClassScore], facts: dict[str, Any]
 ) -> None:
-    """scores.parquet, classes.csv, confusion.png (where a video has one label) and result.json, each whole or not."""
+    """Writes scores.parquet, classes.csv, confused.csv (where a video has one label) and result.json, each whole or
+    not at all.
+    """
     import pyarrow.parquet as pq
 
     with replacing(output / "scores.parquet") as temporary:
         pq.write_table(_table(scores, videos), temporary)
     rows = [figures.to_dict() for figures in found]
-    write_csv(output / "classes.csv", [rows[0], *(row.values() for row in rows[1:])])
-    values, labels = counted(scores, videos)
-    if labels.ndim == 1 and len(labels):
-        from hiera_video.visual.confusion import draw_confusion
-
-        matrix = np.zeros((len(videos.classes),) * 2, dtype=np.int64)
-        np.add.at(matrix, (labels, values.argmax(axis=1)), 1)
-        shown = np.flatnonzero(matrix.any(axis=0) | matrix.any(axis=1))
-        draw_confusion(matrix[np.ix_(shown, shown)], [videos.classes[one] for one in shown], output / "confusion.png")
+    columns = [name for name in rows[0] if name in rows[-1] or name in ("macro", "macro_f1")]
+    write_csv(output / "classes.csv", [columns, *([row.get(name) for name in columns] for row in rows[1:])])
+    if videos.labels.ndim == 1:
+        write_csv(output / "confused.csv", [("true", "predicted", "count", "share"), *_confused(scores, videos)])
     result = {name: value for name, value in rows[0].items() if name != "class"}
+    result["intervals"] = interval_method(scores, videos)
+    result["missing"] = missing_classes(videos)
     result["bad"] = [{"path": videos.path(index), "error": error} for index, error in scores.errors.items()]
     result |= facts
     with replacing(output / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _confused(scores: Scores, videos: VideoList) -> Iterator[tuple[str, str, int, float]]:
+    """True class, the class it is taken for, how many videos, and their share of the true class's; the most first."""
+    shown, matrix = confusions(*counted(scores, videos))
+    names, totals = [videos.classes[number] for number in shown], matrix.sum(axis=1)
+    np.fill_diagonal(matrix, 0)
+    for place in np.argsort(-matrix, axis=None, kind="stable")[: np.count_nonzero(matrix)].tolist():
+        true, predicted = divmod(place, len(names))
+        count = int(matrix[true, predicted])
+        yield names[true], names[predicted], count, round(count / int(totals[true]), 6)
 
 
 def _table(scores: Scores, videos: VideoList) -> Any:

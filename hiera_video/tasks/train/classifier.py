@@ -25,7 +25,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.zoo import create_model, from_pretrained, list_models
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.classify.classifier import Scorer, score_views
-from hiera_video.tasks.evaluate.metrics import Scores, metrics, put_together
+from hiera_video.tasks.evaluate.metrics import Scores, cross_entropy, metrics, put_together
 from hiera_video.tasks.train.curves import with_curves
 from hiera_video.tasks.train.data import input_size_of, spec_of
 from hiera_video.training.accelerator import export, whole
@@ -301,7 +301,7 @@ def _judge(
     def judge(module: nn.Module) -> dict[str, float]:
         nonlocal record
         scores = validation_scores(classifier_of(module), videos=val, recipe=recipe, accelerator=accelerator)
-        figures = metrics(scores, val)
+        figures = {**metrics(scores, val), "loss": cross_entropy(scores, val)}
         if report is not None and figures[best] > record:
             record = figures[best]
             report(scores)

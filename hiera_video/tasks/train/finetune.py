@@ -87,7 +87,7 @@ def finetune(recipe: Finetuning, *, teacher: Callable[[Tensor], Tensor] | None =
             num_videos=len(train),
             val=lists.val,
             classifier_of=student_of,
-            report=lambda scores: _report(recipe, model, lists, scores, accelerator),
+            report=lambda scores: _report(recipe, lists, scores, accelerator),
         )
 
 
@@ -97,10 +97,10 @@ def _fit_first(model: Hiera, train: VideoList, recipe: Finetuning, accelerator: 
         log.info("the head alone, by cross-validation: %s", cells(metrics(scores, train)))
 
 
-def _report(recipe: Finetuning, model: Hiera, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:
+def _report(recipe: Finetuning, lists: Lists, scores: Scores, accelerator: Accelerator) -> None:
     train, val = lists.train, lists.val
     assert train is not None and val is not None
     words = f"Trained for {recipe.run.duration} from {recipe.model.start}; the best of all validations is kept. "
     words += f"Judged on the {len(val)} videos of {recipe.data.val or recipe.data.train}."
     if accelerator.is_main_process:
-        write_report(recipe, model=model, train=train, judged=val, scores=scores, words=words)
+        write_report(recipe, train=train, judged=val, scores=scores, words=words)

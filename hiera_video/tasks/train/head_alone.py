@@ -107,7 +107,7 @@ def head_alone(recipe: Finetuning, models: list[Hiera], lists: Lists, accelerato
             f"A head on {HEADS[model.arch.head]} was fitted to the {len(train)} videos of {recipe.data.train}. {how}"
         )
         log.log(logging.INFO if len(scores.index) else logging.WARNING, "%s", words)
-        write_report(recipe, model=model, train=train, judged=judged, scores=scores, words=words)
+        write_report(recipe, train=train, judged=judged, scores=scores, words=words)
         with replacing(output / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
     yield from records

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hiera_video.cells import cells
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.sampling import sampler_of
-from hiera_video.data.views import load_ahead, segments_of
 from hiera_video.files import replacing
-from hiera_video.models.hiera import Hiera
-from hiera_video.spec import ClipSpec
-from hiera_video.tasks.classify.classifier import best_classes
 from hiera_video.tasks.evaluate.metrics import Scores, counted, metrics
+from hiera_video.tasks.evaluate.pictures import draw_worst, worst
 from hiera_video.training.durations import duration_of
 from hiera_video.training.recipe import Finetuning
 from hiera_video.visual.confusion import draw_confusion
-from hiera_video.visual.strips import draw_strips
 
-#: Videos whose frames are shown, videos that are listed, and classes of which a confusion matrix can be drawn.
-SHOWN, LISTED, MOST_CLASSES = 6, 20, 700
+#: Videos that are listed, and classes of which a confusion matrix can be drawn.
+LISTED, MOST_CLASSES = 20, 700
 #: A class of fewer videos is named.
 FEW = 5
 
 
-def write_report(
-    recipe: Finetuning, *, model: Hiera, train: VideoList, judged: VideoList, scores: Scores, words: str
-) -> None:
+def write_report(recipe: Finetuning, *, train: VideoList, judged: VideoList, scores: Scores, words: str) -> None:
     """Writes ``report.md``, ``confusion.png`` and ``worst.png`` to the run's folder, each whole or not at all.
 
     Args:
         recipe: Of the run, with its ``run.output``.
-        model: Gives the size of clips.
         train: The training list.
         judged: The videos that ``scores`` are of.
         scores: Theirs.
@@ -56,7 +46,7 @@ def write_report(
             np.add.at(matrix, (labels, values.argmax(axis=1)), 1)
             draw_confusion(matrix, judged.classes, output / "confusion.png")
             lines += ["", "![Which class is taken for which](confusion.png)"]
-        lines += _worst(recipe, model.spec, judged, scores)
+        lines += _worst(recipe, judged, scores)
     if duration_of(recipe.run.duration)[0]:
         lines += ["", "![Curves](curves.png)"]
     lines += ["", "## What to try next", "", *(f"- {line}" for line in _advice(train)), ""]
@@ -92,30 +82,18 @@ def _counts(train: VideoList) -> dict[str, int]:
     return dict(zip(train.classes, counts.astype(int).tolist(), strict=True))
 
 
-def _worst(recipe: Finetuning, spec: ClipSpec, judged: VideoList, scores: Scores) -> list[str]:
+def _worst(recipe: Finetuning, judged: VideoList, scores: Scores) -> list[str]:
     """The videos that are wrong, the surest first: a table, and frames of the first of them."""
-    truth = judged.labels[scores.index]
-    named = scores.scores.argmax(axis=1)
-    wrong = np.flatnonzero((truth >= 0) & (named != truth))
-    if not len(wrong):
+    rows = worst(scores, judged)[:LISTED]
+    if not len(rows):
         return ["", "No video is taken for another class."]
-    wrong = wrong[np.argsort(-scores.scores[wrong].max(axis=1), kind="stable")][:LISTED]
     lines = ["", "| video | is | taken for | score |", "|---|---|---|---|"]
-    strips = {}
-    for number, index in zip(wrong.tolist(), scores.index[wrong].tolist(), strict=True):
-        path, true = judged.path(index), judged.classes[int(truth[number])]
-        best = best_classes(scores.scores[number], judged.classes, 3)
-        lines.append(f"| {path} | {true} | {best[0].label} | {best[0].score:.0%} |")
-        strips[index] = (f"{os.path.basename(path)}: {true}", best)
-    data, sample = recipe.data, sampler_of(recipe.data.sampling, spec)
-    how: dict[str, Any] = {"num_workers": data.num_workers, "time_limit": data.time_limit, "fps": data.fps}
-    loaded = load_ahead(segments_of(judged, list(strips)[:SHOWN]), spec, 1, 1, sample=sample, **how)
-    shown = [(strips[item.segment.index], item.views.middle()) for item in loaded if item.views is not None]
-    rows = [(title, frames, best) for (title, best), frames in shown]
-    if rows:
-        draw_strips(rows, Path(str(recipe.run.output)) / "worst.png")
-        lines += ["", "![Frames of videos that are taken for another class](worst.png)"]
-    return lines
+    for index, values in zip(scores.index[rows].tolist(), scores.scores[rows], strict=True):
+        (true,), best = judged.class_names(index), int(values.argmax())
+        lines.append(f"| {judged.path(index)} | {true} | {judged.classes[best]} | {values[best]:.0%} |")
+    data, picture = recipe.data, Path(str(recipe.run.output)) / "worst.png"
+    draw_worst(picture, judged, scores, num_workers=data.num_workers, time_limit=data.time_limit, fps=data.fps)
+    return [*lines, "", "![Frames of videos that are taken for another class](worst.png)"]
 
 
 def _advice(train: VideoList) -> list[str]:

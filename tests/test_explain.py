@@ -219,7 +219,9 @@ def test_the_clip_in_which_the_label_speaks_most_is_explained(tiny_model: Path, 
     assert why.logit == pytest.approx(logits[best], abs=1e-5) and why.evidence.sum() == pytest.approx(
         why.logit, abs=1e-4
     )
-    np.testing.assert_array_equal(why.frames, clips[best].permute(1, 2, 3, 0))
+    assert why.frames.shape[0] == 4 and min(why.frames.shape[1:3]) > 32  # the file's own resolution
+    small = F.interpolate(torch.from_numpy(why.frames).permute(0, 3, 1, 2).float(), size=(32, 32), mode="area")
+    assert (small - clips[best].permute(1, 0, 2, 3)).abs().mean() < 6  # of the same frames
     np.testing.assert_array_equal(why.times, views.times[3 * best + 1])
     assert why.over_frames().shape == why.frames.shape[:3]
     best_answer = classifier(file, views="3x3").predictions[0]
@@ -255,7 +257,7 @@ def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
     assert "attention rollout" in caplog.text
     with av.open(str(film)) as container:
         frames = list(container.decode(video=0))
-    assert len(frames) == 4 and frames[0].width == 2 * frames[0].height >= 512
+    assert len(frames) == 4 and frames[0].width == 2 * frames[0].height >= 384
 
 
 @pytest.mark.parametrize(

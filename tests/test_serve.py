@@ -128,9 +128,12 @@ def test_a_video_is_answered_with_pictures(tab: Any, tmp_path: Path) -> None:
     drop(tab, CLIP)
     tab.wait_for_selector("#video video")
     tab.click("#answer")
-    tab.wait_for_selector("#colours img")
+    tab.wait_for_selector("#colours img", state="attached")
+    for part in ("evidence", "colours"):  # they are loaded when they come into sight
+        tab.locator(f"#{part} img").scroll_into_view_if_needed()
+        tab.wait_for_function(f"document.querySelector('#{part} img').naturalWidth > 0")
     assert tab.inner_text("#classes").split()[:3] == ["classes", "zoom_in", "zoom_in"]
-    for part in ("frames", "colours"):
+    for part in ("frames", "evidence", "colours"):
         width, height = tab.eval_on_selector(f"#{part} img", "image => [image.naturalWidth, image.naturalHeight]")
         assert width > 400 and height > 100
     assert not tab.is_visible("#reconstruction") and not tab.is_visible("#note") and not tab.is_visible("#preview")
@@ -255,7 +258,7 @@ def test_what_is_found_grows_and_a_long_answer_ends_with_a_sentence(monkeypatch:
     steps: list[tuple[Any, str]] = []
     found = list(desk(BUILT_IN).answer(str(CLIP), BUILT_IN, lambda done, desc, **_: steps.append((done, desc))))
     assert ((0, 3), PARTS["timeline"]) in steps
-    assert [list(one)[-1] for one in found] == ["classes", "frames", "timeline", "colours"]
+    assert [list(one)[-1] for one in found] == ["classes", "frames", "timeline", "evidence", "colours"]
     assert len(found[0]["classes"]) == 3 and max(found[0]["classes"], key=found[0]["classes"].get) == "zoom_in"
     assert set(found[0]["classes"]) < set(LABELS)
     seconds = count(0, 40)
@@ -278,7 +281,10 @@ def test_a_request_for_another_model_or_none_is_a_sentence(videos: Path) -> None
 
 def test_a_file_of_which_a_part_can_be_read_has_a_note_too(videos: Path, tiny_model: Path) -> None:
     *_, last = desk(str(tiny_model)).answer(str(videos / "cut.mkv"), str(tiny_model), quiet)
-    assert list(last) == ["note", "classes", "frames", "timeline", "colours"] and str(videos) not in last["note"]
+    assert (
+        list(last) == ["note", "classes", "frames", "timeline", "evidence", "colours"]
+        and str(videos) not in last["note"]
+    )
 
 
 def test_requests_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_image_model: Path) -> None:

@@ -17,7 +17,7 @@ COLOURS, OPAQUE = "inferno", 0.75
 #: Where the brightest colour begins: the share of the pixels that have less.
 BRIGHTEST = 0.99
 #: Pixels of a frame's short side in a film: smaller frames are enlarged.
-LEAST_SIDE = 256
+LEAST_SIDE = 192
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.data.reading.child_process import isolated_reader
+from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.data.reading.mp4 import write_mp4
-from hiera_video.data.views import Loaded, Segment, load_views, open_input
+from hiera_video.data.views import Loaded, Segment, Views, load_views, open_input
 from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel, UnreadableVideo
 from hiera_video.models.checkpoints.build import from_disk
 from hiera_video.models.checkpoints.formats import split_state
+from hiera_video.models.evidence import METHODS
 from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import random_keep
 from hiera_video.models.zoo import CHECKPOINTS, mae_from_pretrained
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes, score_views
+from hiera_video.tasks.classify.classifier import Score, VideoClassifier, best_classes, score_views
+from hiera_video.tasks.classify.explain import explain_views
 from hiera_video.tasks.classify.segments import SegmentRule, find_segments
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, NUM_THUMBNAILS, score_windows
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.training.devices import Precision
+from hiera_video.visual.evidence import EvidenceRow, draw_evidence
 from hiera_video.visual.reconstructions import show_reconstructions
 from hiera_video.visual.scores_html import scores_html
 from hiera_video.visual.strips import draw_strips
@@ -48,6 +51,7 @@ PARTS = {
     "classes": "classes",
     "frames": "frames",
     "timeline": "scores over time, and where each class is seen",
+    "evidence": "evidence for the best class",
     "colours": "feature colours",
     "reconstruction": "reconstruction",
 }
@@ -145,6 +149,10 @@ class Desk:
                 yield "timeline", _over_time(loaded.classifier, windows, self.top_k)
 
             self._check(deadline)
+            if best:
+                progress(0.5, desc=PARTS["evidence"])
+                _draw_evidence(loaded.classifier, path, views, best[0], reader, picture)
+                yield "evidence", _pixels(picture)
             progress(0.5, desc=PARTS["colours"])
             how = loaded.extractor.walk(hop=max(spec.span, views.duration / NUM_DRAWN))
             draw_colours(loaded.extractor, path, how, STAGE, picture, reader)
@@ -219,6 +227,14 @@ def _has_decoder(name: str) -> bool:
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")
+
+
+def _draw_evidence(
+    classifier: VideoClassifier, path: str, views: Views, best: Score, reader: IsolatedReader | None, picture: Path
+) -> None:
+    why = explain_views(classifier, Segment(path, 0), views, best.index, best.score, reader=reader)
+    row = EvidenceRow(f"{why.label} {why.score:.0%}", why.frames, why.over_frames(), why.times)
+    draw_evidence([row], picture, METHODS[why.method], num_frames=4)
 
 
 @torch.inference_mode()

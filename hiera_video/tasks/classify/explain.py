@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hiera_video.data.memory import Input
 from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
@@ -50,7 +51,7 @@ class Explanation:
     """float32 ``[T', H', W']`` (of an image model ``[H', W']``): a value for each cell of the clip's evenly divided
     time, height and width. Shares add up to the logit."""
     frames: NDArray[np.uint8]
-    """uint8 ``[T, h, w, 3]``: the clip as the model sees it."""
+    """uint8 ``[T, h, w, 3]``: what the model sees of the clip, at the file's own resolution (of an image one frame)."""
     times: NDArray[np.float64]
     """float64 ``[T]``: the seconds at which its frames are shown; of an image zeros."""
 
@@ -129,28 +130,41 @@ def _explained(
     views: str | None,
     *,
     fps: float | None = None,
-    keep_frames: bool = False,
 ) -> tuple[Scored, Explanation | None]:
     """An input's scores, and the evidence for a class, by default the best; None where nothing could be read."""
     num_clips, num_crops = parse_views(views or classifier.model.views)
-    how: dict[str, Any] = {"num_clips": num_clips, "num_crops": num_crops, "fps": fps, "num_threads": 0}
-    loaded = load_segment(segment, reader, spec=classifier.model.spec, **how)
-    (scored,) = score_views(classifier.scorer, [loaded], keep_frames=keep_frames)
+    how: dict[str, Any] = {"spec": classifier.model.spec, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+    loaded = load_segment(segment, reader, **how, num_clips=num_clips, keep_pictures=True)
+    (scored,) = score_views(classifier.scorer, [loaded])
     if scored.scores is None or loaded.views is None:
         return scored, None
     index = int(scored.scores.argmax()) if index is None else index
-    return scored, explain_views(classifier, loaded.views, index, float(scored.scores[index]), by)
+    score = float(scored.scores[index])
+    return scored, explain_views(classifier, segment, loaded.views, index, score, by, reader=reader, fps=fps)
 
 
-def explain_views(classifier: VideoClassifier, views: Views, index: int, score: float, by: Method) -> Explanation:
-    """The evidence for a class in that clip of a video's views in which its logit is highest.
+def explain_views(
+    classifier: VideoClassifier,
+    segment: Segment,
+    views: Views,
+    index: int,
+    score: float,
+    by: Method = "shares",
+    *,
+    reader: IsolatedReader | None,
+    fps: float | None = None,
+) -> Explanation:
+    """The evidence for a class in that clip of an input in which its logit is highest.
 
     Args:
         classifier: What answered.
-        views: The views; of several crops of a clip the middle one is looked at.
+        segment: The input.
+        views: Its views, with their pictures; of several crops of a clip the middle one is looked at.
         index: The class.
         score: Its score.
         by: How.
+        reader: Decodes in its child process.
+        fps: Frames a second of frames, pictures, or a folder of pictures.
 
     Returns:
         The evidence.
@@ -159,22 +173,29 @@ def explain_views(classifier: VideoClassifier, views: Views, index: int, score: 
         RequestError: There is no such method.
     """
     model, spec, num_crops = classifier.model, classifier.model.spec, len(views.corners)
-    looked_at = [clip * num_crops + num_crops // 2 for clip in range(len(views.rows))]
-    best = None
-    for view in looked_at:  # one clip at a time: a long row of them may not fit in memory
-        pixels = views.clip(view)
+    best: tuple[float, int, Tensor] | None = None
+    for number in range(len(views.rows)):  # one clip at a time: a long row of them may not fit in memory
+        pixels = views.clip(number * num_crops + num_crops // 2)
         clip = spec.model_input(spec.normalize(pixels[None].to(classifier.device)))
         with torch.inference_mode():
-            logit = float(model(clip)[0, index]) if len(looked_at) > 1 else 0.0
+            logit = float(model(clip)[0, index]) if len(views.rows) > 1 else 0.0
         if best is None or logit > best[0]:
-            best = logit, view, pixels, clip
-    assert best is not None
-    _, view, pixels, clip = best
+            best = logit, number, clip
+    assert best is not None and views.pictures is not None
+    _, number, clip = best
     found = token_evidence(model, clip, index, by)
+    times, frames = views.times[number * num_crops + num_crops // 2], views.pictures
+    if number != len(views.rows) // 2 and views.duration:  # the pictures are those of the middle clip
+
+        def same(seconds: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+            return np.abs(seconds - times[:, np.newaxis]).argmin(axis=1)[np.newaxis]
+
+        how: dict[str, Any] = {"num_clips": 1, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+        again = load_segment(segment, reader, spec=spec, **how, sample=same, keep_pictures=True).views
+        frames = frames if again is None or again.pictures is None else again.pictures
     evidence: NDArray[np.float32] = found.maps[0].cpu().numpy()
-    frames: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).contiguous().numpy()
     label, logit = classifier.labels[index], float(found.logits[0])
-    return Explanation(label, index, score, logit, found.method, evidence, frames, views.times[view])
+    return Explanation(label, index, score, logit, found.method, evidence, frames, times[: len(frames)])
 
 
 def explained(
@@ -214,12 +235,12 @@ def explained(
         with isolated_reader(time_limit=60) or nullcontext() as reader:
             for source, error in files:
                 segment = Segment(source, 0, error=error)
-                scored, why = _explained(classifier, segment, reader, index, by, views, keep_frames=keep_frames)
+                scored, why = _explained(classifier, segment, reader, index, by, views)
                 if why is not None and len(rows) < MAX_ROWS:
                     title = f"{Path(source).name}: {why.label} {why.score:.0%}"
                     rows.append(EvidenceRow(title, why.frames, why.over_frames(), why.times))
                 best = [] if scored.scores is None else best_classes(scored.scores, classifier.labels, top_k)
-                yield Prediction(source, scored.duration, best, scored.error, scored.frames)
+                yield Prediction(source, scored.duration, best, scored.error, scored.frames if keep_frames else None)
         if not rows:
             return
         if target.suffix == ".mp4":

@@ -126,7 +126,8 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, unit: str | No
         for record in bar:
             if record.error is not None:
                 code = 1
-            if waits or (style == "table" and getattr(record, "tabular", False)):
+            in_table = style == "table" and record.error is None and getattr(record, "tabular", False)
+            if waits or in_table:
                 kept.append(record)
                 continue
             with tqdm.external_write_mode(file=stream):  # above the bar

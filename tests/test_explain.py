@@ -96,7 +96,7 @@ def test_shares_add_up_to_the_logit(kind: str, by: Method) -> None:
     clip = clip_of(*size)
     for index in range(6):
         evidence = token_evidence(model, clip, index, by)
-        cells = (2, 2, 3) if by == "head_shares" else (2, 16, 24)
+        cells = (2, 2, 3) if by == "head_shares" else (2, 8, 12)
         assert evidence.method == by and evidence.maps.shape == (2, *cells[-len(size) :])
         torch.testing.assert_close(evidence.maps.flatten(1).sum(dim=1), model(clip)[:, index], atol=1e-4, rtol=0)
         torch.testing.assert_close(evidence.logits, model(clip)[:, index], atol=1e-4, rtol=0)
@@ -126,7 +126,7 @@ def test_without_biases_nothing_of_the_logit_is_left_to_spread_evenly(head: str)
             model.head.query.zero_()
     clip = clip_of(8 if head == "stages" else 4, 64, 64)
     evidence = token_evidence(model, clip, 2)
-    assert evidence.maps.shape == (2, 4 if head == "stages" else 2, 16, 16)
+    assert evidence.maps.shape == (2, 4 if head == "stages" else 2, 8, 8)
     assert (evidence.biases.abs() < 1e-4 * evidence.maps.abs().flatten(1).sum(dim=1)).all()
     torch.testing.assert_close(evidence.logits, model(clip)[:, 2], atol=1e-4, rtol=1e-4)
 
@@ -179,16 +179,16 @@ def test_what_speaks_for_a_class_lights_up_where_it_is() -> None:
 def test_the_peak_touches_the_object_in_95_of_100_clips_of_a_trained_model(head: str) -> None:
     torch.manual_seed(0)
     model = Hiera(replace(SMALL, head=head))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 500)
-    for step in range(500):
-        clips, labels, _ = scenes(16, seed=1000 + step)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, 450)
+    for step in range(450):
+        clips, labels, _ = scenes(16, seed=1000 + step, contrast=0.3)
         loss = F.cross_entropy(model(clips), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    clips, labels, places = scenes(100, seed=1)
+    clips, labels, places = scenes(140, seed=1, contrast=0.3)
     assert (model.eval()(clips).argmax(dim=1) == labels).float().mean() >= 0.97
     assert share_of_hits(model, clips, labels, places) >= 0.95
 

@@ -68,8 +68,8 @@ def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "shares"
         by: The method.
 
     Returns:
-        The values of each cell. Cells are patches; by head_shares and gradcam the tokens that the head sees, of several
-        stages or speeds the finest.
+        The values of each cell. Cells are those of the second stage, since single patches are noisy; of rollout patches;
+        of head_shares and gradcam the tokens that the head sees, of several stages or speeds the finest.
 
     Raises:
         RequestError: The model has no classes or not this one, or there is no such method.
@@ -91,6 +91,8 @@ def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "shares"
             logits = _logits(model, looks)[:, index]
         biases = torch.zeros_like(logits)
         maps = _rollout(model, clip) if by == "rollout" else _products(looks, logits, mean=by == "gradcam")
+        if by == "shares":
+            maps = _pooled(maps, arch.q_stride if arch.q_pool else ())
         if by in ("shares", "head_shares"):
             biases = logits - maps.flatten(1).sum(dim=1)
             maps = maps + (biases / maps[0].numel()).view(-1, *(1,) * (maps.ndim - 1))
@@ -202,6 +204,14 @@ def _products(looks: list[_Look], logits: Tensor, *, mean: bool) -> Tensor:
     finest = tuple(max(sides) for sides in zip(*(values.shape[1:] for values, _ in maps), strict=True))
     total = torch.stack([_spread(values, share, finest) for values, share in maps]).sum(dim=0)
     return total.relu() if mean else total
+
+
+def _pooled(values: Tensor, stride: Size) -> Tensor:
+    """The sums over the windows of a stride, where it divides the grid."""
+    grid = values.shape[1:]
+    if not stride or any(side % step for side, step in zip(grid, stride, strict=True)):
+        return values
+    return _windows(values, stride).sum(dim=-1).unflatten(1, units(tuple(grid), [stride]))
 
 
 def _spread(values: Tensor, share: float, grid: Size) -> Tensor:

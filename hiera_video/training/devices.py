@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from functools import cache
 from typing import TypeVar
 
 import torch
 
 from hiera_video.errors import RequestError
 from hiera_video.training.recipe import Precision as Precision
+
+log = logging.getLogger("hiera_video")
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+#: Channels of the third stage from which on bf16 may pay on a CPU (tiny and base have 384, the built-in models 160),
+#: and how many times as fast a product must be.
+LEAST_WIDTH, LEAST_GAIN = 384, 1.2
 
 
 def refuse_name(model: object, of: str) -> None:
@@ -53,12 +68,14 @@ def pick_device(name: str, field: str = "device") -> torch.device:
     raise RequestError(f"{field} {name!r} is not there; this machine has {', '.join(there)}")
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
+def pick_precision(name: str, device: torch.device, *, width: int = 0) -> torch.dtype:
     """The dtype to compute in.
 
     Args:
-        name: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, else fp32.
+        name: fp32, bf16, fp16, or auto: bf16 on a GPU that has it, and on a CPU where :func:`bf16_pays`; else fp32.
         device: Where the model computes.
+        width: Channels of the model's products (:func:`width_of`); 0: on a CPU auto is fp32, as in training, where
+            nobody has measured what bf16 does to accuracy.
 
     Returns:
         The dtype.
@@ -66,12 +83,83 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         RequestError: There is no such name.
     """
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if name not in dtypes:
-        raise RequestError(f"precision {name!r} must be auto, {', '.join(dtypes)}")
-    return dtypes[name]
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        name = "bf16" if on_gpu or (device.type == "cpu" and bf16_pays(width)) else "fp32"
+    if name not in DTYPES:
+        raise RequestError(f"precision {name!r} must be auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def kept_precision(name: Precision, before: str | None) -> Precision:
+    """What a job that goes on computes in: auto stays what it was, on whatever machine.
+
+    Args:
+        name: What is asked for.
+        before: The dtype in the facts of what is done already ("float32"), or None.
+
+    Returns:
+        The name.
+    """
+    names = {str(dtype): short for short, dtype in DTYPES.items()}
+    return names.get(f"torch.{before}", name) if name == "auto" else name
+
+
+def width_of(dims: Sequence[int]) -> int:
+    """The channels that tell whether half the precision pays: those of the third stage, which has most blocks.
+
+    Args:
+        dims: Channels of each stage.
+
+    Returns:
+        Channels.
+    """
+    return dims[min(2, len(dims) - 1)]
+
+
+@cache
+def bf16_pays(width: int) -> bool:
+    """Whether a model of this width is faster in bf16 on this processor.
+
+    That it has instructions for bf16 (AMX, AVX512-BF16, Arm's) decides; a measurement of one product, which takes under
+    50 ms, may veto it: elsewhere bf16 is emulated, and slower than fp32.
+
+    Args:
+        width: Channels of the third stage.
+
+    Returns:
+        Whether it is.
+    """
+    if width < LEAST_WIDTH or not _has_bf16():
+        return False
+    times = [_product_s(width, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    pays = times[0] > LEAST_GAIN * times[1]
+    if pays:
+        log.info("computing in bfloat16, which this processor is faster in; precision fp32 asks for single precision")
+    return pays
+
+
+def _has_bf16() -> bool:
+    """By torch's own questions to the processor, which its next release may name otherwise."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        with suppress(AttributeError, RuntimeError):
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return False
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+@torch.inference_mode()
+def _product_s(width: int, dtype: torch.dtype) -> float:
+    """Seconds of the product in the MLP of a block, the least of three; of fewer rows than in the model."""
+    rows = max(32, 100_000_000 // (4 * width * width))
+    tokens, weight = torch.ones(rows, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
+    least = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        torch.nn.functional.linear(tokens, weight)
+        least = min(least, time.perf_counter() - began)
+    return least
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

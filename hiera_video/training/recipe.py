@@ -326,7 +326,7 @@ class EvaluateRun:
     batch_size: Count = 8
     """Clips that one process computes at once."""
     precision: Precision = "auto"
-    """Numbers that the model computes in; auto: bf16 on a GPU that has it, else fp32."""
+    """Numbers that the model computes in; auto: bf16 on a GPU that has it or a CPU that is faster in it, else fp32."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda or mps."""
 

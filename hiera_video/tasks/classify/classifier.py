@@ -27,7 +27,7 @@ from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import Precision, pick_device, pick_precision, refuse_name
+from hiera_video.training.devices import Precision, pick_device, pick_precision, refuse_name, width_of
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class VideoClassifier:
     Args:
         model: The classifier; it is moved, and set to evaluation mode.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+        precision: auto (bf16 on a GPU that has it, and on a CPU that is faster in it, else fp32), fp32, bf16 or fp16.
 
     Raises:
         RequestError: For a device or precision that is not there, and a name in place of a model.
@@ -266,7 +266,7 @@ class VideoClassifier:
             raise RequestError(WITHOUT_CLASSES)
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
-        self.precision = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device, width=width_of(model.arch.dims))
         self.labels = model.labels or [f"class_{index}" for index in range(model.arch.num_classes)]
         self._idle: list[IsolatedReader] = []  # between two calls: starting a child takes as long as reading a clip
 
@@ -279,7 +279,7 @@ class VideoClassifier:
         Args:
             model: A name, path or hub id, as :func:`hiera_video.from_pretrained` reads.
             device: auto, cpu, cuda, cuda:1, mps, ...
-            precision: auto (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16.
+            precision: As for the class.
             kwargs: The other arguments of :func:`hiera_video.from_pretrained`.
 
         Returns:

@@ -62,7 +62,7 @@ def classify(
         views: Clips x crops that scores are averaged over, such as 5x3. Default: the model's own.
         batch_size: Clips that go through the model at once.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: auto is bf16 on a GPU that has it, else fp32.
+        precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
         picture: Write a PNG here: each input's frames with its best classes as bars.
         explain: Write where and when the evidence for a label lies: a .png, for one input also an .mp4.
         explain_label: The label to explain. Default: of each input its best.

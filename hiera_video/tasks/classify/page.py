@@ -79,7 +79,7 @@ def serve(
         time_limit: Seconds that one answer may take.
         top_k: How many classes to name.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: auto is bf16 on a GPU that has it, else fp32.
+        precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
     """
     folder = tempfile.TemporaryDirectory(prefix="hiera_video_serve_")
     gradio = import_gradio(folder.name)

@@ -32,9 +32,9 @@ from hiera_video.tasks.classify.classifier import Scored, Scorer, score_views
 from hiera_video.tasks.evaluate.class_scores import ClassScore, class_scores, interval_method, missing_classes
 from hiera_video.tasks.evaluate.metrics import Scores, is_right, match_classes, put_together
 from hiera_video.tasks.evaluate.pictures import draw_pictures
-from hiera_video.tasks.evaluate.score_table import append, open_part, read_parts, to_line, write_results
+from hiera_video.tasks.evaluate.score_table import append, facts_of_parts, open_part, read_parts, to_line, write_results
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import pick_device, pick_precision
+from hiera_video.training.devices import kept_precision, pick_device, pick_precision, width_of
 from hiera_video.training.recipe import Evaluation, check
 
 log = logging.getLogger("hiera_video")
@@ -104,7 +104,6 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     check(recipe)
     data, start = recipe.data, recipe.model.start or BUILT_IN
     state, device = _processes(recipe.run.device)
-    precision = pick_precision(recipe.run.precision, device)
     source = str(data.source)
     card = card_of(source)
     listed = list_videos(source, root=data.root, split=data.split, fold=data.fold, images=data.images)
@@ -112,6 +111,9 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
         model = from_pretrained(start).to(device)
     if not model.arch.num_classes:
         raise RequestError(WITHOUT_CLASSES)
+    before = {} if recipe.run.output is None else facts_of_parts(Path(recipe.run.output) / "parts")
+    asked = kept_precision(recipe.run.precision, before.get("precision"))
+    precision = pick_precision(asked, device, width=width_of(model.arch.dims))
     if data.pixel_aspect is not None:
         model.spec = model.spec.replace(pixel_aspect=data.pixel_aspect)
     videos = match_classes(listed, model.labels, model.arch.num_classes)

@@ -57,6 +57,21 @@ def read_parts(folder: Path, facts: dict[str, Any]) -> Iterator[Scored]:
                         yield one
 
 
+def facts_of_parts(folder: Path) -> dict[str, Any]:
+    """What earlier runs evaluated.
+
+    Args:
+        folder: Their parts.
+
+    Returns:
+        The facts that the first of them begins with; none where there is none, or where its start was lost.
+    """
+    for path in sorted(folder.glob("rank*.jsonl")):
+        with path.open("rb") as lines, suppress(ValueError, TypeError):
+            return dict(json.loads(next(lines, b"")))
+    return {}
+
+
 def _check_header(header: bytes, facts: dict[str, Any], folder: Path) -> None:
     """Raises :class:`RequestError` unless parts with this first line belong to a run of these facts."""
     try:

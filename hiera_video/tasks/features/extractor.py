@@ -24,7 +24,15 @@ from hiera_video.models.checkpoints.io import weights_of
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.unroll import reroll
 from hiera_video.models.zoo import GENERAL, from_pretrained
-from hiera_video.training.devices import Precision, autocast, in_lanes, pick_device, pick_precision, refuse_name
+from hiera_video.training.devices import (
+    Precision,
+    autocast,
+    in_lanes,
+    pick_device,
+    pick_precision,
+    refuse_name,
+    width_of,
+)
 
 #: Seconds from one window of an image model to the next: it looks at single pictures.
 IMAGE_HOP_S = 1.0
@@ -98,7 +106,7 @@ class FeatureExtractor:
     Args:
         model: Any Hiera; its own classes do not matter.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        precision: ``auto`` is bf16 on a GPU that has it, else fp32.
+        precision: ``auto`` is bf16 on a GPU that has it, and on a CPU that is faster in it, else fp32.
 
     Raises:
         RequestError: For a device that is not there, another precision, and a name in place of a model.
@@ -112,7 +120,7 @@ class FeatureExtractor:
         refuse_name(model, "FeatureExtractor")
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
-        self.precision = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device, width=width_of(model.arch.dims))
 
     @classmethod
     def from_pretrained(

@@ -94,7 +94,7 @@ def extract(
         num_workers: Processes that decode ahead of the model.
         time_limit: Seconds that one request to a decoder may take.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: auto is bf16 on a GPU that has it, else fp32.
+        precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
 
     Returns:

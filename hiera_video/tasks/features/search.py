@@ -75,7 +75,7 @@ def search(
         start: Second of the query from which on it is looked at. Default: its beginning.
         end: Second up to which it is looked at. Default: its end.
         device: auto, cpu, cuda, cuda:1, mps, ...
-        precision: auto is bf16 on a GPU that has it, else fp32.
+        precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
 
     Returns:
         The hits, the best first.

@@ -111,9 +111,7 @@ def extract(
     share, name = parse_part(part), model or GENERAL
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    walk, facts, arrays = _plan(
-        extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share
-    )
+    walk, facts, arrays = _plan(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, part)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
@@ -127,7 +125,7 @@ def _plan(
     dtype: str,
     format: str | None,
     layout: str,
-    share: tuple[int, int],
+    part: str,
 ) -> tuple[Walk, dict[str, Any], bool]:
     """How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written."""
     names = feature_names(extractor.model, features)
@@ -146,7 +144,7 @@ def _plan(
         "precision": str(extractor.precision).removeprefix("torch."),
         "clip": walk.spec.to_dict(),
     }
-    return walk, facts, is_actionformer(layout, facts, share)
+    return walk, facts, is_actionformer(layout, facts, parse_part(part))
 
 
 def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> tuple[Inputs, Path]:

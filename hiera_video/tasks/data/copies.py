@@ -1,0 +1,209 @@
+"""Videos that are one film, re-encoded, cropped or cut: within an extraction, and between training and validation.
+
+Windows' embeddings say which pairs are worth a look (the nearest of each video), pixels decide
+(:func:`hiera_video.tasks.features.recordings.compare`).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hiera_video.data.lists.video_list import list_videos
+from hiera_video.data.reading.child_process import IsolatedReader
+from hiera_video.errors import RequestError, UnreadableVideo
+from hiera_video.tasks.features.feature_table import read_failures, read_vectors
+from hiera_video.tasks.features.job import extract
+from hiera_video.tasks.features.labels import refuse_other_settings
+from hiera_video.tasks.features.recordings import SAME, SECONDS, Film, compare, film_of
+from hiera_video.tasks.records import FlatRecord
+
+#: Seconds from one window to the next; videos whose windows are nearest, which are compared by their pixels, quickly;
+#: and how many of these closely.
+HOP_S, NEAREST, CLOSELY = 0.5, 20, 3
+#: Films that are kept in memory, 35 MB each.
+KEPT = 32
+
+
+@dataclass(frozen=True)
+class Copy(FlatRecord):
+    """``input`` from ``start`` to ``end`` s shows what ``other`` shows from ``other_start`` to ``other_end`` s.
+
+    The times follow from the seconds that were compared, as if nothing were cut out between. ``similarity``: the lesser
+    correlation of pictures and of what moves in them. ``error``: None, or why ``input`` could not be compared.
+    """
+
+    input: str
+    start: float | None = None
+    end: float | None = None
+    other: str | None = None
+    other_start: float | None = None
+    other_end: float | None = None
+    similarity: float | None = None
+    error: str | None = None
+
+    def text(self) -> str:
+        """One line: similarity, and both with their times."""
+        if self.error is not None:
+            return f"   -    {self.error}"
+        mine = f"{self.input} {self.start:.2f} to {self.end:.2f} s"
+        return f"{self.similarity:7.4f}  {mine}  =  {self.other} {self.other_start:.2f} to {self.other_end:.2f} s"
+
+
+def duplicates(folder: str, *, similarity: float = SAME, time_limit: float = 60) -> Iterator[Copy]:
+    """Name the videos of an extraction that are one film: re-encoded, cropped by up to a third of each side, or cut.
+
+    What stands still all the time is not found, nor what is turned, mirrored, or shown at another speed.
+
+    Args:
+        folder: The output folder of hiera-video extract; its videos must be where they were.
+        similarity: From which correlation two videos are one film.
+        time_limit: Seconds that one request to a decoder may take.
+
+    Returns:
+        The pairs, as they are found, and what could not be read.
+
+    Raises:
+        RequestError: The folder holds no embeddings, or the similarity is not possible.
+    """
+    _check(similarity)
+    table, vectors = read_vectors(Path(folder))
+    return _copies(table, vectors, None, similarity, time_limit, read_failures(Path(folder)))
+
+
+def leaks(
+    *,
+    train: str,
+    val: str,
+    similarity: float = SAME,
+    num_workers: int = 2,
+    time_limit: float = 60,
+    device: str = "auto",
+) -> Iterator[Copy]:
+    """Name the videos of a validation set that are films of the training set: what duplicates finds, between the two.
+
+    Args:
+        train: A folder or list of videos, as finetune takes it, or an output folder of hiera-video extract.
+        val: Another.
+        similarity: From which correlation two videos are one film.
+        num_workers: Processes that decode ahead of the model.
+        time_limit: Seconds that one request to a decoder may take.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+
+    Returns:
+        The pairs, validation first, as they are found, and what could not be read.
+
+    Raises:
+        RequestError: A source is none, two extractions were made differently, or the similarity is not possible.
+    """
+    _check(similarity)
+    with tempfile.TemporaryDirectory(prefix="hiera_video_") as folder:
+        places = []
+        for split, source in (("train", train), ("val", val)):
+            place = Path(source)
+            if not (place / "extraction.json").exists():
+                videos, place = list_videos(source, split=split), Path(folder) / split
+                names = sorted({videos.path(number) for number in range(len(videos))})
+                options: dict[str, Any] = {"num_workers": num_workers, "time_limit": time_limit, "device": device}
+                list(extract(names, output=place, hop=HOP_S, **options))
+            places.append(place)
+        refuse_other_settings(*places)
+        (table, vectors), (mine, of_mine) = (read_vectors(place) for place in places)
+        failures = [row for place in places for row in read_failures(place)]
+    import pyarrow as pa
+
+    both = pa.concat_tables([part.select(["input", "start", "end"]) for part in (table, mine)])
+    judged = set(mine["input"].to_pylist())
+    known = set(table["input"].to_pylist())
+    return _copies(both, np.concatenate([vectors, of_mine]), (known, judged), similarity, time_limit, failures)
+
+
+def _check(similarity: float) -> None:
+    if not 0 < similarity <= 1:
+        raise RequestError(f"similarity is {similarity:g}, but is above 0 and at most 1")
+
+
+class _Films:
+    """The films of inputs around moments, the last ones kept; ``errors``: why some have none."""
+
+    def __init__(self, reader: IsolatedReader) -> None:
+        self._reader = reader
+        self.errors: dict[str, str] = {}
+        self.film = lru_cache(KEPT)(self._film)
+
+    def _film(self, name: str, middle: float) -> Film | None:
+        try:
+            return film_of(name, middle, self._reader) if name not in self.errors else None
+        except UnreadableVideo as error:
+            self.errors[name] = str(error)
+            return None
+
+
+def _copies(
+    table: Any,
+    vectors: NDArray[np.float32],
+    sides: tuple[set[str], set[str]] | None,
+    least: float,
+    time_limit: float,
+    failures: list[dict[str, Any]],
+) -> Iterator[Copy]:
+    """Pairs of inputs that are the same file or one film: of any two, or of the second of ``sides`` and the first."""
+    inputs, index = np.unique(np.array(table["input"].to_pylist()), return_inverse=True)
+    names: list[str] = inputs.tolist()
+    middles = (table["start"].to_numpy() + table["end"].to_numpy()) / 2
+    lengths = np.zeros(len(names))
+    np.maximum.at(lengths, index, table["end"].to_numpy())
+    middles = np.where(lengths[index] <= SECONDS, lengths[index] / 2, middles)
+    rows = (vectors - vectors.mean(axis=0)) / (vectors.std(axis=0) + 1e-6)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
+    known = np.array([(sides is None or name in sides[0]) for name in names]) & (lengths > 0)  # an image lasts no time
+    with IsolatedReader(time_limit=time_limit) as reader:
+        films = _Films(reader)
+        for here, name in enumerate(tqdm(names, unit="video", disable=None, file=sys.stderr)):
+            length = float(lengths[here])
+            if length == 0 or (sides is not None and name not in sides[1]):
+                continue
+            if sides is not None and name in sides[0]:
+                yield Copy(name, 0.0, length, name, 0.0, length, 1.0)
+                continue
+            looks = []
+            others = known if sides is not None else known & (np.arange(len(names)) < here)
+            for there, own, of_there in _nearest(rows, index, here, others):
+                one, other = films.film(name, middles[own]), films.film(names[there], middles[of_there])
+                if one is not None and other is not None:
+                    looks.append((compare(one, other, closely=False)[0], there, one, other))
+            for _, there, one, other in sorted(looks, key=lambda look: look[:2], reverse=True)[:CLOSELY]:
+                alike, later = compare(one, other)
+                if alike >= least:
+                    begin, end = max(0.0, later), min(length, lengths[there] + later)
+                    times = (round(float(time), 3) for time in (begin, end, begin - later, end - later))
+                    start, stop, other_start, other_stop = times
+                    yield Copy(name, start, stop, names[there], other_start, other_stop, round(alike, 4))
+    errors = {row["input"]: row["error"] for row in failures} | films.errors
+    for name, error in errors.items():
+        yield Copy(name, error=error if name in error else f"{name}: {error}")
+
+
+def _nearest(
+    rows: NDArray[np.float32], index: NDArray[np.int64], here: int, others: NDArray[np.bool_]
+) -> Iterator[tuple[int, int, int]]:
+    """The other inputs with the nearest windows, and which windows of both are nearest: input, row, row."""
+    own = np.flatnonzero(index == here)
+    likeness = rows[own] @ rows.T
+    best = np.full(len(others), -2.0)
+    np.maximum.at(best, index, likeness.max(axis=0))
+    best[~others] = -2.0
+    for there in np.argsort(-best, kind="stable")[:NEAREST].tolist():
+        if best[there] > -2.0:
+            theirs = np.flatnonzero(index == there)
+            row, column = divmod(int(likeness[:, theirs].argmax()), len(theirs))
+            yield there, int(own[row]), int(theirs[column])

@@ -6,6 +6,7 @@ Windows' embeddings say which pairs are worth a look (the nearest of each video)
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,10 +28,11 @@ from hiera_video.tasks.features.labels import refuse_other_settings
 from hiera_video.tasks.features.recordings import SAME, SECONDS, Film, compare, film_of
 from hiera_video.tasks.records import FlatRecord
 
-#: Seconds from one window to the next; videos whose windows are nearest, which are compared by their pixels, quickly;
-#: and how many of these closely.
-HOP_S, NEAREST, CLOSELY = 0.5, 20, 3
-#: Films that are kept in memory, 35 MB each.
+log = logging.getLogger("hiera_video")
+
+#: Seconds from one window to the next; videos whose windows are nearest are compared by their pixels: so many.
+HOP_S, NEAREST = 0.5, 20
+#: Films that are kept in memory, 18 MB each.
 KEPT = 32
 
 
@@ -99,7 +101,7 @@ def leaks(
         time_limit: Seconds that one request to a decoder may take.
         device: auto, cpu, cuda, cuda:1, mps, ...
 
-    Returns:
+    Yields:
         The pairs, validation first, as they are found, and what could not be read.
 
     Raises:
@@ -124,7 +126,7 @@ def leaks(
     both = pa.concat_tables([part.select(["input", "start", "end"]) for part in (table, mine)])
     judged = set(mine["input"].to_pylist())
     known = set(table["input"].to_pylist())
-    return _copies(both, np.concatenate([vectors, of_mine]), (known, judged), similarity, time_limit, failures)
+    yield from _copies(both, np.concatenate([vectors, of_mine]), (known, judged), similarity, time_limit, failures)
 
 
 def _check(similarity: float) -> None:
@@ -165,6 +167,7 @@ def _copies(
     middles = np.where(lengths[index] <= SECONDS, lengths[index] / 2, middles)
     rows = (vectors - vectors.mean(axis=0)) / (vectors.std(axis=0) + 1e-6)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
+    num_copies = 0
     known = np.array([(sides is None or name in sides[0]) for name in names]) & (lengths > 0)  # an image lasts no time
     with IsolatedReader(time_limit=time_limit) as reader:
         films = _Films(reader)
@@ -173,21 +176,19 @@ def _copies(
             if length == 0 or (sides is not None and name not in sides[1]):
                 continue
             if sides is not None and name in sides[0]:
+                num_copies += 1
                 yield Copy(name, 0.0, length, name, 0.0, length, 1.0)
                 continue
-            looks = []
             others = known if sides is not None else known & (np.arange(len(names)) < here)
             for there, own, of_there in _nearest(rows, index, here, others):
                 one, other = films.film(name, middles[own]), films.film(names[there], middles[of_there])
-                if one is not None and other is not None:
-                    looks.append((compare(one, other, closely=False)[0], there, one, other))
-            for _, there, one, other in sorted(looks, key=lambda look: look[:2], reverse=True)[:CLOSELY]:
-                alike, later = compare(one, other)
+                alike, later = compare(one, other) if one is not None and other is not None else (0.0, 0.0)
                 if alike >= least:
-                    begin, end = max(0.0, later), min(length, lengths[there] + later)
-                    times = (round(float(time), 3) for time in (begin, end, begin - later, end - later))
-                    start, stop, other_start, other_stop = times
-                    yield Copy(name, start, stop, names[there], other_start, other_stop, round(alike, 4))
+                    begin, end = max(0.0, later), min(length, float(lengths[there]) + later)
+                    mine, theirs = ((round(begin - off, 3), round(end - off, 3)) for off in (0.0, later))
+                    num_copies += 1
+                    yield Copy(name, *mine, names[there], *theirs, similarity=round(alike, 4))
+    log.info("%d videos were compared, %d copies found", len(names), num_copies)
     errors = {row["input"]: row["error"] for row in failures} | films.errors
     for name, error in errors.items():
         yield Copy(name, error=error if name in error else f"{name}: {error}")

@@ -24,55 +24,8 @@ from hiera_video.tasks.features.feature_table import key_of, read_facts, read_ve
 
 #: The folder below an extraction's that all of it goes to.
 FOLDER = "actionformer"
-CONFIG = """\
-# ActionFormer (github.com/happyharrycn/actionformer_release): python train.py {config}
-# Row i of an array is at (i * feat_stride + num_frames / 2) / fps seconds; fps stands in the annotations.
-# Fill the annotations in first, then set num_classes to the number of their labels. This reader passes over
-# label_id 4 (THUMOS' cliff diving): give it to no label of yours, or delete these lines of libs/datasets/thumos14.py.
-dataset_name: thumos
-train_split: [training]
-val_split: [validation]
-dataset:
-  json_file: {annotations}
-  feat_folder: {folder}
-  file_prefix: null
-  file_ext: .npy
-  num_classes: 1
-  input_dim: {channels}
-  feat_stride: {stride}
-  num_frames: {frames}
-  default_fps: null
-  downsample_rate: 1
-  trunc_thresh: 0.5
-  crop_ratio: [0.9, 1.0]
-  max_seq_len: 2304
-model: {{fpn_type: identity, max_buffer_len_factor: 6.0, n_mha_win_size: 19}}
-opt: {{learning_rate: 0.0001, epochs: 45, weight_decay: 0.05}}
-loader: {{batch_size: 2}}
-train_cfg:
-  {{init_loss_norm: 100, clip_grad_l2norm: 1.0, cls_prior_prob: 0.01, center_sample: radius, center_sample_radius: 1.5}}
-test_cfg: {{voting_thresh: 0.7, pre_nms_topk: 2000, max_seg_num: 200, min_score: 0.001, multiclass_nms: true}}
-output_folder: ./ckpt/
-"""
-OPENTAD = """\
-# OpenTAD (github.com/sming256/OpenTAD): copy this file to its configs/actionformer/, and name it to tools/train.py.
-# Fill the annotations in first, then set num_classes to the number of their labels.
-_base_ = ["./thumos_i3d.py"]
-annotations = {annotations}
-features = dict(
-    ann_file=annotations,
-    class_map={classes},
-    data_path={folder},
-    block_list=None,
-    feature_stride={stride},
-    sample_stride=1,  # the downsampling
-    offset_frames={offset},  # half of a window's {frames} frames
-)
-dataset = dict(train=features, val=features, test=features)
-evaluation = dict(subset="validation", ground_truth_filename=annotations)
-model = dict(projection=dict(in_channels={channels}), rpn_head=dict(num_classes=1))
-work_dir = "exps/{name}"
-"""
+#: The configs with places to fill in.
+TEMPLATES = Path(__file__).parent / "detectors"
 
 
 def is_actionformer(layout: str, facts: dict[str, Any], share: tuple[int, int]) -> bool:
@@ -140,14 +93,19 @@ def write_arrays(folder: Path) -> None:
     with replacing(annotations) as temporary:
         temporary.write_text(json.dumps({"version": "hiera_video", "database": database}, indent=1), encoding="utf-8")
     frames = round(facts["window"] * fps, 6)
-    values = {"channels": vectors.shape[1], "stride": stride, "frames": frames, "offset": round(frames / 2)}
-    for file, template, write in (("actionformer.yaml", CONFIG, json.dumps), ("opentad.py", OPENTAD, repr)):
+    values: dict[str, Any] = {
+        "channels": vectors.shape[1],
+        "stride": stride,
+        "frames": frames,
+        "offset": round(frames / 2),
+    }
+    paths = {"annotations": annotations, "folder": f"{place}/", "classes": place / "classes.txt"}
+    values |= {key: json.dumps(str(path)) for key, path in paths.items()}  # what YAML and Python read alike
+    for file, template in (("actionformer.yaml", "actionformer.yaml"), ("opentad.py", "opentad.txt")):
         if not (place / file).exists():  # a user may have changed it
-            paths = {"annotations": annotations, "folder": f"{place}/", "classes": place / "classes.txt"}
-            texts = {key: write(str(path)) for key, path in paths.items()}
+            text = (TEMPLATES / template).read_text(encoding="utf-8")
             with replacing(place / file) as temporary:
-                filled = template.format(**values, **texts, config=place / file, name=folder.name)
-                temporary.write_text(filled, encoding="utf-8")
+                temporary.write_text(text.format(**values, config=place / file, name=place.parent.name), "utf-8")
 
 
 def _database(path: Path) -> dict[str, Any]:

@@ -123,29 +123,21 @@ def _cells(side: int, count: int) -> Tensor:
     return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).float()
 
 
-def compare(one: Film, other: Film, *, closely: bool = True) -> tuple[float, float]:
+def compare(one: Film, other: Film) -> tuple[float, float]:
     """How alike two films are, and how much later the same is seen in the first.
 
     Args:
         one: A film.
         other: Another, which may be a part of the first's pictures, or the first of its own.
-        closely: False: by the first crops alone, quickly.
 
     Returns:
-        The lesser correlation, of pictures and of what moves in them, up to 1 (not closely: the sum of both, up to 2),
-        and seconds.
+        The lesser correlation, of pictures and of what moves in them, up to 1 (0: no crop is near), and seconds.
     """
-    sums, crop, lag = _placed(one.crops, other.crops)
-    turned = _placed(other.crops, one.crops)
-    swapped = turned[0] > sums
-    if swapped:
-        sums, crop, lag = turned
-        one, other = other, one
-    similarity, shift = sums, 2.0 * lag
-    if closely and sums >= PLACED:
-        similarity, shift = _moved(one.pixels, other.pixels, 2 * lag, divmod(crop, len(_spans())))
-    later = one.start - other.start + shift / RATE
-    return similarity if sums >= PLACED or not closely else 0.0, -later if swapped else later
+    placed, turned = _placed(one.crops, other.crops), _placed(other.crops, one.crops)
+    if turned[0] > placed[0]:
+        similarity, later = _laid_over(other, one, *turned)
+        return similarity, -later
+    return _laid_over(one, other, *placed)
 
 
 def _placed(whole: tuple[Tensor, Tensor], crops: tuple[Tensor, Tensor]) -> tuple[float, int, int]:
@@ -167,6 +159,13 @@ def _placed(whole: tuple[Tensor, Tensor], crops: tuple[Tensor, Tensor]) -> tuple
         if float(sums.max()) > best[0]:
             best = float(sums.max()), int(sums.argmax()), lag
     return best
+
+
+def _laid_over(one: Film, other: Film, placed: float, crop: int, lag: int) -> tuple[float, float]:
+    similarity, shift = 0.0, 2.0 * lag
+    if placed >= PLACED:
+        similarity, shift = _moved(one.pixels, other.pixels, 2 * lag, divmod(crop, len(_spans())))
+    return similarity, one.start - other.start + shift / RATE
 
 
 def _moved(whole: Tensor, other: Tensor, lag: int, crop: tuple[int, int]) -> tuple[float, float]:

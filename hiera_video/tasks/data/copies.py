@@ -134,22 +134,6 @@ def _check(similarity: float) -> None:
         raise RequestError(f"similarity is {similarity:g}, but is above 0 and at most 1")
 
 
-class _Films:
-    """The films of inputs around moments, the last ones kept; ``errors``: why some have none."""
-
-    def __init__(self, reader: IsolatedReader) -> None:
-        self._reader = reader
-        self.errors: dict[str, str] = {}
-        self.film = lru_cache(KEPT)(self._film)
-
-    def _film(self, name: str, middle: float) -> Film | None:
-        try:
-            return film_of(name, middle, self._reader) if name not in self.errors else None
-        except UnreadableVideo as error:
-            self.errors[name] = str(error)
-            return None
-
-
 def _copies(
     table: Any,
     vectors: NDArray[np.float32],
@@ -169,8 +153,17 @@ def _copies(
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6
     num_copies = 0
     known = np.array([(sides is None or name in sides[0]) for name in names]) & (lengths > 0)  # an image lasts no time
+    errors: dict[str, str] = {row["input"]: row["error"] for row in failures}
     with IsolatedReader(time_limit=time_limit) as reader:
-        films = _Films(reader)
+
+        @lru_cache(KEPT)
+        def film(name: str, middle: float) -> Film | None:
+            try:
+                return film_of(name, middle, reader)
+            except UnreadableVideo as error:
+                errors[name] = str(error)
+                return None
+
         for here, name in enumerate(tqdm(names, unit="video", disable=None, file=sys.stderr)):
             length = float(lengths[here])
             if length == 0 or (sides is not None and name not in sides[1]):
@@ -181,7 +174,7 @@ def _copies(
                 continue
             others = known if sides is not None else known & (np.arange(len(names)) < here)
             for there, own, of_there in _nearest(rows, index, here, others):
-                one, other = films.film(name, middles[own]), films.film(names[there], middles[of_there])
+                one, other = film(name, middles[own]), film(names[there], middles[of_there])
                 alike, later = compare(one, other) if one is not None and other is not None else (0.0, 0.0)
                 if alike >= least:
                     begin, end = max(0.0, later), min(length, float(lengths[there]) + later)
@@ -189,7 +182,6 @@ def _copies(
                     num_copies += 1
                     yield Copy(name, *mine, names[there], *theirs, similarity=round(alike, 4))
     log.info("%d videos were compared, %d copies found", len(names), num_copies)
-    errors = {row["input"]: row["error"] for row in failures} | films.errors
     for name, error in errors.items():
         yield Copy(name, error=error if name in error else f"{name}: {error}")
 

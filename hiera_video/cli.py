@@ -116,6 +116,16 @@ JOBS = {
         text="make the index of tar shards that others wrote",
         example="hiera-video data index /data/others_shards",
     ),
+    "data duplicates": Job(
+        function="hiera_video.tasks.data.copies:duplicates",
+        text="find extracted videos that are one film, re-encoded, cropped or cut",
+        example="hiera-video data duplicates features",
+    ),
+    "data leaks": Job(
+        function="hiera_video.tasks.data.copies:leaks",
+        text="find validation videos that are films of the training set",
+        example="hiera-video data leaks --train videos/train --val videos/val",
+    ),
     "pretrain": Job(
         function="hiera_video.tasks.train.pretrain:pretrain",
         text="pre-train a masked autoencoder on videos without labels",

@@ -438,6 +438,21 @@ def test_hits_are_found_below_hundreds_of_windows_that_are_merged() -> None:
     assert [(one.input, one.window) for one in hits] == [("slow.mp4", 0), ("other.mp4", 0), ("other.mp4", 1)]
 
 
+def test_hits_of_one_input_are_as_many_as_are_asked_for() -> None:
+    query = np.array([1, 0], dtype=np.float32)
+    rows = [("match.mp4", number, "center", 2.0 * number, 2.0 * number + 2) for number in range(900)]
+    rows += [("other.mp4", number, "center", 2.0 * number, 2.0 * number + 2) for number in range(3)]
+    table, base = windows_of(rows), towards(query, [*np.linspace(1, 2, 900), 50, 60, 70])
+    for per_video, expected in (
+        (None, [("match.mp4", number) for number in range(4)]),  # as without the option
+        (1, [("match.mp4", 0), ("other.mp4", 0)]),
+        (2, [("match.mp4", 0), ("match.mp4", 1), ("other.mp4", 0), ("other.mp4", 1)]),
+    ):
+        hits = best_hits(table, base.copy(), query, 4, per_video)
+        assert [(hit.input, hit.window) for hit in hits] == expected
+        assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+
+
 # --- search: files ----------------------------------------------------------------------------------------------------
 
 #: Seconds of a window of the small model: 4 frames of stride 4, of 30 a second.
@@ -549,6 +564,7 @@ def test_an_index_of_other_weights_is_refused(films: Path, index: Path, tmp_path
     ("query", "options", "said"),
     [
         ("grey.mp4", {"top_k": 0}, "top_k is 0, but is at least 1"),
+        ("grey.mp4", {"per_video": 0}, "per_video is 0, but is at least 1"),
         ("grey.mp4", {"start": 2.0, "end": 2.0}, "from 2 to 2 s is no part of a video"),
         ("grey.mp4", {"start": -1.0}, "from -1 to inf s is no part of a video"),
         ("grey.mp4", {"end": 0.0}, "from 0 to 0 s is no part of a video"),

@@ -42,6 +42,8 @@ NOT_RUN = (
     ("sbatch", "needs a Slurm cluster"),
     ("scripts/launch_ssh.sh", "needs machines that ssh reaches"),
 )
+#: Packages that a block shows and no extra brings.
+OTHERS = ("fiftyone", "lancedb", "qdrant_client")
 #: Where Kinetics lies in the pages.
 ELSEWHERE = "/data/"
 #: Added to a training that is run.
@@ -168,4 +170,18 @@ def test_a_kinetics_model_is_fetched_and_answers(shelf: Shelf, in_a_copy: Path) 
 @pytest.mark.parametrize("page", FAST_AND_SLOW)
 def test_each_python_block_runs(page: str, with_classes: Path) -> None:
     for block in blocks("python", (page,)):
+        if not re.search(rf"^(import|from) ({'|'.join(OTHERS)})\b", block, flags=re.MULTILINE):
+            exec(compile(block, "a page", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", OTHERS)
+def test_each_block_of_another_package_runs_where_it_is_installed(package: str, in_a_copy: Path) -> None:
+    other = pytest.importorskip(package)
+    (block,) = (block for block in blocks("python") if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE))
+    try:
         exec(compile(block, "a page", "exec"), {})
+    except Exception as error:
+        if package == "fiftyone" and isinstance(error, other.core.config.FiftyOneConfigError):
+            pytest.skip("fiftyone has no MongoDB here")
+        raise

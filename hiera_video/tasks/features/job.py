@@ -22,6 +22,7 @@ from hiera_video.data.windows import CROPS, Crop, Decoded, Walk, Windows, read_a
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
 from hiera_video.models.zoo import GENERAL
+from hiera_video.tasks.features.actionformer import is_actionformer, write_arrays
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import VECTORS, FeatureExtractor, WindowFeatures, feature_names
 from hiera_video.tasks.features.feature_table import DTYPES, FORMAT, Writer, open_folder, read_done, read_failures
@@ -65,6 +66,7 @@ def extract(
     crop: Crop = "center",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     format: Literal["parquet", "safetensors", "npz"] | None = None,
+    layout: Literal["windows", "actionformer"] = "windows",
     part: str = "1/1",
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -87,6 +89,7 @@ def extract(
         crop: center, three along the long side, or none: the whole picture.
         dtype: Numbers are written as float32, float16 or bfloat16 (safetensors alone).
         format: Default: parquet for embeddings, safetensors where maps are asked for (or npz).
+        layout: windows, or actionformer: beside them one array a video, annotations to fill in, configs of detectors.
         part: Of a job array, such as 3/16: a fixed share of the inputs, into the same folder as the others.
         engine: local, or ray: tasks and actors of Ray Data, on one machine or many (needs hiera-video[ray]).
         ray_address: Of a running cluster, such as auto. Default: Ray is started here.
@@ -108,19 +111,27 @@ def extract(
     share, name = parse_part(part), model or GENERAL
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    names = feature_names(extractor.model, features)
-    walk = extractor.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size)
-    facts = _facts(extractor, walk, model=name, names=names, dtype=dtype, format=format)
+    walk, facts, arrays = _plan(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, part)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
-    return Results(1, _run(_begun(inputs, Path(output), facts, picture), Path(output), facts, share, rows, draw))
+    return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
 
-def _facts(
-    extractor: FeatureExtractor, walk: Walk, *, model: str, names: list[str], dtype: str, format: str | None
-) -> dict[str, Any]:
-    """How the features are made, as the output folder keeps it."""
-    return {
+def _plan(
+    extractor: FeatureExtractor,
+    model: str,
+    features: str,
+    windows: tuple[float | None, float | None, Crop, int],
+    dtype: str,
+    format: str | None,
+    layout: str,
+    part: str,
+) -> tuple[Walk, dict[str, Any], bool]:
+    """How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written."""
+    names = feature_names(extractor.model, features)
+    window, hop, crop, batch_size = windows
+    walk = extractor.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size)
+    facts = {
         "format": FORMAT,
         "model": model,
         "weights": extractor.weights,
@@ -133,15 +144,16 @@ def _facts(
         "precision": str(extractor.precision).removeprefix("torch."),
         "clip": walk.spec.to_dict(),
     }
+    return walk, facts, is_actionformer(layout, facts, parse_part(part))
 
 
-def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> Inputs:
-    """The inputs of an extraction whose folder is there, made the same way."""
+def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> tuple[Inputs, Path]:
+    """The inputs of an extraction and its folder, which is there and was made the same way."""
     if picture is not None:
         check_picture(Path(picture))
     named = Inputs(inputs)
     open_folder(output, facts)
-    return named
+    return named, output
 
 
 def _run(
@@ -150,6 +162,7 @@ def _run(
     facts: dict[str, Any],
     share: tuple[int, int],
     rows: Rows,
+    arrays: bool,
     draw: Callable[[Inputs], None],
 ) -> Iterator[Extracted]:
     label = f"part-{share[0]}-of-{share[1]}"
@@ -169,6 +182,8 @@ def _run(
                 writer.flush()
                 raise
             writer.flush()
+        if arrays and any((output / "windows").glob("*.parquet")):
+            write_arrays(output)
         yield progress.summary(time.monotonic() - began)
     draw(named)
 

@@ -58,6 +58,7 @@ def search(
     *,
     index: Path,
     top_k: int = 10,
+    per_video: int | None = None,
     start: float | None = None,
     end: float | None = None,
     device: str = "auto",
@@ -72,6 +73,8 @@ def search(
         query: A video file, image file or http(s) address.
         index: The output folder of hiera-video extract that is searched.
         top_k: How many hits to show.
+        per_video: How many of them from one input at most, such as 1: which videos rather than which moments.
+            Default: any number.
         start: Second of the query from which on it is looked at. Default: its beginning.
         end: Second up to which it is looked at. Default: its end.
         device: auto, cpu, cuda, cuda:1, mps, ...
@@ -85,8 +88,9 @@ def search(
         UnreadableVideo: Where nothing of the query can be read.
     """
     index = Path(index)
-    if top_k < 1:
-        raise RequestError(f"top_k is {top_k}, but is at least 1")
+    for name, value in (("top_k", top_k), ("per_video", per_video)):
+        if value is not None and value < 1:
+            raise RequestError(f"{name} is {value}, but is at least 1")
     first, last = 0.0 if start is None else start, math.inf if end is None else end
     if not 0 <= first < last:
         raise RequestError(
@@ -98,7 +102,7 @@ def search(
     extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
     if extractor.weights != facts["weights"]:
         raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")
-    hits = best_hits(*read_vectors(index), embed(query, extractor, facts, first, last), top_k)
+    hits = best_hits(*read_vectors(index), embed(query, extractor, facts, first, last), top_k, per_video)
     return Results(len(hits), iter(hits))
 
 
@@ -143,7 +147,13 @@ def embed(
     return mean
 
 
-def best_hits(table: Any, embeddings: NDArray[np.float32], vector: NDArray[np.float32], top_k: int) -> list[Hit]:
+def best_hits(
+    table: Any,
+    embeddings: NDArray[np.float32],
+    vector: NDArray[np.float32],
+    top_k: int,
+    per_video: int | None = None,
+) -> list[Hit]:
     """The windows whose embeddings are nearest to a vector, by cosine.
 
     Args:
@@ -151,6 +161,7 @@ def best_hits(table: Any, embeddings: NDArray[np.float32], vector: NDArray[np.fl
         embeddings: float32 [N, C], of these rows; they are normalised in place.
         vector: float32 [C].
         top_k: How many hits at most.
+        per_video: How many of one input at most; None: any number.
 
     Returns:
         The hits, the best first; none of them overlaps with a better one of the same input.
@@ -161,7 +172,7 @@ def best_hits(table: Any, embeddings: NDArray[np.float32], vector: NDArray[np.fl
         count = min(count, len(base))
         rows = np.sort(nearest(base, query, count)[1][0])
         similarities = np.round(base[rows].astype(np.float64) @ query[0].astype(np.float64), DECIMALS)
-        hits = list(_merged(table, rows, similarities, top_k))
+        hits = list(_merged(table, rows, similarities, top_k, per_video))
         # What is no candidate is at most as near as the last of them: the hits above it are the right ones.
         above = len(hits) == top_k and hits[-1].similarity > similarities.min() + NOISE
         if above or count == len(base):
@@ -169,8 +180,10 @@ def best_hits(table: Any, embeddings: NDArray[np.float32], vector: NDArray[np.fl
         count *= 4
 
 
-def _merged(table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float64], top_k: int) -> Iterator[Hit]:
-    """The best rows in their order, without those that overlap with a better one of the same input."""
+def _merged(
+    table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float64], top_k: int, per_video: int | None
+) -> Iterator[Hit]:
+    """The best rows in their order, without those that overlap with a better one, or come after enough, of an input."""
     import pyarrow as pa
 
     order = np.argsort(-similarities, kind="stable")
@@ -180,6 +193,8 @@ def _merged(table: Any, rows: NDArray[np.int64], similarities: NDArray[np.float6
     for row, similarity in zip(columns.to_pylist(), similarities[order].tolist(), strict=True):
         hit = Hit(rank, similarity=similarity, **row)
         better = kept.setdefault(hit.input, [])
+        if len(better) == per_video:
+            continue
         if any(other.window == hit.window or (other.start < hit.end and hit.start < other.end) for other in better):
             continue
         better.append(hit)

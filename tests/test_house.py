@@ -42,8 +42,10 @@ FLOORS: list[set[str]] = [
 #: statistics as features, a head that is moved, a share that is held out, files with plain stamps opened faster 210;
 #: scenes with depth and things that move, a readout, teachers 480;
 #: SAM 2's trunk, timm's abswin and calls 430; timm's and SAM 2's layouts written, transformers without hooks 160;
-#: segments of timelines and clips cut out 220, costs as a table 40.
-MOST_LINES = 16_310
+#: segments of timelines and clips cut out 220, costs as a table 40; explanations 330, exports of annotation tools 410,
+#: intervals, calibration and worst videos 300, the page with segments, previews and an example 245, arrays for detectors
+#: and copies of films 365, the terminal 90, bf16 by the processor 70.
+MOST_LINES = 18_180
 #: Documents that maintainers have beside the repository, which readers of it do not.
 ELSEWHERE = re.compile("|".join(("DES" "IGN", "REC" "IPES", "HOU" "SE", "STY" "LE")))  # fmt: skip
 TEXTS = [
@@ -120,10 +122,14 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_file_is_over_400_lines_and_no_function_over_60(path: Path) -> None:
+    """Of a job the options and their sentences are not counted, which are its command line."""
     assert len(path.read_text().splitlines()) <= 400
+    jobs = {job.function for job in JOBS.values()}
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+            is_job = f"hiera_video.{name_of(path)}:{node.name}" in jobs
+            first = node.body[1].lineno if is_job else node.lineno
+            assert (node.end_lineno or 0) - first < 60, node.name
 
 
 def code_lines(path: Path) -> int:

@@ -68,8 +68,9 @@ def token_evidence(model: Hiera, clip: Tensor, index: int, by: Method = "shares"
         by: The method.
 
     Returns:
-        The values of each cell. Cells are those of the second stage, since single patches are noisy; of rollout patches;
-        of head_shares and gradcam the tokens that the head sees, of several stages or speeds the finest.
+        The values of each cell. Cells of shares are those of the second stage, since single patches are noisy; of
+        rollout patches; of head_shares and gradcam the tokens that the head sees, of several stages or speeds the
+        finest.
 
     Raises:
         RequestError: The model has no classes or not this one, or there is no such method.

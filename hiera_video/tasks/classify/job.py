@@ -92,14 +92,18 @@ def classify(
     classifier = _classifier(model, device, precision)
     if live or timeline is not None:
         return _over_time(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size, **wanted)
-    if explain is not None:
-        from hiera_video.tasks.classify.explain import explained
-
-        why: dict[str, Any] = {"target": Path(explain), "label": explain_label, "by": explain_by}
-        results = explained(classifier, inputs, **why, top_k=top_k, views=views, keep_frames=bool(picture))
+    how: dict[str, Any] = {"top_k": top_k, "views": views, "keep_frames": picture is not None}
+    if explain is None:
+        results = classifier.stream(inputs, batch_size=batch_size, **how)
     else:
-        results = classifier.stream(inputs, top_k=top_k, views=views, batch_size=batch_size, keep_frames=bool(picture))
+        results = _explained(classifier, inputs, target=Path(explain), label=explain_label, by=explain_by, **how)
     return results if picture is None else Results(len(results), _with_picture(results, Path(picture)))
+
+
+def _explained(classifier: VideoClassifier, inputs: list[str], **how: Any) -> Results[Prediction]:
+    from hiera_video.tasks.classify.explain import explained
+
+    return explained(classifier, inputs, **how)
 
 
 def _wanted(

@@ -78,6 +78,21 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> None:
             raise RequestError(f"{folder} was made with {name} {there.get(name)}, not {here}: {remedy}")
 
 
+def begun_in(folder: Path) -> str | None:
+    """The dtype that an extraction computes in.
+
+    Args:
+        folder: Its folder, which need not be there.
+
+    Returns:
+        "float32" or another; None where nothing was begun.
+
+    Raises:
+        RequestError: The folder's facts cannot be read.
+    """
+    return read_facts(folder).get("precision") if (folder / "extraction.json").exists() else None
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """How an extraction was made.
 

@@ -25,11 +25,19 @@ from hiera_video.models.zoo import GENERAL
 from hiera_video.tasks.features.actionformer import is_actionformer, write_arrays
 from hiera_video.tasks.features.colours import draw_colours
 from hiera_video.tasks.features.extractor import VECTORS, FeatureExtractor, WindowFeatures, feature_names
-from hiera_video.tasks.features.feature_table import DTYPES, FORMAT, Writer, open_folder, read_done, read_failures
+from hiera_video.tasks.features.feature_table import (
+    DTYPES,
+    FORMAT,
+    Writer,
+    begun_in,
+    open_folder,
+    read_done,
+    read_failures,
+)
 from hiera_video.tasks.features.inputs import Inputs, Todo
 from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
 from hiera_video.tasks.records import FlatRecord, Results
-from hiera_video.training.devices import Precision
+from hiera_video.training.devices import Precision, kept_precision
 from hiera_video.visual.feature_colours import check_picture
 
 #: Todo, and what is told of inputs that fail -> the features of each crop of each window.
@@ -108,7 +116,7 @@ def extract(
         OutputError: Where the folder cannot be written.
         WeightsError: Where the model cannot be had.
     """
-    share, name = parse_part(part), model or GENERAL
+    share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
     walk, facts, arrays = _plan(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, part)

@@ -21,7 +21,7 @@ from hiera_video.spec import ClipSpec
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.tasks.features.feature_table import read_facts, read_vectors
 from hiera_video.tasks.records import FlatRecord, Results
-from hiera_video.training.devices import Precision
+from hiera_video.training.devices import Precision, kept_precision
 
 log = logging.getLogger("hiera_video")
 
@@ -99,6 +99,7 @@ def search(
     if is_image(query) and (start, end) != (None, None):
         raise RequestError(f"{query} is an image, which lasts no time: leave start and end out")
     facts = read_facts(index)
+    precision = kept_precision(precision, facts.get("precision"))
     extractor = FeatureExtractor.from_pretrained(facts["model"], device=device, precision=precision)
     if extractor.weights != facts["weights"]:
         raise RequestError(f"{facts['model']} has other weights than when {index} was made: extract it again")

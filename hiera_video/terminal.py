@@ -126,8 +126,7 @@ def _write(records: Iterable[Record], style: str, stream: TextIO, unit: str | No
         for record in bar:
             if record.error is not None:
                 code = 1
-            in_table = style == "table" and record.error is None and getattr(record, "tabular", False)
-            if waits or in_table:
+            if waits or (style == "table" and getattr(record, "tabular", False)):
                 kept.append(record)
                 continue
             with tqdm.external_write_mode(file=stream):  # above the bar
@@ -156,10 +155,13 @@ def _together(records: list[Record], style: str) -> str:
     """Records that are printed when all are there."""
     if style == "json":
         return f"{json.dumps([record.to_dict() for record in records], indent=2, ensure_ascii=False)}\n"
-    rows = [row for record in records for row in record.rows()]
     if style == "csv":
-        return _csv(rows, header=True)
-    return f"{table(rows) if len(records) > 1 else records[0].text()}\n"
+        return _csv([row for record in records for row in record.rows()], header=True)
+    whole = [record for record in records if record.error is None]
+    lines = [record.text() for record in records if record.error is not None or len(whole) == 1]
+    if len(whole) > 1:
+        lines.insert(0, table([row for record in whole for row in record.rows()]))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _csv(rows: list[dict[str, Any]], *, header: bool) -> str:

@@ -86,9 +86,10 @@ def test_all_there_is_exit_0_and_short_is_no_error(dataset: Path, capsys: pytest
     (dataset / "good.txt").write_text("fine.mp4 0\nshort.mp4 1\n")
     assert main(["data", "check", str(dataset / "good.txt")]) == 0
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
-        "0 1 listed 1 fine 0 missing 0 unreadable 0 damaged 0 short",
-        "1 1 listed 0 fine 0 missing 0 unreadable 0 damaged 1 short",
-        "all 2 listed 1 fine 0 missing 0 unreadable 0 damaged 1 short",
+        "class listed fine missing unreadable damaged short",
+        "0 1 1 0 0 0 0",
+        "1 1 0 0 0 0 1",
+        "all 2 1 0 0 0 1",
     ]
 
 

@@ -88,6 +88,7 @@ def test_a_job_that_goes_on_keeps_what_auto_was(
     model = str(save_pretrained(wide, tmp_path / "wide"))
     (tmp_path / "list.csv").write_text(f"{videos / 'a.mp4'} 0\n{videos / 'b' / 'vp9.webm'} 1\n")
     evaluate = ["evaluate", "--val", str(tmp_path / "list.csv"), "--model", model, "--output", str(tmp_path / "val")]
+    evaluate += ["--data.views", "1x1"]
     list(extract([str(videos / "a.mp4")], output=tmp_path / "features", model=model))
     assert main(evaluate) == 0
     bf16_pays.cache_clear()

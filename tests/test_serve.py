@@ -130,7 +130,7 @@ def test_a_video_is_answered_with_pictures(tab: Any, tmp_path: Path) -> None:
     tab.click("#answer")
     tab.wait_for_selector("#colours img", state="attached")
     for part in ("evidence", "colours"):  # they are loaded when they come into sight
-        tab.locator(f"#{part} img").scroll_into_view_if_needed()
+        tab.evaluate(f"document.querySelector('#{part} img').scrollIntoView()")
         tab.wait_for_function(f"document.querySelector('#{part} img').naturalWidth > 0")
     assert tab.inner_text("#classes").split()[:3] == ["classes", "zoom_in", "zoom_in"]
     for part in ("frames", "evidence", "colours"):

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
@@ -43,6 +44,7 @@ def test_the_first_interrupt_is_answered_at_once_and_a_second_one_ends_the_proce
     with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"busy\n"
+        time.sleep(0.5)  # until it is
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == b"\n"
         assert b"stopping; what is done is kept (Ctrl-C again ends at once)" in process.stderr.readline()

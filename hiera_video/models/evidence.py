@@ -163,7 +163,7 @@ def _looks(model: Hiera, clip: Tensor, *, by_patches: bool) -> Iterator[_Look]:
     seen |= set(arch.head_stages) if arch.head in SEE_STAGES else set()
     by_speed = arch.head == "stages" and clip.ndim == 5
     for stride in arch.head_strides if by_speed else (1,):
-        parts = model.parts(clip, stride) if by_speed else clip
+        parts, count = model.parts(clip, stride) if by_speed else (clip, 1)
         leaves: list[StageTokens] = []
 
         def leaf(stage: StageTokens, leaves: list[StageTokens] = leaves) -> Tensor:
@@ -177,8 +177,8 @@ def _looks(model: Hiera, clip: Tensor, *, by_patches: bool) -> Iterator[_Look]:
             walk = list(islice(model.stages(parts, through=through if by_patches else None), max(seen)))
         if not by_patches:  # what each stage says to the head directly, not by way of the stages behind it
             walk = [s._replace(tokens=leaf(s)) if stage in seen else s for stage, s in enumerate(walk, start=1)]
-        frames = parts.shape[2] * len(parts) // len(clip) * stride
-        yield _Look(walk, leaves, len(parts) // len(clip), frames / clip.shape[2] if by_speed else 1.0)
+        share = parts.shape[2] * count * stride / clip.shape[2] if by_speed else 1.0
+        yield _Look(walk, leaves, count, share)
 
 
 def _logits(model: Hiera, looks: list[_Look]) -> Tensor:
@@ -228,7 +228,7 @@ def _spread(values: Tensor, share: float, grid: Size) -> Tensor:
 def _rollout(model: Hiera, clip: Tensor) -> Tensor:
     """From the mean of the last tokens back to the patches: half by attention, half past it, in every block."""
     arch = model.arch
-    parts = model.parts(clip, 1) if arch.head == "stages" and clip.ndim == 5 else clip
+    parts, count = model.parts(clip, 1) if arch.head == "stages" and clip.ndim == 5 else (clip, 1)
     attentions = model.forward_attentions(parts)
     strides: list[Size] = list(model.strides)
     grid = model.patch_embed.grid(tuple(parts.shape[2:]))
@@ -246,7 +246,6 @@ def _rollout(model: Hiera, clip: Tensor) -> Tensor:
         if stride is not None:
             past = F.interpolate(flow.unsqueeze(1), size=before, mode="nearest").squeeze(1) / torch.Size(stride).numel()
         flow = (_whole(attended, keys, before) + past) / 2
-    count = len(parts) // len(clip)
     return flow.unflatten(0, (-1, count)).flatten(1, 2) if count > 1 else flow
 
 

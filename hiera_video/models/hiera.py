@@ -191,11 +191,11 @@ class Hiera(HieraTrunk):
             return self.statistics_of(self.stages(clip))
         looks = []
         for stride in strides or self.arch.head_strides:
-            parts = self.parts(clip, stride)
-            looks.append(self.statistics_of(self.stages(parts)).unflatten(0, (len(clip), -1)).mean(dim=1))
+            parts, count = self.parts(clip, stride)
+            looks.append(self.statistics_of(self.stages(parts)).unflatten(0, (-1, count)).mean(dim=1))
         return torch.cat(looks, dim=-1)
 
-    def parts(self, clip: Tensor, stride: int) -> Tensor:
+    def parts(self, clip: Tensor, stride: int) -> tuple[Tensor, int]:
         """A video clip at one speed, taken apart into clips as long as the trunk's own; a rest is left out.
 
         Args:
@@ -203,12 +203,12 @@ class Hiera(HieraTrunk):
             stride: Frames from one to the next.
 
         Returns:
-            ``[B * count, C, T', H, W]``, the parts of each clip in their order.
+            ``[B * count, C, T', H, W]``, the parts of each clip in their order, and ``count``.
         """
         part = clip[:, :, ::stride]
         length = min(self.arch.input_size[0], part.shape[2])
         count = part.shape[2] // length
-        return part[:, :, : count * length].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1)
+        return part[:, :, : count * length].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1), count
 
     def statistics_of(self, stages: Iterable[StageTokens]) -> Tensor:
         """Statistics of ``arch.head_stages`` from a walk, of which no more is computed than is seen.

@@ -106,7 +106,7 @@ def _legend(width: int) -> NDArray[np.uint8]:
     """uint8 [h, width, 3], h even: the words in as many lines as they need, black on white."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, lines = ImageFont.load_default(LETTERS), textwrap.wrap(LEGEND, max(width // 7, 1))
+    font, lines = ImageFont.load_default(LETTERS), textwrap.wrap(LEGEND, max(width // 6, 1))
     picture = Image.new("RGB", (width, 8 + 16 * len(lines)), "white")
     ImageDraw.Draw(picture).multiline_text((6, 3), "\n".join(lines), "black", font, spacing=2)
     return np.asarray(picture)

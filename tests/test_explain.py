@@ -251,7 +251,7 @@ def test_the_command_draws_all_inputs_and_goes_on_behind_a_bad_one(
     assert output.out.count("\n") == 3 and "missing.mp4 cannot be read" in output.out
     assert f"{picture} shows where the evidence lies: shares of the patches in the logit" in caplog.text
     with Image.open(picture) as image:
-        assert image.width == 1320 and np.array(image.convert("RGB")).std() > 20
+        assert image.width > 800 and np.array(image.convert("RGB")).std() > 20
     film = tmp_path / "why.mp4"
     assert main([*words[:2], *words[4:], "--explain", str(film), "--explain-by", "rollout"]) == 0
     assert "attention rollout" in caplog.text

@@ -103,7 +103,7 @@ def test_films_and_pictures_show_frames_beside_their_colours(tmp_path: Path) -> 
     assert [int(frame[:194, :280].mean()) for frame in shown] == pytest.approx([30 * n for n in range(8)], abs=6)
     write_colours(tmp_path / "sheet.png", iter(moments))
     with Image.open(tmp_path / "sheet.png") as picture:
-        assert picture.size == (8 * 290, 2 * 194 + 24)
+        assert picture.size == (8 * 290, 2 * 194 + 3 * 24)
         words = np.asarray(picture)[2 * 194 :]
         assert words.min() < 60 and (words > 250).mean() > 0.9
         assert picture.getpixel((8 * 290 - 20, 10)) == (210, 210, 210)

@@ -72,7 +72,8 @@ def draw_evidence(rows: Sequence[EvidenceRow], path: Path, method: str, *, num_f
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.1 * len(rows) + 0.4), dpi=120, layout="constrained")
+    shown = min(num_frames, max(len(row.frames) for row in rows))
+    figure = Figure(figsize=(1.83 * max(shown, 3), 4.1 * len(rows) + 0.4), dpi=120, layout="constrained")
     figure.suptitle(f"{method} (bright: much)", fontsize=9, parse_math=False)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, row in zip(parts, rows, strict=True):

@@ -22,9 +22,9 @@ MAX_CELLS, LOW, HIGH = 50_000, 2, 98
 _TICK = Fraction(1, 1000)  # seconds: what a film's times are rounded to
 #: Frames of a picture, and a frame's least side in pixels: smaller ones are enlarged.
 NUM_FRAMES, LEAST_SIDE = 8, 192
-#: What stands below them, in letters of so many pixels.
+#: What stands below them, in letters of so many pixels for each so many of the picture's width.
 LEGEND = "colours: first three principal components of the tokens; same colour = similar features"
-LETTERS = 12
+LETTERS, WIDE = 12, 800
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def _legend(width: int) -> NDArray[np.uint8]:
     """uint8 [h, width, 3], h even: the words in as many lines as they need, black on white."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, lines = ImageFont.load_default(LETTERS), textwrap.wrap(LEGEND, max(width // 6, 1))
-    picture = Image.new("RGB", (width, 8 + 16 * len(lines)), "white")
-    ImageDraw.Draw(picture).multiline_text((6, 3), "\n".join(lines), "black", font, spacing=2)
+    zoom = max(round(width / WIDE), 1)  # a wide picture is looked at from further away
+    font, lines = ImageFont.load_default(zoom * LETTERS), textwrap.wrap(LEGEND, max(width // (6 * zoom), 1))
+    picture = Image.new("RGB", (width, zoom * (8 + 16 * len(lines))), "white")
+    where, gap = (6 * zoom, 3 * zoom), 2 * zoom
+    ImageDraw.Draw(picture).multiline_text(where, "\n".join(lines), "black", font, spacing=gap)
     return np.asarray(picture)

@@ -11,6 +11,13 @@
         player.src = video.url;
     })];
 
+    // gradio's own notice that a video is not playable: the page makes a preview of it.
+    new MutationObserver(() => {
+        for (const notice of document.querySelectorAll(".toast-body")) {
+            if (notice.textContent.includes("Video not playable")) notice.querySelector("button.toast-close")?.click();
+        }
+    }).observe(document.body, {childList: true, subtree: true});
+
     // Scores count seconds from the first picture, which a browser may show at another time than 0.
     document.addEventListener("loadeddata", (event) => { event.target.zero = event.target.currentTime; }, true);
 

@@ -66,7 +66,8 @@ def answer_interrupts() -> None:
             if told:
                 os._exit(130)
             told = True
-            os.write(2, b"\nhiera-video: stopping; what is done is kept (Ctrl-C again ends at once)\n")
+            if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+                os.write(2, b"\nhiera-video: stopping; what is done is kept (Ctrl-C again ends at once)\n")
 
     threading.Thread(target=watch, daemon=True).start()
 

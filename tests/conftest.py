@@ -8,10 +8,12 @@ from pathlib import Path
 from threading import Thread
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from assets import H264, LONG_MKV, ONE_FRAME, ROTATED, VP9, cut_off, write_audio
 from shelf import Shelf
+from training_sets import write_video
 
 from hiera_video.models.architecture import Architecture
 from hiera_video.models.checkpoints.formats import IMAGE_FORM
@@ -79,6 +81,18 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_audio(folder / "audio.mp4")
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video\n" * 200)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a.mp4 and sub/b.mp4, 2 s at 30 frames a second: what annotators labelled (annotation_tools.py)."""
+    folder = tmp_path_factory.mktemp("pool")
+    (folder / "sub").mkdir()
+    for number, name in enumerate(("a.mp4", "sub/b.mp4")):
+        picture = np.random.default_rng(number).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        write_video(folder / name, [np.roll(picture, shift, axis=1) for shift in range(60)])
+    (folder / "b.mp4").symlink_to("sub/b.mp4")
     return folder
 
 

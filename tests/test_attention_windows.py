@@ -144,7 +144,7 @@ def test_transformers_folder_of_sam_2_is_read_and_saved_as_ours_again(tmp_path: 
 @pytest.mark.parametrize(
     "name", ["hiera_small_abswin_256", pytest.param("hiera_base_abswin_256", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("classes", [7, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [7, 0])
 def test_timms_abswin_is_read_with_its_config_and_without(name: str, classes: int, tmp_path: Path) -> None:
     theirs = shaken(timm.create_model(name, num_classes=classes))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")

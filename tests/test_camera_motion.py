@@ -334,8 +334,7 @@ def test_a_folder_of_photographs_adds_crops_and_cut_outs_and_one_without_is_refu
         make_pool(4, 2, 48, tmp_path / "cutouts")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("coded_share", ["0", "0.5"])
+@pytest.mark.parametrize("coded_share", ["0", pytest.param("0.5", marks=pytest.mark.slow)])
 def test_the_two_recipes_of_the_built_in_model_leave_one_that_answers(
     coded_share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

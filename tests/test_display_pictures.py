@@ -35,14 +35,26 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("num_crops", [1, 3])
 def test_pictures_have_the_videos_own_resolution(stripes: Path, num_crops: int) -> None:
-    views = load_views(str(stripes), SPEC, 2, num_crops, keep_pictures=True)
-    assert views.pictures is not None and views.pictures.shape == (4, PICTURE_SIDE, PICTURE_SIDE, 3)
-    rows = views.pictures[0, -9, :, 0], views.middle()[0, -1, :, 0]
+    views = load_views(str(stripes), SPEC, 2, num_crops, keep_pictures="middle")
+    assert views.pictures is not None and views.pictures.shape == (1, 4, PICTURE_SIDE, PICTURE_SIDE, 3)
+    pictures = views.shown(1)
+    rows = pictures[0, -9, :, 0], views.middle()[0, -1, :, 0]
     edges = [int(np.diff(row > 120).sum()) for row in rows]
     assert edges[0] >= 52 > 31 >= edges[1]  # a stripe is 8 of the 427 or 480 pixels that are seen
-    grey = [round(float(picture.mean())) for picture in (*views.pictures, *views.middle())]
+    grey = [round(float(picture.mean())) for picture in (*pictures, *views.middle())]
     assert grey[:4] == pytest.approx(grey[4:], abs=2)  # of the same moments and the same crop
     assert load_views(str(stripes), SPEC, 2, num_crops).pictures is None
+
+
+def test_pictures_of_all_clips_are_those_of_their_frames(stripes: Path) -> None:
+    views = load_views(str(stripes), SPEC, 3, 1, keep_pictures="all")
+    assert views.pictures is not None and views.pictures.shape[:2] == (3, 4)
+    with open_video(stripes) as video:
+        for clip in range(3):
+            frames = video.frames([video.at(seconds + 1e-6) for seconds in views.times[clip]]).pixels
+            expected = [plan_crops(frame.shape[:2], SPEC, 1).show(frame) for frame in frames]
+            np.testing.assert_array_equal(views.shown(clip), expected)
+    assert not np.array_equal(views.shown(0), views.shown(2))
 
 
 def test_pictures_of_windows_are_those_of_their_times(stripes: Path) -> None:

@@ -93,11 +93,11 @@ def of_session(session: int) -> list[int]:
 @pytest.mark.parametrize(
     ("way", "method"),
     [
-        ("an exception", "fork"),
+        *((way, "fork") for way in ("the epoch is over", "an exception")),
         *(
             pytest.param(way, "fork", marks=pytest.mark.slow)  # five seconds each
             for way in PROGRAMS
-            if way not in ("a program that waits", "an exception")
+            if way not in ("a program that waits", "the epoch is over", "an exception")
         ),
         pytest.param("left by break", "spawn", marks=pytest.mark.slow),
         pytest.param("the epoch is over", "spawn", marks=pytest.mark.slow),  # this start method imports all of it again

@@ -110,7 +110,6 @@ def test_pre_training_beside_a_teacher(videos: Path, large: Path, tiny_mae: Path
     mae_from_pretrained(tmp_path / "run")
 
 
-@pytest.mark.slow  # fine-tuning beside a teacher is fast
 def test_a_function_teaches_from_python_and_its_features_have_a_shape(
     videos: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,8 @@ from hiera_video.spec import ClipSpec
 
 #: Frame numbers int64 [num_clips, num_frames] of one video from its frames' times in seconds and the clip's own draws.
 Sampler: TypeAlias = Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.int64]]
+#: Of which clips there are pictures for people to look at.
+Pictures: TypeAlias = Literal["none", "middle", "all"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Views:
     ``frames`` uint8 [C, K, H, W], the distinct frames; ``rows`` int64 [num_clips, T], which of them make a clip;
     ``corners`` (top, left) of each crop of ``size`` (height, width) pixels; ``times`` float64 [V, T], the seconds at
     which each frame of each view is shown; ``duration`` of the input in seconds (0 for an image); ``error``: None, or
-    one sentence about the part that could not be read; ``pictures`` uint8 [T, h, w, 3], where they are asked for: the
-    middle crop of the middle clip (of an image once) for people to look at, at the input's own resolution.
+    one sentence about the part that could not be read; ``pictures`` uint8 [n, T, h, w, 3], where they are asked for:
+    the middle crop of the middle clip, or of every clip, for people to look at, at the input's own resolution (of an
+    image one clip of one frame).
     """
 
     frames: Tensor
@@ -74,6 +77,11 @@ class Views:
         frames: NDArray[np.uint8] = self.clip(view).permute(1, 2, 3, 0).clone().numpy()
         return frames
 
+    def shown(self, clip: int) -> NDArray[np.uint8]:
+        """uint8 [T, h, w, 3]: the ``pictures`` of a clip, of which there must be some; of an image always the same."""
+        assert self.pictures is not None
+        return self.pictures[clip if len(self.pictures) == len(self.rows) else 0]
+
     def to(self, device: torch.device | str) -> Views:
         """The same with ``frames`` on ``device``."""
         return replace(self, frames=self.frames.to(device, non_blocking=True))
@@ -92,7 +100,7 @@ def load_views(
     fps: float | None = None,
     reader: IsolatedReader | None = None,
     num_threads: int | None = None,
-    keep_pictures: bool = False,
+    keep_pictures: Pictures = "none",
 ) -> Views:
     """The test views of one input: opened once, each frame decoded and resized once.
 
@@ -111,7 +119,7 @@ def load_views(
         fps: Frames a second of frames in memory and of a folder of pictures.
         reader: Decodes in its child process.
         num_threads: Threads that decode; 0 is as many as there are processors. Default: 1 in a child, else 0.
-        keep_pictures: Whether the views have ``pictures``.
+        keep_pictures: Of which clips the views have ``pictures``: none, the middle one, or all.
 
     Returns:
         The views.
@@ -132,14 +140,20 @@ def load_views(
         times = np.zeros((num_clips * num_crops, spec.num_frames))
         image = read_image(os.fspath(source))[np.newaxis]
         frames, corners = fit_crops(image, spec, num_crops)
-        pictures = _pictures(image, spec, num_crops) if keep_pictures else None
+        pictures = None if keep_pictures == "none" else _pictures(image, spec, num_crops)[np.newaxis]
         return Views(frames, torch.from_numpy(still), corners, spec.size, times, 0.0, pictures=pictures)
     with open_input(source, reader, num_threads=num_threads, decode=decode, fps=fps) as video:
         return _views_of(video, spec, (num_clips, num_crops), start, end, sample, keep_pictures)
 
 
 def _views_of(
-    video: Video, spec: ClipSpec, views: tuple[int, int], start: float, end: float, sample: Sampler | None, keep: bool
+    video: Video,
+    spec: ClipSpec,
+    views: tuple[int, int],
+    start: float,
+    end: float,
+    sample: Sampler | None,
+    keep: Pictures,
 ) -> Views:
     num_clips, num_crops = views
     choose = sample or (lambda times, rng: test_clips(times, spec, num_clips))
@@ -150,11 +164,12 @@ def _views_of(
     frames, corners = fit_crops(pixels, spec, num_crops, video.pixel_aspect)
     times = np.repeat(video.times[rows], num_crops, axis=0)
     places = inverse.reshape(rows.shape)
-    # Of frames that are decoded anyway.
-    middle = (pixels[place] for place in places[num_clips // 2])
-    pictures = _pictures(middle, spec, num_crops, video.pixel_aspect) if keep else None
-    rows_of = torch.from_numpy(places)
-    return Views(frames, rows_of, corners, spec.size, times, video.duration, video.error, pictures)
+    pictures = None
+    if keep != "none":  # of frames that are decoded anyway, each once
+        looked_at, which = np.unique(places if keep == "all" else places[[num_clips // 2]], return_inverse=True)
+        shown = _pictures((pixels[place] for place in looked_at), spec, num_crops, video.pixel_aspect)
+        pictures = shown[which.reshape(-1, rows.shape[1])]
+    return Views(frames, torch.from_numpy(places), corners, spec.size, times, video.duration, video.error, pictures)
 
 
 def _pictures(

@@ -157,28 +157,40 @@ class _Look:
 
 
 def _looks(model: Hiera, clip: Tensor, *, by_patches: bool) -> Iterator[_Look]:
-    """The walks through the stages that the head sees; a leaf is the patches, or each stage that the head sees."""
+    """The clip at each speed that the head sees; a leaf is the patches, or each stage that the head sees."""
     arch = model.arch
     seen = {len(arch.stages)} if arch.head != "stages" else set()
     seen |= set(arch.head_stages) if arch.head in SEE_STAGES else set()
     by_speed = arch.head == "stages" and clip.ndim == 5
     for stride in arch.head_strides if by_speed else (1,):
         parts, count = model.parts(clip, stride) if by_speed else (clip, 1)
-        leaves: list[StageTokens] = []
-
-        def leaf(stage: StageTokens, leaves: list[StageTokens] = leaves) -> Tensor:
-            leaves.append(stage._replace(tokens=stage.tokens.detach().requires_grad_()))
-            return leaves[-1].tokens
-
-        def through(stage: StageTokens, leaf: Any = leaf, leaves: list[StageTokens] = leaves) -> Tensor:
-            return stage.tokens if leaves else leaf(stage)
-
-        with nullcontext() if by_patches else torch.no_grad():
-            walk = list(islice(model.stages(parts, through=through if by_patches else None), max(seen)))
-        if not by_patches:  # what each stage says to the head directly, not by way of the stages behind it
-            walk = [s._replace(tokens=leaf(s)) if stage in seen else s for stage, s in enumerate(walk, start=1)]
         share = parts.shape[2] * count * stride / clip.shape[2] if by_speed else 1.0
-        yield _Look(walk, leaves, count, share)
+        walk = _from_patches(model, parts, max(seen)) if by_patches else _from_stages(model, parts, seen)
+        yield _Look(*walk, count, share)
+
+
+def _from_patches(model: Hiera, clip: Tensor, num_stages: int) -> tuple[list[StageTokens], list[StageTokens]]:
+    leaves: list[StageTokens] = []
+
+    def through(stage: StageTokens) -> Tensor:
+        if not leaves:  # the embedding comes first
+            leaves.append(_leaf(stage))
+            return leaves[0].tokens
+        return stage.tokens
+
+    return list(islice(model.stages(clip, through=through), num_stages)), leaves
+
+
+def _from_stages(model: Hiera, clip: Tensor, seen: set[int]) -> tuple[list[StageTokens], list[StageTokens]]:
+    """Each stage as it speaks to the head directly, not by way of the stages behind it."""
+    with torch.no_grad():
+        walk = list(islice(model.stages(clip), max(seen)))
+    stages = [_leaf(stage) if number in seen else stage for number, stage in enumerate(walk, start=1)]
+    return stages, [stages[number - 1] for number in sorted(seen)]
+
+
+def _leaf(stage: StageTokens) -> StageTokens:
+    return stage._replace(tokens=stage.tokens.detach().requires_grad_())
 
 
 def _logits(model: Hiera, looks: list[_Look]) -> Tensor:

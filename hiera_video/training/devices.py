@@ -101,8 +101,20 @@ def kept_precision(name: Precision, before: str | None) -> Precision:
     Returns:
         The name.
     """
-    names = {str(dtype): short for short, dtype in DTYPES.items()}
+    names = {str(dtype): each for each, dtype in DTYPES.items()}
     return names.get(f"torch.{before}", name) if name == "auto" else name
+
+
+def name_of(dtype: torch.dtype) -> Precision:
+    """What an option calls a dtype.
+
+    Args:
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        fp32, bf16 or fp16.
+    """
+    return next(name for name, each in DTYPES.items() if each == dtype)
 
 
 def width_of(dims: Sequence[int]) -> int:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from hiera_video.files import replacing
 
 DPI = 120
+#: Rows of a picture: more would not be looked at.
+MAX_ROWS = 40
 #: Frames beside each other; the width of a frame, of the bars and of a margin, and a title's height, in pixels.
 COLUMNS, FRAME, BARS, MARGIN, TITLE = 3, 288, 400, 12, 34
 #: Below this score the best class is more often wrong than right: 13 of 20 on generated clips made dark, noisy or slow

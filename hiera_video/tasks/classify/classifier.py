@@ -127,7 +127,8 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterat
             if views is None:
                 waiting.append((0, Scored(item.segment.index, None, item.error)))
                 continue
-            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), views.pictures)
+            frames = None if views.pictures is None else views.shown(len(views.rows) // 2)
+            scored = Scored(item.segment.index, None, item.error, round(views.duration, 6), frames)
             waiting.append((len(views.times), scored))
             yield views.to(scorer.device).clips
 
@@ -369,7 +370,7 @@ class VideoClassifier:
             num_workers=num_workers,
             fps=fps,
             num_threads=max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files)))),
-            keep_pictures=keep_frames,
+            keep_pictures="middle" if keep_frames else "none",
         )
         scored = score_views(self.scorer, loaded, batch_size=batch_size)
         return Results(len(files), (self._prediction(files[item.index][0], item, top_k) for item in scored))

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
+from hiera_video.data.reading.child_process import isolated_reader
 from hiera_video.data.reading.mp4 import write_mp4
-from hiera_video.data.views import Loaded, Segment, Views, load_views, open_input
+from hiera_video.data.views import load_views, open_input
 from hiera_video.data.windows import Walk, Windows, walk
 from hiera_video.errors import HieraVideoError, RequestError, UnknownModel, UnreadableVideo
 from hiera_video.models.checkpoints.build import from_disk
@@ -28,7 +28,7 @@ from hiera_video.models.mae import HieraMAE
 from hiera_video.models.masks import random_keep
 from hiera_video.models.zoo import CHECKPOINTS, mae_from_pretrained
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.classifier import Score, VideoClassifier, best_classes, score_views
+from hiera_video.tasks.classify.classifier import VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.classify.explain import explain_views
 from hiera_video.tasks.classify.segments import SegmentRule, find_segments
 from hiera_video.tasks.classify.timeline import IMAGE_HOP_S, NUM_THUMBNAILS, score_windows
@@ -129,17 +129,15 @@ class Desk:
             picture = Path(folder) / "picture.png"
             progress(0, desc="reading the video")
             num_clips, num_crops = parse_views(loaded.classifier.model.views)
-            views = load_views(path, spec, num_clips, num_crops, reader=reader, keep_pictures=True)
+            views = load_views(path, spec, num_clips, num_crops, reader=reader, keep_pictures="all")
             if views.error is not None:
                 yield "note", views.error.replace(path, name)
             best = []
             if loaded.mae is None:
-                (scored,) = score_views(loaded.classifier.scorer, [Loaded(Segment(path, 0), views, views.error)])
-                assert scored.scores is not None
-                best = best_classes(scored.scores, loaded.classifier.labels, self.top_k)
+                scores = score_clips(loaded.classifier.scorer, views.clips)
+                best = best_classes(scores.mean(axis=0), loaded.classifier.labels, self.top_k)
                 yield "classes", {score.label: score.score for score in best}
-            assert views.pictures is not None
-            draw_strips([("", views.pictures, [])], picture)
+            draw_strips([("", views.shown(num_clips // 2), [])], picture)
             yield "frames", _pixels(picture)
 
             hop = max(spec.span / 2 if spec.num_frames > 1 else IMAGE_HOP_S, views.duration / NUM_WINDOWS)
@@ -151,8 +149,11 @@ class Desk:
             self._check(deadline)
             if best:
                 progress(0.5, desc=PARTS["evidence"])
-                _draw_evidence(loaded.classifier, path, views, best[0], reader, picture)
+                why = explain_views(loaded.classifier, views, scores)
+                row = EvidenceRow(f"{why.label} {why.score:.0%}", why.frames, why.over_frames(), why.times)
+                draw_evidence([row], picture, METHODS[why.method], num_frames=4)
                 yield "evidence", _pixels(picture)
+                self._check(deadline)
             progress(0.5, desc=PARTS["colours"])
             how = loaded.extractor.walk(hop=max(spec.span, views.duration / NUM_DRAWN))
             draw_colours(loaded.extractor, path, how, STAGE, picture, reader)
@@ -227,14 +228,6 @@ def _has_decoder(name: str) -> bool:
     if name not in CHECKPOINTS and Path(name).exists():
         return bool(split_state(from_disk(Path(name))[0])[1])
     return name.rpartition("/")[2].startswith("mae_")
-
-
-def _draw_evidence(
-    classifier: VideoClassifier, path: str, views: Views, best: Score, reader: IsolatedReader | None, picture: Path
-) -> None:
-    why = explain_views(classifier, Segment(path, 0), views, best.index, best.score, reader=reader)
-    row = EvidenceRow(f"{why.label} {why.score:.0%}", why.frames, why.over_frames(), why.times)
-    draw_evidence([row], picture, METHODS[why.method], num_frames=4)
 
 
 @torch.inference_mode()

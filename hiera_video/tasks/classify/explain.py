@@ -14,23 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hiera_video.data.memory import Input
 from hiera_video.data.reading.child_process import IsolatedReader, isolated_reader
 from hiera_video.data.reading.files import find_inputs
-from hiera_video.data.views import Segment, Views, load_segment
+from hiera_video.data.views import Loaded, Segment, Views, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.evidence import METHODS, Method, token_evidence
 from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.classifier import Prediction, Scored, VideoClassifier, best_classes, score_views
+from hiera_video.tasks.classify.classifier import Prediction, VideoClassifier, best_classes, score_clips
 from hiera_video.tasks.records import Results
 from hiera_video.visual.evidence import EvidenceRow, draw_evidence, write_evidence
+from hiera_video.visual.strips import MAX_ROWS
 
 log = logging.getLogger("hiera_video")
-
-#: Rows of a picture: more would not be looked at.
-MAX_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Explanation:
     score: float
     """Its score from 0 to 1, averaged over the views."""
     logit: float
-    """Its logit in the clip that is shown, the one of the views in which it is highest."""
+    """Its logit in the clip that is shown, the one of the views in which its score is highest."""
     method: str
     """"shares", "head_shares", "gradcam" or "rollout"."""
     evidence: NDArray[np.float32]
@@ -84,7 +81,7 @@ def explain(
         source: As :class:`hiera_video.VideoClassifier` takes.
         label: The class. Default: the best one.
         by: How (:func:`hiera_video.token_evidence`).
-        views: "clips x crops" that are scored; that clip is explained in which the class's logit is highest.
+        views: "clips x crops" that are scored; that clip is explained in which the class's score is highest.
         fps: Frames a second of frames, pictures, or a folder of pictures.
 
     Returns:
@@ -96,10 +93,10 @@ def explain(
     """
     index = class_index(classifier, label)
     with isolated_reader(time_limit=60) or nullcontext() as reader:
-        scored, why = _explained(classifier, Segment(source, 0), reader, index, by, views, fps=fps)
-    if why is None:
-        raise UnreadableVideo(scored.error)
-    return why
+        loaded = _loaded(classifier, Segment(source, 0), reader, views, fps)
+    if loaded.views is None:
+        raise UnreadableVideo(loaded.error)
+    return explain_views(classifier, loaded.views, score_clips(classifier.scorer, loaded.views.clips), index, by)
 
 
 def class_index(classifier: VideoClassifier, label: str | None) -> int | None:
@@ -121,50 +118,29 @@ def class_index(classifier: VideoClassifier, label: str | None) -> int | None:
     raise RequestError(f"the model has no class {label!r}; its nearest is {nearest!r}")
 
 
-def _explained(
-    classifier: VideoClassifier,
-    segment: Segment,
-    reader: IsolatedReader | None,
-    index: int | None,
-    by: Method,
-    views: str | None,
-    *,
-    fps: float | None = None,
-) -> tuple[Scored, Explanation | None]:
-    """An input's scores, and the evidence for a class, by default the best; None where nothing could be read."""
+def _loaded(
+    classifier: VideoClassifier, segment: Segment, reader: IsolatedReader | None, views: str | None, fps: float | None
+) -> Loaded:
     num_clips, num_crops = parse_views(views or classifier.model.views)
-    how: dict[str, Any] = {"spec": classifier.model.spec, "num_crops": num_crops, "fps": fps, "num_threads": 0}
-    loaded = load_segment(segment, reader, **how, num_clips=num_clips, keep_pictures=True)
-    (scored,) = score_views(classifier.scorer, [loaded])
-    if scored.scores is None or loaded.views is None:
-        return scored, None
-    index = int(scored.scores.argmax()) if index is None else index
-    score = float(scored.scores[index])
-    return scored, explain_views(classifier, segment, loaded.views, index, score, by, reader=reader, fps=fps)
+    how: dict[str, Any] = {"num_clips": num_clips, "num_crops": num_crops, "fps": fps, "num_threads": 0}
+    return load_segment(segment, reader, spec=classifier.model.spec, **how, keep_pictures="all")
 
 
 def explain_views(
     classifier: VideoClassifier,
-    segment: Segment,
     views: Views,
-    index: int,
-    score: float,
+    scores: NDArray[np.float32],
+    index: int | None = None,
     by: Method = "shares",
-    *,
-    reader: IsolatedReader | None,
-    fps: float | None = None,
 ) -> Explanation:
-    """The evidence for a class in that clip of an input in which its logit is highest.
+    """The evidence for a class in that clip of an input in which its score is highest.
 
     Args:
         classifier: What answered.
-        segment: The input.
-        views: Its views, with their pictures; of several crops of a clip the middle one is looked at.
-        index: The class.
-        score: Its score.
+        views: The input's views, with the pictures of all clips; of several crops of a clip the middle one is shown.
+        scores: Of each view, float32 ``[V, K]``.
+        index: The class. Default: the best one.
         by: How.
-        reader: Decodes in its child process.
-        fps: Frames a second of frames, pictures, or a folder of pictures.
 
     Returns:
         The evidence.
@@ -172,30 +148,15 @@ def explain_views(
     Raises:
         RequestError: There is no such method.
     """
-    model, spec, num_crops = classifier.model, classifier.model.spec, len(views.corners)
-    best: tuple[float, int, Tensor] | None = None
-    for number in range(len(views.rows)):  # one clip at a time: a long row of them may not fit in memory
-        pixels = views.clip(number * num_crops + num_crops // 2)
-        clip = spec.model_input(spec.normalize(pixels[None].to(classifier.device)))
-        with torch.inference_mode():
-            logit = float(model(clip)[0, index]) if len(views.rows) > 1 else 0.0
-        if best is None or logit > best[0]:
-            best = logit, number, clip
-    assert best is not None and views.pictures is not None
-    _, number, clip = best
-    found = token_evidence(model, clip, index, by)
-    times, frames = views.times[number * num_crops + num_crops // 2], views.pictures
-    if number != len(views.rows) // 2 and views.duration:  # the pictures are those of the middle clip
-
-        def same(seconds: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-            return np.abs(seconds - times[:, np.newaxis]).argmin(axis=1)[np.newaxis]
-
-        how: dict[str, Any] = {"num_clips": 1, "num_crops": num_crops, "fps": fps, "num_threads": 0}
-        again = load_segment(segment, reader, spec=spec, **how, sample=same, keep_pictures=True).views
-        frames = frames if again is None or again.pictures is None else again.pictures
+    means, num_crops = scores.mean(axis=0), len(views.corners)
+    index = int(means.argmax()) if index is None else index
+    clip = int(scores[num_crops // 2 :: num_crops, index].argmax())
+    view, spec = clip * num_crops + num_crops // 2, classifier.model.spec
+    pixels = spec.model_input(spec.normalize(views.clip(view)[None].to(classifier.device)))
+    found, frames = token_evidence(classifier.model, pixels, index, by), views.shown(clip)
     evidence: NDArray[np.float32] = found.maps[0].cpu().numpy()
-    label, logit = classifier.labels[index], float(found.logits[0])
-    return Explanation(label, index, score, logit, found.method, evidence, frames, times[: len(frames)])
+    which = classifier.labels[index], index, float(means[index]), float(found.logits[0])
+    return Explanation(*which, found.method, evidence, frames, views.times[view][: len(frames)])
 
 
 def explained(
@@ -234,13 +195,18 @@ def explained(
         rows: list[EvidenceRow] = []
         with isolated_reader(time_limit=60) or nullcontext() as reader:
             for source, error in files:
-                segment = Segment(source, 0, error=error)
-                scored, why = _explained(classifier, segment, reader, index, by, views)
-                if why is not None and len(rows) < MAX_ROWS:
+                loaded = _loaded(classifier, Segment(source, 0, error=error), reader, views, None)
+                if loaded.views is None:
+                    yield Prediction(source, None, [], loaded.error)
+                    continue
+                scores = score_clips(classifier.scorer, loaded.views.clips)
+                if len(rows) < MAX_ROWS:
+                    why = explain_views(classifier, loaded.views, scores, index, by)
                     title = f"{Path(source).name}: {why.label} {why.score:.0%}"
                     rows.append(EvidenceRow(title, why.frames, why.over_frames(), why.times))
-                best = [] if scored.scores is None else best_classes(scored.scores, classifier.labels, top_k)
-                yield Prediction(source, scored.duration, best, scored.error, scored.frames if keep_frames else None)
+                best = best_classes(scores.mean(axis=0), classifier.labels, top_k)
+                frames = loaded.views.shown(len(loaded.views.rows) // 2) if keep_frames else None
+                yield Prediction(source, round(loaded.views.duration, 6), best, loaded.error, frames)
         if not rows:
             return
         if target.suffix == ".mp4":

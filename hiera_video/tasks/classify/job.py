@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +25,6 @@ log = logging.getLogger("hiera_video")
 
 #: Addresses that can only be live.
 SCHEMES = {"rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp"}
-#: Rows of a picture: more would not be looked at.
-MAX_ROWS = 40
 
 
 def classify(
@@ -66,7 +65,7 @@ def classify(
         picture: Write a PNG here: each input's frames with its best classes as bars.
         explain: Write where and when the evidence for a label lies: a .png, for one input also an .mp4.
         explain_label: The label to explain. Default: of each input its best.
-        explain_by: shares of the patches or head_shares of the head's tokens add up to the logit; gradcam; rollout.
+        explain_by: shares (of patches in the logit), head_shares (of the tokens the head sees), gradcam or rollout.
         timeline: A folder for scores over time: of each input a CSV file and a PNG. The answer is then their mean.
         hop: Seconds from one window of a timeline to the next (default: half a clip), or of a stream (default: 0.5).
         segments: Write segments.csv and .json beside the timeline: where each class begins and ends.
@@ -85,25 +84,9 @@ def classify(
     Raises:
         RequestError, OutputError, WeightsError: Options do not go together; an output or the weights cannot be had.
     """
-    live = live or any(map(is_live, inputs))
-    _check(inputs, views, picture or explain, timeline, hop, live)
-    _check_explanation(inputs, explain, explain_label, explain_by)
-    wanted = _wanted(timeline, segments, cut, cut_by, (smooth, high, low, gap, least))
-    classifier = _classifier(model, device, precision)
-    if live or timeline is not None:
-        return _over_time(classifier, inputs, timeline, hop=hop, top_k=top_k, batch_size=batch_size, **wanted)
-    how: dict[str, Any] = {"top_k": top_k, "views": views, "keep_frames": picture is not None}
-    if explain is None:
-        results = classifier.stream(inputs, batch_size=batch_size, **how)
-    else:
-        results = _explained(classifier, inputs, target=Path(explain), label=explain_label, by=explain_by, **how)
-    return results if picture is None else Results(len(results), _with_picture(results, Path(picture)))
-
-
-def _explained(classifier: VideoClassifier, inputs: list[str], **how: Any) -> Results[Prediction]:
-    from hiera_video.tasks.classify.explain import explained
-
-    return explained(classifier, inputs, **how)
+    asked = _Asked(inputs, live, views, picture, explain, explain_label, explain_by, timeline, hop, top_k, batch_size)
+    segments_asked = _wanted(timeline, segments, cut, cut_by, (smooth, high, low, gap, least))
+    return asked.answers(_classifier(model, device, precision), segments_asked)
 
 
 def _wanted(
@@ -120,18 +103,6 @@ def _wanted(
     if timeline is None:
         raise RequestError("segments are made of a timeline: name its folder (--timeline)")
     return {"rule": rule, "cut": cut and Path(cut), "cut_by": cut_by}
-
-
-def _over_time(
-    classifier: VideoClassifier, inputs: list[str], timeline: Path | None, **how: Any
-) -> Results[Prediction]:
-    if timeline is None:
-        from hiera_video.tasks.classify.live import live_answers
-
-        return live_answers(classifier, inputs[0], hop=how["hop"], top_k=how["top_k"])
-    from hiera_video.tasks.classify.timeline import timelines
-
-    return timelines(classifier, inputs, Path(timeline), **how)
 
 
 def _classifier(model: str | None, device: str, precision: Precision) -> VideoClassifier:
@@ -153,24 +124,77 @@ def is_live(name: str) -> bool:
     return (name.isdecimal() and not os.path.exists(name)) or urlsplit(name).scheme in SCHEMES
 
 
-def _check(
-    inputs: list[str], views: str | None, picture: Path | None, timeline: Path | None, hop: float | None, live: bool
-) -> None:
-    """Raises, before the model is loaded, for options that do not go together, and what cannot be live or written."""
-    if views is not None:
-        parse_views(views)
-    if live and (views, picture, timeline) != (None, None, None):
-        raise RequestError("a live stream has neither views nor a picture, explanation or timeline: leave them out")
-    if timeline is None and hop is not None and not live:
-        raise RequestError("hop is of a timeline: name its folder (--timeline)")
-    if timeline is not None and (views is not None or picture is not None):
-        raise RequestError(
-            "a timeline has windows for views and a picture of its own: leave out views, picture and explain"
-        )
-    if picture is not None:
-        check_output(Path(picture))
-    if not live:
-        return
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for of the inputs, by the names of the options."""
+
+    inputs: list[str]
+    live: bool
+    views: str | None
+    picture: Path | None
+    explain: Path | None
+    explain_label: str | None
+    explain_by: Method
+    timeline: Path | None
+    hop: float | None
+    top_k: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Refuses, before the model is loaded, what does not go together, and what cannot be live or written."""
+        object.__setattr__(self, "live", self.live or any(map(is_live, self.inputs)))
+        if self.views is not None:
+            parse_views(self.views)
+        beside = (self.views, self.picture, self.explain)
+        if self.live and (*beside, self.timeline) != (None,) * 4:
+            raise RequestError("a live stream has neither views nor a picture, explanation or timeline: leave them out")
+        if self.timeline is None and self.hop is not None and not self.live:
+            raise RequestError("hop is of a timeline: name its folder (--timeline)")
+        if self.timeline is not None and beside != (None,) * 3:
+            own = "windows for views and a picture of its own"
+            raise RequestError(f"a timeline has {own}: leave out views, picture and explain")
+        if self.picture is not None:
+            check_output(Path(self.picture))
+        self._check_explanation()
+        if self.live:
+            _check_live(self.inputs)
+
+    def _check_explanation(self) -> None:
+        if self.explain is None:
+            if self.explain_label is not None or self.explain_by != "shares":
+                raise RequestError("explain_label and explain_by are of an explanation: name its file (--explain)")
+            return
+        target = Path(self.explain)
+        if target.suffix not in (".png", ".mp4"):
+            raise RequestError(f"explain is {str(target)!r}, but names a .png or, for one input, an .mp4")
+        if target.suffix == ".mp4" and len(find_inputs(self.inputs)) > 1:
+            raise RequestError(f"{target} can show one input: name a .png for several")
+        check_output(target)
+
+    def answers(self, classifier: VideoClassifier, segments: dict[str, Any]) -> Results[Prediction]:
+        """The answers, by the module that gives them; the others are not imported."""
+        inputs, top_k, batch_size = self.inputs, self.top_k, self.batch_size
+        if self.timeline is not None:
+            from hiera_video.tasks.classify.timeline import timelines
+
+            how: dict[str, Any] = {"hop": self.hop, "top_k": top_k, "batch_size": batch_size}
+            return timelines(classifier, inputs, Path(self.timeline), **how, **segments)
+        if self.live:
+            from hiera_video.tasks.classify.live import live_answers
+
+            return live_answers(classifier, inputs[0], hop=self.hop, top_k=top_k)
+        how = {"top_k": top_k, "views": self.views, "keep_frames": self.picture is not None}
+        if self.explain is None:
+            results = classifier.stream(inputs, batch_size=batch_size, **how)
+        else:
+            from hiera_video.tasks.classify.explain import explained
+
+            target = Path(self.explain)
+            results = explained(classifier, inputs, target, label=self.explain_label, by=self.explain_by, **how)
+        return results if self.picture is None else Results(len(results), _with_picture(results, Path(self.picture)))
+
+
+def _check_live(inputs: list[str]) -> None:
     if len(inputs) != 1:
         raise RequestError("one camera or stream at a time can be classified: name it alone")
     (name,) = inputs
@@ -178,27 +202,14 @@ def _check(
         raise RequestError(f"{name} is no camera's number and no stream's address: leave out live")
 
 
-def _check_explanation(inputs: list[str], explain: Path | None, label: str | None, by: Method) -> None:
-    if explain is None:
-        if label is not None or by != "shares":
-            raise RequestError("explain_label and explain_by are of an explanation: name its file (--explain)")
-        return
-    target = Path(explain)
-    if target.suffix not in (".png", ".mp4"):
-        raise RequestError(f"explain is {str(explain)!r}, but names a .png or, for one input, an .mp4")
-    if target.suffix == ".mp4" and len(find_inputs(inputs)) > 1:
-        raise RequestError(f"{explain} can show one input: name a .png for several")
-    check_output(target)
-
-
 def _with_picture(results: Iterable[Prediction], picture: Path) -> Iterator[Prediction]:
-    from hiera_video.visual.strips import draw_strips
+    from hiera_video.visual.strips import MAX_ROWS, draw_strips
 
     shown: list[Prediction] = []
     for result in results:
         if result.frames is not None and len(shown) < MAX_ROWS:
             shown.append(result)
         yield result
-    draw_strips(
-        [(Path(row.input).name, row.frames, row.predictions) for row in shown if row.frames is not None], picture
-    )
+    rows = [(Path(row.input).name, row.frames, row.predictions) for row in shown if row.frames is not None]
+    draw_strips(rows, picture)
+    log.info("%s shows the frames and answers of %d inputs", picture, len(shown))

@@ -88,12 +88,13 @@ def timelines(
             table.add(name, segments)
         return made if cut is None else _cut_out(made, segments, cut / base, cut_by, reader)
 
-    return Results(len(files), _answers(files, answer, table))
+    return Results(len(files), _answers(files, answer, folder, table))
 
 
 def _answers(
     files: list[tuple[str, str | None]],
     answer: Callable[[str, str, IsolatedReader | None], Prediction],
+    folder: Path,
     table: SegmentTable | None,
 ) -> Iterator[Prediction]:
     """Each file's answer, or what is wrong with it; files of one name get a number."""
@@ -109,6 +110,7 @@ def _answers(
                 except UnreadableVideo as problem:
                     error = str(problem)
             yield Prediction(name, None, [], error)
+    log.info("scores over time are in %s: a CSV file and a picture of each input", folder)
     if table is not None:
         log.info("segments are in %s and .json", table.path)
 

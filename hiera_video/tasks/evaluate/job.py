@@ -190,6 +190,7 @@ def _run(job: _Job) -> Iterator[ClassScore]:
         write_results(output, videos, scores, figures, {**facts, "recipe": asdict(recipe)})
         how = {"num_workers": data.num_workers, "time_limit": data.time_limit, "fps": data.fps}
         draw_pictures(output, videos, scores, **how)
+        log.info("figures, scores and pictures are in %s: result.json, classes.csv, confusion.png and more", output)
     yield from figures
 
 

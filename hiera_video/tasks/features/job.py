@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -37,7 +37,7 @@ from hiera_video.tasks.features.feature_table import (
 from hiera_video.tasks.features.inputs import Inputs, Todo
 from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
 from hiera_video.tasks.records import FlatRecord, Results
-from hiera_video.training.devices import Precision, kept_precision
+from hiera_video.training.devices import Precision, kept_precision, name_of
 from hiera_video.visual.feature_colours import check_picture
 
 #: Todo, and what is told of inputs that fail -> the features of each crop of each window.
@@ -119,13 +119,13 @@ def extract(
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    walk, facts, arrays = _plan(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, part)
+    walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
 
-def _plan(
+def _how(
     extractor: FeatureExtractor,
     model: str,
     features: str,
@@ -133,7 +133,7 @@ def _plan(
     dtype: str,
     format: str | None,
     layout: str,
-    part: str,
+    share: tuple[int, int],
 ) -> tuple[Walk, dict[str, Any], bool]:
     """How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written."""
     names = feature_names(extractor.model, features)
@@ -152,7 +152,7 @@ def _plan(
         "precision": str(extractor.precision).removeprefix("torch."),
         "clip": walk.spec.to_dict(),
     }
-    return walk, facts, is_actionformer(layout, facts, parse_part(part))
+    return walk, facts, is_actionformer(layout, facts, share)
 
 
 def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> tuple[Inputs, Path]:
@@ -209,6 +209,7 @@ def _rows(
 ) -> Iterator[WindowFeatures]:
     """The features of all inputs, the windows of one input in their order; ``failed`` is told of those without."""
     if cluster is not None:
+        cluster = replace(cluster, precision=name_of(extractor.precision))  # or each machine might take another
         yield from rows_on_ray(todo, walk, features, cluster, failed) if len(todo) else ()
         return
     with closing(read_ahead(todo, walk, num_workers=num_workers, time_limit=time_limit)) as decoded:

@@ -36,6 +36,8 @@ class Job:
     """What its progress counts; None: the job shows its own."""
     short: Mapping[str, str] | None = None
     """Short options, each with the field that it stands for, of a job that takes a recipe; None: it takes none."""
+    decoders: int = 0
+    """Child processes that decode for its first step: they are started while the job's module is imported."""
 
 
 #: The short options of jobs that train.
@@ -57,11 +59,13 @@ JOBS = {
         text="name what happens in videos and images",
         example="hiera-video classify clip.mp4 --picture clip.png",
         unit="file",
+        decoders=1,
     ),
     "extract": Job(
         function="hiera_video.tasks.features.job:extract",
         text="write features of videos and images, window by window",
         example="hiera-video extract videos/ --output features --hop 1",
+        decoders=2,
     ),
     "probe": Job(
         function="hiera_video.tasks.features.probe:probe",
@@ -74,6 +78,7 @@ JOBS = {
         text="find the extracted windows that are most like a video or image",
         example="hiera-video search clip.mp4 --index features",
         unit="hit",
+        decoders=1,
     ),
     "models": Job(
         function="hiera_video.tasks.list_models:models",
@@ -143,9 +148,12 @@ JOBS = {
         text="measure a model on labelled videos: top-1, top-5, each class",
         example="hiera-video evaluate --val videos/val --model runs/mine --output runs/mine/val",
         short={"val": "data.source", "model": "model.start", "output": "run.output"},
+        decoders=2,
     ),
 }
 
+#: Bytes of memory that a job keeps when it frees them.
+MOST_KEPT = 2**30
 FORMATS = Literal["table", "json", "jsonl", "csv"]
 
 
@@ -245,6 +253,10 @@ def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
 
 
 def _function(name: str) -> Any:
+    from hiera_video.data.reading.child_process import keep_freed_memory, start_early
+
+    start_early(JOBS[name].decoders)
+    keep_freed_memory(MOST_KEPT)
     module, _, function = JOBS[name].function.partition(":")
     return getattr(importlib.import_module(module), function)
 

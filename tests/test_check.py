@@ -201,7 +201,7 @@ def test_a_decoder_that_exceeds_its_time_is_listed_and_the_run_goes_on(dataset: 
     with IsolatedReader(time_limit=60) as reader:
         reader.open(str(dataset / "fine.mp4")).close()
         assert reader._child is not None
-        os.kill(reader._child.pid, signal.SIGSTOP)
+        os.kill(reader._child.process.pid, signal.SIGSTOP)
         reader.time_limit = 0.2
         checked = check_file(str(dataset / "fine.mp4"), "a", reader, "ends", 2.0)
         assert checked.problem == "unreadable" and "longer than" in str(checked.reason)

@@ -45,7 +45,7 @@ def own() -> Iterator[IsolatedReader]:
 
 def child_of(reader: IsolatedReader) -> int:
     assert reader._child is not None
-    return reader._child.pid
+    return reader._child.process.pid
 
 
 def test_a_video_in_a_child_is_the_video(h264: Path, shared: IsolatedReader) -> None:
@@ -158,7 +158,7 @@ def test_a_file_that_wants_more_memory_than_there_is_is_named(ill: Path) -> None
 def test_the_child_ends_with_its_parent(h264: Path) -> None:
     code = (
         "from hiera_video.data.reading.child_process import IsolatedReader; import os, sys\n"
-        f"reader = IsolatedReader(); reader.open({str(h264)!r}); print(reader._child.pid, flush=True)\n"
+        f"reader = IsolatedReader(); reader.open({str(h264)!r}); print(reader._child.process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -169,6 +169,45 @@ def test_the_child_ends_with_its_parent(h264: Path) -> None:
         time.sleep(0.05)
     else:
         pytest.fail("the child lives on")
+
+
+def test_a_child_that_was_started_early_decodes_for_the_first_reader(h264: Path) -> None:
+    isolated.start_early(1)
+    isolated.start_early(1)  # it waits already
+    (spare,) = isolated._SPARE
+    with IsolatedReader() as first, IsolatedReader() as second:
+        first.open(h264)
+        second.open(h264)
+        assert child_of(first) == spare.process.pid != child_of(second)
+    assert not isolated._SPARE
+    assert spare.process.returncode is not None
+
+
+def test_a_spare_child_that_died_is_replaced(h264: Path) -> None:
+    isolated.start_early(1)
+    (spare,) = isolated._SPARE
+    spare.process.kill()
+    spare.process.wait()
+    with IsolatedReader() as reader, reader.open(h264) as video:
+        assert numbers_in(video.frames([3]).pixels) == [3]
+
+
+def test_a_forked_process_leaves_the_spare_child_to_its_parent(h264: Path) -> None:
+    isolated.start_early(1)
+    (spare,) = isolated._SPARE
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            with IsolatedReader() as reader:
+                reader.open(h264)
+                code = 0 if child_of(reader) != spare.process.pid else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    with IsolatedReader() as reader:
+        reader.open(h264)
+        assert child_of(reader) == spare.process.pid
 
 
 def test_children_are_replaced_before_what_they_leak_adds_up(

@@ -16,7 +16,7 @@ from hiera_video import ClipSpec, Hiera, VideoClassifier, extract, save_pretrain
 from hiera_video.cli import main
 from hiera_video.tasks.features.extractor import FeatureExtractor
 from hiera_video.training import devices
-from hiera_video.training.devices import bf16_pays, kept_precision, pick_precision
+from hiera_video.training.devices import bf16_pays, in_lanes, kept_precision, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -100,3 +100,15 @@ def test_a_job_that_goes_on_keeps_what_auto_was(
     capsys.readouterr()
     assert main([*evaluate, "--run.precision", "fp32"]) == 2
     assert "precision was bfloat16, is now float32" in capsys.readouterr().err
+
+
+def test_one_batch_has_all_threads_several_share_them_and_come_in_order() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert list(in_lanes(lambda number: (number, torch.get_num_threads()), [7])) == [(7, 4)]
+        assert list(in_lanes(lambda number: (number, torch.get_num_threads()), range(5))) == [(n, 2) for n in range(5)]
+        assert torch.get_num_threads() == 4
+        assert list(in_lanes(str, [])) == []
+    finally:
+        torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cache
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -188,7 +189,8 @@ Answer = TypeVar("Answer")
 def in_lanes(compute: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
     """Two batches under way at once: while one is waited for, put together or written, the other computes.
 
-    Small models leave half of a processor's cores idle when all of them share each layer.
+    Small models leave half of a processor's cores idle when all of them share each layer. A single item has all of
+    torch's threads.
 
     Args:
         compute: Runs in several threads, each with its share of torch's.
@@ -197,12 +199,21 @@ def in_lanes(compute: Callable[[Item], Answer], items: Iterable[Item]) -> Iterat
     Yields:
         The answers, in the order of the items.
     """
-    threads = max(1, torch.get_num_threads() // NUM_LANES)
-    with ThreadPoolExecutor(NUM_LANES, initializer=torch.set_num_threads, initargs=(threads,)) as lanes:
-        running: deque[Future[Answer]] = deque()
-        for item in items:
-            running.append(lanes.submit(compute, item))
-            if len(running) > NUM_LANES:
+    coming = iter(items)
+    first = list(islice(coming, 2))
+    if len(first) < 2:
+        yield from map(compute, first)
+        return
+    threads = torch.get_num_threads()
+    share = max(1, threads // NUM_LANES)
+    try:
+        with ThreadPoolExecutor(NUM_LANES, initializer=torch.set_num_threads, initargs=(share,)) as lanes:
+            running: deque[Future[Answer]] = deque()
+            for item in chain(first, coming):
+                running.append(lanes.submit(compute, item))
+                if len(running) > NUM_LANES:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # threads that start later follow the last one that set it

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,51 @@ class ChildDied(Exception):
     """The child is gone; says how it ended."""
 
 
+@dataclass
+class _Child:
+    """A process that decodes, started by the process ``owner``; ``memory`` is the file that both map."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    memory: IO[bytes]
+    owner: int
+    ready: bool = False
+
+
+#: Children that were started before a reader needed them.
+_SPARE: list[_Child] = []
+
+
+def start_early(count: int = 1) -> None:
+    """Starts children for readers to come: they import what they need while this process does the same.
+
+    Args:
+        count: How many are to wait.
+    """
+    if os.name == "posix":
+        _SPARE[:] = [child for child in _SPARE if child.owner == os.getpid()]  # others belong to this one's parent
+        _SPARE.extend(_launch() for _ in range(count - len(_SPARE)))
+
+
+def _launch() -> _Child:
+    """Starts a child, and does not wait for it."""
+    ours, theirs = socketpair()
+    memory = shared_file()
+    package = str(Path(__file__).parents[3])
+    search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = f"from {__name__} import serve; serve({theirs.fileno()}, {memory.fileno()})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # decoders write there what is said better in answers
+        pass_fds=(theirs.fileno(), memory.fileno()),
+        env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+    )
+    theirs.close()
+    return _Child(process, Connection(ours.detach()), memory, os.getpid())
+
+
 class IsolatedReader:
     """Opens videos one after the other in a child process of its own; use one for each thread or worker.
 
@@ -63,12 +109,9 @@ class IsolatedReader:
         if not time_limit > 0:
             raise RequestError(f"time_limit is {time_limit}, but is a number of seconds above 0.")
         self.time_limit = time_limit
-        self._child: subprocess.Popen[bytes] | None = None
-        self._connection: Connection
-        self._memory: Any  # the file that both processes map
+        self._child: _Child | None = None
         self._map: mmap.mmap | None = None
         self._opens = 0
-        self._owner = os.getpid()
         self._stopped = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,9 +134,9 @@ class IsolatedReader:
         or takes too long; so does reading its frames.
         """
         name = os.fspath(path)
-        if self._child is not None and (self._opens >= MAX_OPENS or self._owner != os.getpid()):
+        if self._child is not None and (self._opens >= MAX_OPENS or self._child.owner != os.getpid()):
             self.close()
-        if self._child is not None and self._child.poll() is not None:
+        if self._child is not None and self._child.process.poll() is not None:
             self.close()  # it ended while it had nothing to do: that is no fault of this file
         index, facts, fallback_reason = self.ask(name, [("open", name, options)])
         self._opens += 1
@@ -104,22 +147,23 @@ class IsolatedReader:
         """End the child from another thread, for good: whoever waits for it gets an :class:`UnreadableVideo`."""
         self._stopped = True
         child = self._child
-        if child is not None and self._owner == os.getpid():
-            child.kill()
+        if child is not None and child.owner == os.getpid():
+            child.process.kill()
 
     def close(self) -> None:
         """End the child."""
-        if self._child is None:
+        child = self._child
+        if child is None:
             return
-        if self._owner == os.getpid():  # else this is a copy in a forked process: the child is its parent's
-            self._child.kill()
-            self._child.wait()
-        self._connection.close()
+        if child.owner == os.getpid():  # else this is a copy in a forked process: the child is its parent's
+            child.process.kill()
+            child.process.wait()
+        child.connection.close()
         if self._map is not None:
             with suppress(BufferError):  # somebody looks at frames: they keep the memory
                 self._map.close()
             self._map = None
-        self._memory.close()
+        child.memory.close()
         self._child = None
         self._opens = 0
 
@@ -128,9 +172,7 @@ class IsolatedReader:
         for last_try in (False, True):
             try:
                 asked = requests if self._child is None else requests[-1:]
-                if self._child is None:
-                    self._start()
-                return self._ask(name, asked)
+                return self._ask(self._child or self._start(), name, asked)
             except ChildDied as death:
                 self.close()
                 if last_try or self._stopped:
@@ -140,62 +182,56 @@ class IsolatedReader:
 
     def pixels(self, shape: tuple[int, ...]) -> Image:
         """uint8 of ``shape`` in the shared memory: valid until the next request."""
+        assert self._child is not None
         size = int(np.prod(shape))
         if self._map is None or len(self._map) < size:
-            self._map = mmap.mmap(self._memory.fileno(), 0)
+            self._map = mmap.mmap(self._child.memory.fileno(), 0)
         return np.frombuffer(self._map, dtype=np.uint8, count=size).reshape(shape)
 
-    def _ask(self, name: str, requests: list[tuple[Any, ...]]) -> Any:
+    def _ask(self, child: _Child, name: str, requests: list[tuple[Any, ...]]) -> Any:
         answer = None
+        self._wait_for(child)
         for request in requests:
             try:
-                self._connection.send((self.time_limit, *request))
-                if not self._connection.poll(self.time_limit):
+                child.connection.send((self.time_limit, *request))
+                if not child.connection.poll(self.time_limit):
                     self.close()
                     raise UnreadableVideo(
                         f"{name} takes longer than {self.time_limit:g} s to decode: leave it out, or raise time_limit."
                     )
-                kind, answer = self._connection.recv()
+                kind, answer = child.connection.recv()
             except (EOFError, ConnectionError) as error:
-                raise ChildDied(self._how_it_ended()) from error
+                raise ChildDied(_how_it_ended(child)) from error
             if kind == "unreadable":
                 raise UnreadableVideo(answer)
             if kind == "request":
                 raise RequestError(answer)
         return answer
 
-    def _how_it_ended(self) -> str:
-        assert self._child is not None
-        code = self._child.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def _start(self) -> None:
-        ours, theirs = socketpair()
-        self._memory = shared_file()
-        package = str(Path(__file__).parents[3])
-        search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        module = "hiera_video.data.reading.child_process"
-        code = f"from {module} import serve; serve({theirs.fileno()}, {self._memory.fileno()})"
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # decoders write there what is said better in answers
-            pass_fds=(theirs.fileno(), self._memory.fileno()),
-            env=os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        )
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        self._owner = os.getpid()
-        if self._stopped:
-            self._child.kill()
-        # Starting takes what it takes on a busy machine: the time limit is for videos.
+    def _start(self) -> _Child:
         try:
-            if not self._connection.poll(START_LIMIT_S) or self._connection.recv() != "ready":
+            child = _SPARE.pop()
+        except IndexError:
+            child = _launch()
+        self._child = child = child if child.owner == os.getpid() else _launch()
+        if self._stopped:
+            child.process.kill()
+        return child
+
+    def _wait_for(self, child: _Child) -> None:
+        """Starting takes what it takes on a busy machine: the time limit is for videos."""
+        try:
+            if not child.ready and (not child.connection.poll(START_LIMIT_S) or child.connection.recv() != "ready"):
                 self.close()
                 raise RuntimeError(f"a child process for decoding did not start within {START_LIMIT_S} s")
+            child.ready = True
         except (EOFError, ConnectionError) as error:
-            raise ChildDied(self._how_it_ended()) from error
+            raise ChildDied(_how_it_ended(child)) from error
+
+
+def _how_it_ended(child: _Child) -> str:
+    code = child.process.wait()
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def isolated_reader(time_limit: float) -> IsolatedReader | None:
@@ -234,16 +270,19 @@ class RemoteDecoder:
         return shown, self._reader.pixels(shape)
 
 
-def keep_freed_memory() -> None:
-    """Have this process keep what it frees: for a process that handles pictures all its life.
+def keep_freed_memory(most: int = 256 * 2**20) -> None:
+    """Have this process keep what it frees: for a process that handles pictures, or runs a model, all its life.
 
-    They come and go in blocks that the C library gives back to the system at once, and asks for again page by page,
-    which takes up to half of the time. Only glibc has the switch.
+    They come and go in blocks that the C library gives back to the system at once, and asks for again page by page:
+    up to half of the time of a decoder, a tenth of a model's. Only glibc has the switch.
+
+    Args:
+        most: Bytes that are kept at the end of the heap.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, num_bytes in ((-3, 32 * 2**20), (-1, 256 * 2**20), (-2, 16 * 2**20)):
-            mallopt(option, num_bytes)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        for option, value in ((-4, 0), (-1, most), (-2, 16 * 2**20)):
+            mallopt(option, value)  # M_MMAP_MAX: no block is mapped by itself; M_TRIM_THRESHOLD; M_TOP_PAD
 
 
 def serve(connection_fd: int, memory_fd: int) -> None:

@@ -27,7 +27,7 @@ from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import Precision, pick_device, pick_precision, refuse_name, width_of
+from hiera_video.training.devices import Precision, in_lanes, pick_device, pick_precision, refuse_name, width_of
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,8 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterat
 
 
 def _scores(scorer: Scorer, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """float32 [B, K] of each batch; a batch is waited for when the next one is under way."""
-    running: Tensor | None = None
-    for batch in batches:
-        launched = scorer(batch)
-        if running is not None:
-            yield running.cpu().numpy()
-        running = launched
-    if running is not None:
-        yield running.cpu().numpy()
+    """float32 [B, K] of each batch; while one is waited for or put together, the other computes."""
+    return in_lanes(lambda batch: scorer(batch).cpu().numpy(), batches)
 
 
 def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -112,3 +112,11 @@ def test_one_batch_has_all_threads_several_share_them_and_come_in_order() -> Non
         assert list(in_lanes(str, [])) == []
     finally:
         torch.set_num_threads(threads)
+
+
+def test_large_clips_go_one_by_one_through_a_lane_of_a_cpu_small_ones_together() -> None:
+    large, small = ClipSpec(num_frames=16, size=(224, 224)), ClipSpec(num_frames=16, size=(64, 64), resize=64)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [devices.lane_size(8, cpu, spec) for spec in (large, small)] == [1, 8]
+    assert devices.lane_size(2, cpu, small) == 2
+    assert devices.lane_size(8, gpu, large) == 8

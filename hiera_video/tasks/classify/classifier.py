@@ -27,7 +27,15 @@ from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import Precision, in_lanes, pick_device, pick_precision, refuse_name, width_of
+from hiera_video.training.devices import (
+    Precision,
+    in_lanes,
+    lane_size,
+    pick_device,
+    pick_precision,
+    refuse_name,
+    width_of,
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def score_clips(scorer: Scorer, clips: Tensor, batch_size: int = 8) -> NDArray[n
     Returns:
         float32 [N, K].
     """
-    return np.concatenate(list(_scores(scorer, clips.split(batch_size))))
+    return np.concatenate(list(_scores(scorer, clips.split(lane_size(batch_size, scorer.device, scorer.spec)))))
 
 
 def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterator[Scored]:
@@ -133,7 +141,7 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterat
             yield views.to(scorer.device).clips
 
     rows = np.empty((0, 0), dtype=np.float32)
-    for new in _scores(scorer, _batches(clips(), batch_size)):
+    for new in _scores(scorer, _batches(clips(), lane_size(batch_size, scorer.device, scorer.spec))):
         rows = np.concatenate([rows, new]) if len(rows) else new
         while waiting and waiting[0][0] <= len(rows):
             count, scored = waiting.popleft()

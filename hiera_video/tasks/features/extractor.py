@@ -28,6 +28,7 @@ from hiera_video.training.devices import (
     Precision,
     autocast,
     in_lanes,
+    lane_size,
     pick_device,
     pick_precision,
     refuse_name,
@@ -234,7 +235,7 @@ class FeatureExtractor:
             spec = spec.replace(frame_stride=window * spec.target_fps / spec.num_frames)
         # The side of a mask unit: sizes are multiples of it.
         multiple = arch.patch_stride[-1] * arch.mask_unit_size[-1]
-        at_once = max(1, batch_size // len(CROPS[crop]))
+        at_once = max(1, lane_size(batch_size, self.device, spec) // len(CROPS[crop]))
         return Walk(spec, hop or spec.span, crop, multiple, at_once, decode)
 
     def stream(self, windows: Iterable[Windows], names: Sequence[str], batch_size: int) -> Iterator[WindowFeatures]:
@@ -250,8 +251,8 @@ class FeatureExtractor:
         Yields:
             The features of each crop of each window, in the order in which the windows come.
         """
-        compute = partial(self._compute, names=names, batch_size=batch_size)
-        for rows in in_lanes(compute, _batches(windows, batch_size)):
+        size = lane_size(batch_size, self.device, self.model.spec)
+        for rows in in_lanes(partial(self._compute, names=names, batch_size=size), _batches(windows, size)):
             yield from rows
 
     def _compute(self, batch: list[Windows], *, names: Sequence[str], batch_size: int) -> list[WindowFeatures]:

@@ -76,6 +76,7 @@ def test_a_run_writes_rates_ratios_and_the_work_of_each(
     assert "| swin3d | torchvision's swin3d, width 8, fp32 |" in table
 
 
+@pytest.mark.slow  # it builds a large model
 def test_the_base_scale_costs_what_the_papers_say(script: Any) -> None:
     with torch.device("meta"):  # no weights are drawn
         model = script.swin3d(script.SCALES["base"])

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating rounds, medians and ratios within a round, the machine, the JSON file."""
+"""What the benchmarks share: alternating rounds, medians and ratios within a round, the machine, files of results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+#: What bf16 and int8 products of a processor depend on, x86's and Arm's.
+INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "i8mm", "bf16", "sve"),
+)
 
 
 def in_turn(names: Iterable[str], number: int) -> list[str]:
@@ -40,16 +46,55 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def instruction_sets() -> list[str]:
+    """Those of :data:`INSTRUCTION_SETS` that the processor has, as Linux names them; elsewhere nothing is known."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [name for name in INSTRUCTION_SETS if name in flags]
+
+
 def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """What the figures depend on: the processor, its cores, and the versions of Python and of these packages."""
+    """What the figures depend on: the processor, its cores and instruction sets, what oneDNN may use of them, and the
+    versions of Python and of these packages.
+    """
     versions = {"python": platform.python_version()}
     for package in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "versions": versions}
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "instruction_sets": instruction_sets(),
+        "onednn_at_most": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "versions": versions,
+    }
+
+
+def machine_text(facts: dict[str, Any]) -> str:
+    """What :func:`machine` says, in one line."""
+    sets = " ".join(facts["instruction_sets"]) or "instruction sets unknown"
+    masked = f" (oneDNN at most {facts['onednn_at_most']})" if facts["onednn_at_most"] else ""
+    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+    return f"{facts['cpu']}, {facts['cores']} cores, {sets}{masked}; {versions}"
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    header = list(header)
+    lines = [header, ["-"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def write_json(path: Path | None, result: Any) -> None:
     """Writes everything measured, where a file is named."""
     if path is not None:
         path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_both(path: Path | None, result: Any, report: str) -> None:
+    """Prints the report; where a file is named, writes everything measured to it, and the report beside it as .md."""
+    print(report)
+    write_json(path, result)
+    if path is not None:
+        path.with_suffix(".md").write_text(report + "\n")

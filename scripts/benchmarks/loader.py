@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from clip_files import CLIPS, CROPS, SPEC, File, Work, make_set, real_files
-from common import machine, ratio, spread, write_json
+from common import machine, machine_text, markdown_table, ratio, spread, write_json
 from peers import TEST, TRAIN
 from race import race
 
@@ -149,6 +149,26 @@ def benchmark(title: str, files: list[File], options: argparse.Namespace) -> dic
     return {"files": facts, "counted_frames": bounds, "train": train, "test": test, "lines": lines}
 
 
+def table_of(sets: dict[str, Any]) -> str:
+    """A table in Markdown, a row for each contender, medians of each set of files."""
+    columns = [
+        ("train", "rates", "train clips/s"),
+        ("train", "costs", "CPU s a clip"),
+        ("test", "rates", "5x3 videos/s"),
+    ]
+    header = [""] + [f"{text}, {Path(title).name}" for title in sets for *_, text in columns]
+    rows = []
+    for name in dict.fromkeys([*TRAIN, *TEST]):
+        cells = []
+        for measured in sets.values():
+            for table, what, _ in columns:
+                values = measured[table].get(name, {}).get(what)
+                cells.append(f"{statistics.median(values):.3g}" if values else "")
+        if any(cells):
+            rows.append([name, *cells])
+    return markdown_table(header, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the generated files are kept (a temporary folder)")
@@ -162,7 +182,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     names = list(dict.fromkeys([*TRAIN, *TEST]))
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON of everything measured, a table as .md")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # decoder processes inherit it
     torch.set_num_threads(1)
@@ -173,11 +193,12 @@ def main() -> None:
         if options.files:
             sets[str(options.files)] = real_files(options.files)
         on = machine(PACKAGES)
-        print(f"{on['cpu']}, {on['cores']} cores, {options.workers} workers")
-        print(", ".join(f"{package} {version}" for package, version in on["versions"].items()), flush=True)
+        print(f"{machine_text(on)}; {options.workers} workers", flush=True)
         result = {"machine": on, "workers": options.workers}
         result["sets"] = {title: benchmark(title, files, options) for title, files in sets.items() if files}
     write_json(options.output, result)
+    if options.output:
+        options.output.with_suffix(".md").write_text(f"{machine_text(on)}\n\n{table_of(result['sets'])}\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ FLOPs of our model take at the rate of a large matrix product, measured between 
 
     python scripts/benchmarks/model.py --model hiera_base_16x224 --batch-size 2 --compile ours --json base.json
     python scripts/benchmarks/model.py --task mae --model hiera_base_16x224 --batch-size 1 --rounds 5
+    python scripts/benchmarks/model.py --also auto autocast bf16 --masked AVX2 AVX512_CORE --json precisions.json
     python scripts/benchmarks/model.py --frames 8 16 32 --size 112 224 320 --batch-size 1 --json cost.json
     python scripts/benchmarks/model.py --show base.json cost.json --picture cost.png    # a table and a picture of files
 """
@@ -17,160 +18,27 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
-from common import cpu_name, in_turn, ratio, spread, write_json
+from common import in_turn, machine, ratio, spread, write_json
+from model_contenders import ALSO, PEERS, PRECISIONS, Case, Contender, agree, flops
 from model_report import picture, report, table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.models.architecture import Architecture, MAEArchitecture
-from hiera_video.models.checkpoints.formats import OURS_ALONE, convert
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import HieraMAE, random_keep
-from hiera_video.models.published import ARCHITECTURES, MAE_ARCHITECTURES
-from hiera_video.models.unroll import units
+from hiera_video.models.published import ARCHITECTURES
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Largest relative difference of outputs and losses, and of gradients.
-TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 0.1), "fp16": (2e-2, 0.1)}
-PEERS = ("reference", "timm", "transformers")
-#: Fields that the reference does not have.
-LACKS = {*OURS_ALONE, "hidden_act", "layer_norm_eps", "mask_ratio"}
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured; ``size`` (frames, height, width) or (height, width); ``device`` as torch names it."""
-
-    task: str
-    model: str
-    size: tuple[int, ...]
-    batch_size: int
-    precision: str
-    device: str
-
-    @property
-    def arch(self) -> Architecture:
-        arch = MAE_ARCHITECTURES[f"mae_{self.model}"] if self.task == "mae" else ARCHITECTURES[self.model]
-        return replace(arch, input_size=self.size)
-
-
-# ---- the contenders
-
-
-def build(case: Case, who: str) -> nn.Module:
-    """The model of one package, with its own random weights, on the case's device."""
-    arch, image = case.arch, len(case.size) == 2
-    model: nn.Module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the reference imports a module path of timm that timm has deprecated
-        if who == "ours":
-            model = HieraMAE(arch) if isinstance(arch, MAEArchitecture) else Hiera(arch)
-        elif who == "reference":
-            from hiera import Hiera as Reference
-            from hiera.hiera_mae import MaskedAutoencoderHiera
-
-            unknown = LACKS | ({"num_classes", "head_init_scale"} if case.task == "mae" else set())
-            fields = {name: value for name, value in vars(arch).items() if name not in unknown}
-            model = MaskedAutoencoderHiera(**fields) if case.task == "mae" else Reference(**fields)
-            if case.task != "mae":
-                model.head.act_func = nn.Identity()  # type: ignore[union-attr]  # else a softmax, in evaluation
-        elif who == "timm" and image and case.task != "mae":
-            import timm
-
-            model = timm.create_model(case.model, num_classes=arch.num_classes, img_size=case.size)
-        elif who == "transformers" and image and case.task != "mae":
-            import transformers
-
-            config = transformers.HieraConfig(
-                image_size=list(case.size),
-                embed_dim=arch.embed_dim,
-                depths=list(arch.stages),
-                num_heads=list(arch.heads),
-            )
-            config.num_labels = arch.num_classes
-            model = transformers.HieraForImageClassification(config)
-        else:
-            raise ValueError(f"{who} has no {case.model} for the task {case.task}")
-    return model.to(case.device)
-
-
-class Contender:
-    """One package's model, eager or compiled, its optimizer and the batch, which depends on the case alone."""
-
-    def __init__(self, case: Case, name: str) -> None:
-        self.case = case
-        torch.manual_seed(0)
-        self.model = build(case, name.removesuffix(" compiled"))
-        self.training = case.task != "inference"
-        self.model.train(self.training)
-        dtype = PRECISIONS[case.precision]
-        clip = torch.randn(case.batch_size, 3, *case.size, generator=torch.Generator().manual_seed(0))
-        self.clip = clip.to(case.device)
-        if not self.training:
-            self.model.to(dtype)
-            self.clip = self.clip.to(dtype)
-        self.labels = torch.arange(case.batch_size, device=case.device) % case.arch.num_classes
-        if isinstance(case.arch, MAEArchitecture):
-            num_units = math.prod(units(case.arch.token_grid(case.size), case.arch.strides))
-            generator = torch.Generator().manual_seed(1)
-            self.keep = random_keep(case.batch_size, num_units, case.arch.mask_ratio, generator=generator)
-            self.keep = self.keep.to(case.device)
-        self.run: Any = torch.compile(self.model) if name.endswith(" compiled") else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True) if self.training else None
-
-    def output(self) -> Tensor:
-        """Logits, or the loss of a training task."""
-        precision = self.case.precision
-        lower = self.training and precision != "fp32"
-        with torch.autocast(self.clip.device.type, PRECISIONS[precision], enabled=lower):
-            if self.case.task == "mae":
-                if isinstance(self.model, HieraMAE):
-                    return self.run(self.clip, self.keep).loss
-                return self.run(self.clip, mask=self.keep)[0]
-            logits = self.run(self.clip)
-            logits = logits if isinstance(logits, Tensor) else logits.logits
-        return nn.functional.cross_entropy(logits.float(), self.labels) if self.training else logits
-
-    def step(self) -> None:
-        """What is timed."""
-        if self.optimizer is None:
-            with torch.inference_mode():
-                self.output()
-            return
-        self.output().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-def flops(case: Case) -> int:
-    """FLOPs of our step by torch's counter: products of matrices, attention, convolutions; the optimizer aside."""
-    model = build(replace(case, device="meta"), "ours").train(case.task != "inference")
-    clip = torch.empty(case.batch_size, 3, *case.size, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        if isinstance(model, HieraMAE):
-            keep = random_keep(case.batch_size, model.num_mask_units(), model.arch.mask_ratio)
-            model(clip, np.asarray(keep)).loss.backward()
-        else:
-            out = model(clip).sum()
-            if case.task == "finetune":
-                out.backward()
-    return counter.get_total_flops()
 
 
 # ---- measuring
@@ -188,41 +56,14 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def agree(case: Case, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    """Gives all of them our weights, and the largest relative differences of what they compute.
-
-    Ends the program where one exceeds its tolerance: there would be nothing to compare. It is also the warm-up.
-    """
-    ours = contenders["ours"]
-    weights = ours.model.state_dict()
-    for contender in contenders.values():
-        with torch.no_grad():
-            for name, tensor in convert(contender.model.state_dict()).items():
-                tensor.copy_(weights[name])
-    tolerances = dict(zip(("output", "gradient"), TOLERANCES[case.precision], strict=True))
-    found: dict[str, dict[str, float]] = {}
-    with torch.set_grad_enabled(ours.training):
-        expected = {name: contender.output() for name, contender in contenders.items()}
-    for name, contender in contenders.items():
-        got, wanted = expected[name].detach().float(), expected["ours"].detach().float()
-        found[name] = {"output": float((got - wanted).abs().max() / wanted.abs().max())}
-        if ours.training:
-            expected[name].backward()
-            found[name]["gradient"] = gradient_difference(contender.model, ours.model)
-        for what, difference in found[name].items():
-            if not difference <= tolerances[what]:
-                sys.exit(f"{case.model}, {name}: {what} is {difference:.1e} away, more than {tolerances[what]:.0e}")
-    for contender in contenders.values():
-        contender.model.zero_grad()
-    return found
-
-
-def gradient_difference(other: nn.Module, ours: nn.Module) -> float:
-    """Norm of the difference relative to that of our gradient: the largest over the parameters."""
-    theirs = convert({name: p.grad for name, p in other.named_parameters() if p.grad is not None})
-    wanted = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    assert theirs.keys() == wanted.keys()
-    return max(float((theirs[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted)
+def emulated(precision: str, case: Case) -> bool:
+    """Whether a product takes four times as long as in fp32 and more: a large one would take a minute."""
+    least = []
+    for dtype in (torch.float32, PRECISIONS[precision]):
+        matrix = torch.ones(256, 256, device=case.device, dtype=dtype)
+        product = partial(torch.matmul, matrix, matrix)
+        least.append(min(seconds(product, case.device) for _ in range(3)))
+    return least[1] > 4 * least[0]
 
 
 def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> dict[str, Any]:
@@ -234,28 +75,35 @@ def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> 
     for contender in contenders.values():
         contender.step()
     side = 8192 if case.device.startswith("cuda") else 2048
-    matrix = torch.randn(side, side, device=case.device).to(PRECISIONS[case.precision])
-    times: dict[str, list[float]] = {name: [] for name in (*names, "product")}
     calls: dict[str, Callable[[], object]] = {name: contender.step for name, contender in contenders.items()}
-    calls["product"] = lambda: matrix @ matrix
-    calls["product"]()
+    precisions = [each for each in dict.fromkeys(c.precision for c in contenders.values()) if not emulated(each, case)]
+    for precision in precisions:
+        matrix = torch.randn(side, side, device=case.device).to(PRECISIONS[precision])
+        calls[f"product {precision}"] = partial(torch.matmul, matrix, matrix)
+        calls[f"product {precision}"]()
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in in_turn(calls, number):
             times[name].append(seconds(calls[name], case.device))
-    work, ceiling = flops(case), 2 * side**3 / statistics.median(times["product"])
+    work = flops(case)
+    ceilings = {each: 2 * side**3 / statistics.median(times[f"product {each}"]) for each in precisions}
     rows = {}
     for name in names:
         median = statistics.median(times[name])
+        precision = contenders[name].precision
+        others = [peer for peer in names if peer in PEERS or (peer == "ours" and name.startswith("ours "))]
         rows[name] = {
+            "precision": precision,
             "seconds": spread(times[name]),
             "clips_per_second": case.batch_size / median,
             "flops_per_second": work / median,
-            "times_floor": median / (work / ceiling),
+            "times_floor": median / (work / ceilings[precision]) if precision in ceilings else None,
             "differences": differences[name],
             "memory": memories.get(name),
-            "speed_over": {peer: ratio(times[peer], times[name]) for peer in names if peer in PEERS},
+            "speed_over": {peer: ratio(times[peer], times[name]) for peer in others},
         }
-    facts = {"case": asdict(case), "rounds": rounds, "flops": work, "ceiling_flops_per_second": ceiling}
+    facts = {"case": asdict(case), "rounds": rounds, "flops": work}
+    facts |= {"ceiling_flops_per_second": ceilings.get(case.precision), "ceilings": ceilings}
     if case.device.startswith("cuda"):
         facts["ours_synchronises"] = synchronises(contenders["ours"])
     return facts | {"machine": device_of(case.device), "rows": rows}
@@ -263,8 +111,9 @@ def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> 
 
 def device_of(device: str) -> dict[str, Any]:
     """What the figures depend on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
-    return {"device": name, "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    facts = machine(("torch", "timm", "transformers", "hiera-transformer"))
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else facts["cpu"]
+    return facts | {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def synchronises(contender: Contender) -> str | None:
@@ -324,11 +173,21 @@ def peak_resident() -> int:
 # ---- the command line
 
 
-def contenders_of(task: str, image: bool, peers: list[str], compiled: str) -> list[str]:
+def contenders_of(task: str, image: bool, peers: list[str], compiled: str, also: list[str]) -> list[str]:
     """Names in the order of the rows."""
     possible = PEERS if image and task != "mae" else PEERS[:1]
     names = ["ours", *(peer for peer in possible if peer in peers)]
-    return names + [f"{name} compiled" for name in names if compiled == "all" or (compiled, name) == ("ours", "ours")]
+    names += [f"{name} compiled" for name in names if compiled == "all" or (compiled, name) == ("ours", "ours")]
+    return names + [f"ours {how}" for how in also if task == "inference" or how == "autocast"]
+
+
+def masked(isa: str, arguments: list[str]) -> list[dict[str, Any]]:
+    """The results of this script in a process whose oneDNN uses no instructions above these."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "masked.json"
+        command = [sys.executable, __file__, *arguments, "--json", str(file)]
+        subprocess.run(command, env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa}, check=True)
+        return json.loads(file.read_text())
 
 
 def main() -> None:
@@ -336,7 +195,13 @@ def main() -> None:
         fields = json.loads(sys.argv[3])
         print(json.dumps(memory(Case(**fields | {"size": tuple(fields["size"])}), sys.argv[2])))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    masks = argparse.ArgumentParser(add_help=False)
+    masks.add_argument(
+        "--masked", nargs="+", default=[], metavar="ISA", help="then again with ONEDNN_MAX_CPU_ISA set so (AVX2, ...)"
+    )
+    of_masks, arguments = masks.parse_known_args()
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, parents=[masks])
     parser.add_argument("--task", choices=("inference", "mae", "finetune"), default="inference")
     known = sorted(ARCHITECTURES)
     parser.add_argument("--model", nargs="+", choices=known, default=["hiera_base_16x224"], metavar="NAME")
@@ -347,6 +212,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
     parser.add_argument("--compile", choices=("none", "ours", "all"), default="none", help="what also runs compiled")
+    parser.add_argument("--also", nargs="+", choices=ALSO, default=[], help="how ours runs too, where the case is fp32")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--no-memory", action="store_true", help="do not start processes to measure memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
@@ -364,10 +230,13 @@ def main() -> None:
             time_axis = size[:-2] if frames is None else (frames,) * (len(size) - 2)
             size = time_axis + (size[-2:] if side is None else (side, side))
             case = Case(options.task, model, size, batch_size, precision, options.device)
-            names = contenders_of(options.task, len(size) == 2, options.peers, options.compile)
+            names = contenders_of(options.task, len(size) == 2, options.peers, options.compile, options.also)
             results.append(measure(case, names, options.rounds, with_memory=not options.no_memory))
             report(results[-1])
             write_json(options.json, results)  # after each case: a long list may be stopped
+        for isa in of_masks.masked:
+            results += masked(isa, arguments)
+            write_json(options.json, results)
     if options.picture:
         picture(results, options.picture)
 

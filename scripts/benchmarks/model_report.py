@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common import machine_text
+
 from hiera_video.models.published import ARCHITECTURES
 
 
@@ -24,12 +26,17 @@ def table(results: list[dict[str, Any]]) -> str:
         case = result["case"]
         size = "x".join(map(str, case["size"]))
         what = f"{case['task']}, {case['model']}, {size}, {case['precision']}, {case['batch_size']}"
+        isa = result["machine"].get("onednn_at_most") if "machine" in result else None
+        what += f", oneDNN at most {isa}" if isa else ""
         for name, row in result["rows"].items():
             ratios = {peer: ratio["median"] for peer, ratio in row["speed_over"].items() if peer != name}
             over = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in ratios.items())
             used = f"{row['memory']['step']:.0f}" if row["memory"] else ""
-            figures = f"{row['clips_per_second']:.3g} | {row['flops_per_second'] / 1e9:.0f} | {row['times_floor']:.2f}"
-            lines.append(f"| {what} | {name} | {figures} | {used} | {over} |")
+            floor = f"{row['times_floor']:.2f}" if row["times_floor"] else ""
+            figures = f"{row['clips_per_second']:.3g} | {row['flops_per_second'] / 1e9:.0f} | {floor}"
+            lowered = row.get("precision", case["precision"])
+            shown = name if lowered == case["precision"] and name != "ours auto" else f"{name} ({lowered})"
+            lines.append(f"| {what} | {shown} | {figures} | {used} | {over} |")
             what = ""
     return "\n".join(lines)
 
@@ -37,9 +44,11 @@ def table(results: list[dict[str, Any]]) -> str:
 def report(result: dict[str, Any]) -> None:
     """What is measured of one case, in words."""
     on = result["machine"]
-    ceiling = result["ceiling_flops_per_second"] / 1e9
-    print(f"{on['device']}, {on['threads']} CPU threads, torch {on['torch']}; {result['rounds']} rounds, medians")
-    print(f"a step is {result['flops'] / 1e9:.1f} GFLOP; a large matrix product does {ceiling:.0f} GFLOP/s")
+    rates = [f"{ceiling / 1e9:.0f} GFLOP/s in {each}" for each, ceiling in result["ceilings"].items()]
+    ceilings = ", ".join(rates) or "less than a quarter of fp32's rate (it is emulated)"
+    print(f"{on['device']}, {on['threads']} CPU threads; {result['rounds']} rounds, medians")
+    print(machine_text(on))
+    print(f"a step is {result['flops'] / 1e9:.1f} GFLOP; a large matrix product does {ceilings}")
     print(table([result]))
     for name, row in result["rows"].items():
         quartiles = f"{row['seconds']['quartile_low']:.3f} to {row['seconds']['quartile_high']:.3f} s a step"
@@ -65,8 +74,9 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
             usual = ARCHITECTURES[case["model"]].input_size
             if any(case["size"][other] != usual[other] for other in range(3) if (other == 0) != (axis == 0)):
                 continue
-            floor = result["flops"] / result["ceiling_flops_per_second"]
-            points = {name: row["seconds"]["median"] for name, row in result["rows"].items()} | {"floor": floor}
+            points = {name: row["seconds"]["median"] for name, row in result["rows"].items()}
+            if result["ceiling_flops_per_second"]:
+                points["floor"] = result["flops"] / result["ceiling_flops_per_second"]
             for name, value in points.items():
                 key = f"{case['model']}, {name}"
                 lines.setdefault(key, []).append((case["size"][axis], value / case["batch_size"]))

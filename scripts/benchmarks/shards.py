@@ -12,7 +12,6 @@ decoder decodes for the same clips, each weighted by its pixels.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,10 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from common import cpu_name, in_turn, ratio, write_json
+from common import in_turn, machine, machine_text, markdown_table, ratio, write_json
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
@@ -166,8 +164,20 @@ def compare(name: str, paths: list[Path], folder: Path, rounds: int, repeats: in
     )
 
 
+def table_of(results: list[Result]) -> str:
+    """A table in Markdown, a row for each set."""
+    ratios = ("clips/s, shards over originals", "CPU time, originals over shards", "counted pixels allow")
+    header = ("originals", "clips/s of originals", "of shards", *ratios, "bytes", "grey levels off")
+    rows = []
+    for result in results:
+        rates = [f"{result.originals:.1f}", f"{result.shards:.1f}", f"{result.ratio:.2f}", f"{result.cpu_ratio:.2f}"]
+        cells = [f"{result.bound:.1f}", f"{result.size_ratio:.2f}x", f"{result.grey_difference:.1f}"]
+        rows.append([f"{result.name}, {result.files} files", *rates, *cells])
+    return markdown_table(header, rows)
+
+
 def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: Path | None = None) -> None:
-    """Prints a line for each set. ``rounds`` of ``repeats`` clips of each video; ``output``: JSON."""
+    """Prints a line for each set. ``rounds`` of ``repeats`` clips of each video; ``output``: JSON, a table as .md."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     clips = real_clips(videos)
@@ -177,7 +187,8 @@ def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: 
         for clip, target in zip(clips, sets[name], strict=True):
             make_long(clip, target, (height, width), grain)
     results = [compare(name, paths, folder, rounds, repeats) for name, paths in sets.items()]
-    print(f"\n{cpu_name()}, {os.cpu_count()} cores, PyAV {av.__version__}")
+    on = machine(("av", "torch", "numpy"))
+    print(f"\n{machine_text(on)}")
     for result in results:
         verdict = "holds" if result.ratio >= LIMIT else "MISSED"
         print(
@@ -187,7 +198,9 @@ def main(videos: Path, folder: Path, rounds: int = 5, repeats: int = 3, output: 
             f"{result.size_ratio:.2f} times, {result.grey_difference:.1f} grey levels off (worst video "
             f"{result.grey_difference_worst:.1f})"
         )
-    write_json(output, [asdict(result) for result in results])
+    write_json(output, {"machine": on, "rounds": rounds, "sets": [asdict(result) for result in results]})
+    if output is not None:
+        output.with_suffix(".md").write_text(f"{machine_text(on)}; {rounds} rounds\n\n{table_of(results)}\n")
 
 
 if __name__ == "__main__":

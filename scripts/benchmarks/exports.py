@@ -56,7 +56,7 @@ def clips_of(folder: Path, model: Hiera, most: int | None = None) -> tuple[Float
     clips = torch.cat([load_views(folder / row["file"], model.spec, 1, 1).clips for row in rows])
     labels = model.labels or []
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1, 1) for values in (model.spec.mean, model.spec.std))
-    scaled: Floats = (clips.numpy() / np.float32(255) - mean) / std
+    scaled: Floats = np.asarray((clips.numpy() / np.float32(255) - mean) / std, dtype=np.float32)
     return scaled, [labels.index(row["label"]) for row in rows]
 
 

@@ -21,9 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from hiera_video.data.reading.damage import reason
 from hiera_video.data.reading.decoders import (
+    CudaDecoder,
     DecordDecoder,
     Image,
     TorchcodecDecoder,
+    check_cuda,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
 from hiera_video.data.reading.frame_index import FrameIndex, read_index
@@ -43,7 +45,7 @@ Prepare: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Watch: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 #: Whole pictures that :meth:`Video.stream` holds at once before they are prepared.
 MAX_BLOCK_BYTES = 64 * 2**20
-BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+BACKENDS = ("auto", "cuda", "decord", "pyav", "torchcodec")
 
 
 class Decoder(Protocol):
@@ -244,7 +246,7 @@ class Video:
         except UnreadableVideo:
             raise
         except Exception as error:  # decord's and torchcodec's own
-            if self._checker is None:
+            if self._checker is None and self.backend != "cuda":
                 raise
             raise UnreadableVideo(_cannot(self.path, self.backend, reason(error))) from error
         damaged = self._checker.check(distinct) if self._checker is not None else None
@@ -274,7 +276,8 @@ def open_video(
     Args:
         source: one of these. Of several video streams in a file, the one that FFmpeg calls best is read.
         backend: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they would show other frames,
-            which PyAV checks.
+            which PyAV checks; "cuda" is torchcodec on an NVIDIA GPU, where that is checked by times alone
+            (:class:`hiera_video.data.reading.decoders.CudaDecoder`).
         num_threads: threads that decode: 0 is as many as there are processors, right for one video at a time; a worker
             process among many takes 1.
         decode: "exact", or "fast": of H.264 and HEVC only pictures that others refer to are decoded, without the loop
@@ -287,12 +290,14 @@ def open_video(
 
     Raises:
         UnreadableVideo: one sentence saying what the file is instead of a video.
-        RequestError: an argument has no such value.
+        RequestError: an argument has no such value, or there is no GPU to decode on.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r}, but can be one of {', '.join(BACKENDS)}.")
     if decode not in ("exact", "fast"):
         raise RequestError(f"decode is {decode!r}, but can be exact or fast.")
+    if backend == "cuda":
+        check_cuda()
     name = name_of(source)
     with ExitStack() as cleanup:
         if not isinstance(source, (str, os.PathLike)):
@@ -316,6 +321,11 @@ def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Vid
     if backend in ("auto", "pyav"):
         return Video(media, index, ours)
     try:
+        if backend == "cuda":
+            (first,) = ours.read(np.zeros(1, dtype=np.int64), None)[1]
+            on_gpu = Video(media, index, CudaDecoder(media, index, num_threads, first), strict=True)
+            ours.close()
+            return on_gpu
         kind = TorchcodecDecoder if backend == "torchcodec" else DecordDecoder
         decoder: Decoder = kind(media, index, num_threads)
     except Exception as error:  # their own errors, ctypes', ImportError and AssertionError

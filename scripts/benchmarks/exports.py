@@ -1,10 +1,9 @@
 """Exported files under onnxruntime on a processor: float32, float16, int8; size, latency and answers of each.
 
-    python scripts/benchmarks/exports.py --videos /tmp/real --calibration /tmp/generated --json exports.json
+    python scripts/benchmarks/exports.py --videos /tmp/real --json exports.json
 
-``--videos`` and ``--calibration`` are folders with a ``labels.csv``, as scripts/evaluate_camera_motion.py makes them:
-the first is answered (one view of each video), of the second the first ``--calibrate`` videos show onnxruntime's
-quantiser what ranges activations have. int8 is made in two ways: ``dynamic``, weights beforehand and activations as
+``--videos`` is a folder with a ``labels.csv``, as scripts/evaluate_camera_motion.py makes it. Its first ``--calibrate``
+videos show onnxruntime's quantiser what ranges activations have; the others are answered (one view of each). int8 is made in two ways: ``dynamic``, weights beforehand and activations as
 they come; ``static``, QuantizeLinear and DequantizeLinear in the graph, ranges from the calibration. Products with
 weights are quantised, and in ``static`` the patch convolution; all else stays float32. Times are of one clip on
 ``--threads`` threads: rounds in which the files take turns, every second one backwards; CPU seconds, since other
@@ -49,10 +48,10 @@ class Clips(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no 
         return None if clip is None else {"clip": clip[np.newaxis]}
 
 
-def clips_of(folder: Path, model: Hiera, most: int | None = None) -> tuple[Floats, list[int]]:
+def clips_of(folder: Path, model: Hiera) -> tuple[Floats, list[int]]:
     """The centre clips of labelled videos, normalised float32 [N, 3, T, H, W], and the numbers of their classes."""
     with (folder / "labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))[:most]
+        rows = list(csv.DictReader(file))
     clips = torch.cat([load_views(folder / row["file"], model.spec, 1, 1).clips for row in rows])
     labels = model.labels or []
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1, 1) for values in (model.spec.mean, model.spec.std))
@@ -119,10 +118,8 @@ def main() -> None:
     """Makes the files, asks them, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="hiera_nano_16x64.camera_motion")
-    parser.add_argument("--videos", type=Path, required=True, help="labelled videos that are answered")
-    parser.add_argument("--calibration", type=Path, required=True, help="labelled videos that the quantiser is shown")
-    parser.add_argument("--calibrate", type=int, default=64, help="how many of them")
-    parser.add_argument("--most", type=int, help="answer the first of the videos alone")
+    parser.add_argument("--videos", type=Path, required=True, help="folder of labelled videos")
+    parser.add_argument("--calibrate", type=int, default=36, help="how many of them calibrate, and are not answered")
     parser.add_argument("--output", type=Path, default=Path("onnx_files"), help="folder for the exported files")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=31)
@@ -130,9 +127,9 @@ def main() -> None:
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     model = from_pretrained(asked.model)
-    calibration, _ = clips_of(asked.calibration, model, asked.calibrate)
-    clips, truth = clips_of(asked.videos, model, asked.most)
-    files = make_files(model, asked.output, calibration)
+    clips, truth = clips_of(asked.videos, model)
+    files = make_files(model, asked.output, clips[: asked.calibrate])
+    clips, truth = clips[asked.calibrate :], truth[asked.calibrate :]
     runs = {name: opened(path, asked.threads) for name, path in files.items()}
     logits = {name: np.concatenate([run(clip[np.newaxis]) for clip in clips]) for name, run in runs.items()}
     seconds = measured(runs, clips[:1], asked.rounds)

@@ -150,14 +150,22 @@ class TorchcodecDecoder:
         )
         if len(self._decoder) != len(index.pts):
             raise ValueError(f"torchcodec counts {len(self._decoder)} frames, the file has {len(index.pts)}")
+        self._times = index.times
         self.turned = check_first_picture(media, index, self.backend)
 
     def close(self) -> None:
         self._decoder = None
 
     def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
-        """One upright image for each of ``wanted`` (ascending), in full size, from one pass."""
-        return wanted, list(self._decoder.get_frames_at(wanted.tolist()).data.numpy())
+        """One upright image for each of ``wanted`` (ascending), in full size, from one pass, in the processor's memory.
+
+        Raises ValueError where one has another time than its packet.
+        """
+        batch = self._decoder.get_frames_at(wanted.tolist())
+        apart = np.abs(batch.pts_seconds.cpu().numpy() - self._times[wanted])
+        if not (apart < 1e-4).all():
+            raise ValueError(f"the picture at {self._times[wanted[apart.argmax()]]:.2f} s came with another time")
+        return wanted, list(batch.data.cpu().numpy())
 
 
 class CudaDecoder(TorchcodecDecoder):
@@ -171,22 +179,16 @@ class CudaDecoder(TorchcodecDecoder):
     backend = "cuda"
     device = "cuda"
 
-    def __init__(self, media: Media, index: FrameIndex, num_threads: int, first: Image) -> None:
+    def __init__(self, media: Media, index: FrameIndex, num_threads: int) -> None:
         if index.error is not None:
             raise ValueError("the file is damaged")
         super().__init__(media, index, num_threads)
-        self._times = index.times
-        (shown,) = self.read(np.zeros(1, dtype=np.int64), None)[1]
-        if shown.shape != first.shape or np.abs(shown.astype(np.int16) - first).mean() > MOST_APART:
-            raise ValueError("it shows another first picture than PyAV: turned, or in other colours")
 
-    def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
-        """As without a GPU, which the frames leave; raises ValueError where one has another time than its packet."""
-        batch = self._decoder.get_frames_at(wanted.tolist())
-        apart = np.abs(batch.pts_seconds.cpu().numpy() - self._times[wanted])
-        if not (apart < 1e-4).all():
-            raise ValueError(f"the picture at {self._times[wanted[apart.argmax()]]:.2f} s came with another time")
-        return wanted, list(batch.data.cpu().numpy())
+    def check_first(self, expected: Image) -> None:
+        """Raises ValueError where the first picture does not look like PyAV's, uint8 [H, W, 3]."""
+        (shown,) = self.read(np.zeros(1, dtype=np.int64), None)[1]
+        if shown.shape != expected.shape or np.abs(shown.astype(np.int16) - expected).mean() > MOST_APART:
+            raise ValueError("it shows another first picture than PyAV: turned, or in other colours")
 
 
 def check_cuda() -> None:

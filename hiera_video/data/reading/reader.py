@@ -63,6 +63,14 @@ class Decoder(Protocol):
     def close(self) -> None: ...
 
 
+#: The decoders that PyAV checks, by backend.
+CHECKED: dict[str, Callable[[Media, FrameIndex, int], Decoder]] = {
+    "cuda": CudaDecoder,
+    "decord": DecordDecoder,
+    "torchcodec": TorchcodecDecoder,
+}
+
+
 @dataclass(frozen=True)
 class Frames:
     """``pixels`` uint8 [T, H, W, 3], RGB, upright; ``times`` float64 [T], the seconds at which each is shown."""
@@ -246,10 +254,11 @@ class Video:
         except UnreadableVideo:
             raise
         except Exception as error:  # decord's and torchcodec's own
-            if self._checker is None and self.backend != "cuda":
+            if self._checker is None:
                 raise
             raise UnreadableVideo(_cannot(self.path, self.backend, reason(error))) from error
-        damaged = self._checker.check(distinct) if self._checker is not None else None
+        checker = None if isinstance(self._decoder, CudaDecoder) else self._checker
+        damaged = checker.check(distinct) if checker is not None else None
         if damaged:  # they show what was patched together, and say nothing
             raise UnreadableVideo(_cannot(self.path, self.backend, damaged.rstrip(".")))
         if short_side is None:
@@ -321,13 +330,9 @@ def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Vid
     if backend in ("auto", "pyav"):
         return Video(media, index, ours)
     try:
-        if backend == "cuda":
-            (first,) = ours.read(np.zeros(1, dtype=np.int64), None)[1]
-            on_gpu = Video(media, index, CudaDecoder(media, index, num_threads, first), strict=True)
-            ours.close()
-            return on_gpu
-        kind = TorchcodecDecoder if backend == "torchcodec" else DecordDecoder
-        decoder: Decoder = kind(media, index, num_threads)
+        decoder = CHECKED[backend](media, index, num_threads)
+        if isinstance(decoder, CudaDecoder):
+            decoder.check_first(ours.read(np.zeros(1, dtype=np.int64), None)[1][0])
     except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
         ours.close()
         raise UnreadableVideo(_cannot(media.name, backend, reason(error))) from error

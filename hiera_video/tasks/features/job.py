@@ -5,7 +5,6 @@ Inputs -> Todo -> read_ahead: windows -> FeatureExtractor.stream: rows -> Writer
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import time
@@ -44,8 +43,6 @@ from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
 from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision, kept_precision, name_of
 from hiera_video.visual.feature_colours import check_picture
-
-log = logging.getLogger("hiera_video")
 
 #: Todo, and what is told of inputs that fail -> the features of each crop of each window.
 Rows: TypeAlias = Callable[[Todo, Failed], Iterator[WindowFeatures]]
@@ -240,7 +237,7 @@ def _check_decoder(decoder: str, engine: str) -> None:
 def read_on_gpu(todo: Iterable[tuple[str, int]], how: Walk) -> Generator[Decoded, None, None]:
     """The windows of many inputs, decoded on the GPU in this process, one input after the other.
 
-    What the GPU cannot show exactly, from whichever window on, PyAV reads; of the first such video the log says why.
+    What the GPU cannot show exactly, from whichever window on, PyAV reads; of the first such video stderr says why.
 
     Args:
         todo: Inputs, and the number of the first window to read of each.
@@ -263,7 +260,8 @@ def read_on_gpu(todo: Iterable[tuple[str, int]], how: Walk) -> Generator[Decoded
                     yield Decoded(name, reached, None, str(error))
                 elif not told:
                     told = True
-                    log.warning("%s; it and others like it are decoded by PyAV", str(error).partition(": use ")[0])
+                    why = str(error).partition(": use ")[0]
+                    tqdm.write(f"{why}; it and others like it are decoded by PyAV", file=sys.stderr)
 
 
 def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:

@@ -46,6 +46,8 @@ from hiera_video.visual.feature_colours import check_picture
 
 #: Todo, and what is told of inputs that fail -> the features of each crop of each window.
 Rows: TypeAlias = Callable[[Todo, Failed], Iterator[WindowFeatures]]
+#: Todo, and how inputs become windows -> the windows.
+Read: TypeAlias = Callable[[Todo, Walk], Generator[Decoded, None, None]]
 #: The stage that is drawn where no maps were asked for.
 DRAWN = "stage3"
 #: Bad inputs that are named on the screen.
@@ -122,13 +124,11 @@ def extract(
         OutputError: Where the folder cannot be written.
         WeightsError: Where the model cannot be had.
     """
-    _check_decoder(decoder, engine)
+    read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
     walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
-    read = partial(read_ahead, how=walk, num_workers=num_workers, time_limit=time_limit)
-    read = partial(read_on_gpu, how=walk) if decoder == "cuda" else read
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, read)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
@@ -211,7 +211,7 @@ def _rows(
     features: list[str],
     cluster: Cluster | None,
     batch_size: int,
-    read: Callable[[Todo], Generator[Decoded, None, None]],
+    read: Read,
     todo: Todo,
     failed: Failed,
 ) -> Iterator[WindowFeatures]:
@@ -220,18 +220,20 @@ def _rows(
         cluster = replace(cluster, precision=name_of(extractor.precision))  # or each machine might take another
         yield from rows_on_ray(todo, walk, features, cluster, failed) if len(todo) else ()
         return
-    with closing(read(todo)) as decoded:
+    with closing(read(todo, walk)) as decoded:
         yield from extractor.stream(_readable(decoded, failed), features, batch_size)
 
 
-def _check_decoder(decoder: str, engine: str) -> None:
-    """Raises RequestError for an unknown decoder, and for cuda where there is no GPU to decode on."""
+def _reader(decoder: str, engine: str, num_workers: int, time_limit: float) -> Read:
+    """What reads the inputs; raises RequestError for an unknown decoder, and for cuda where there is no GPU."""
     if decoder not in ("auto", "cuda"):
         raise RequestError(f"decoder {decoder!r} is unknown: take auto or cuda")
-    if decoder == "cuda" and engine != "local":
+    if decoder == "auto":
+        return partial(read_ahead, num_workers=num_workers, time_limit=time_limit)
+    if engine != "local":
         raise RequestError("decoder cuda is of engine local: leave one of the two out")
-    if decoder == "cuda":
-        check_cuda()
+    check_cuda()
+    return read_on_gpu
 
 
 def read_on_gpu(todo: Iterable[tuple[str, int]], how: Walk) -> Generator[Decoded, None, None]:

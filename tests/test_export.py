@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,10 +116,96 @@ def test_what_differs_from_the_model_is_not_written(
     model.head.projection.bias.data[0] = float("nan")
     with pytest.raises(exporting.OutputError, match=r"a\.pt2 was not written: its logits differ .* by nan"):
         export_model(model, tmp_path / "a.pt2", "torch-export")
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setitem(exporting.TOLERANCE, "float32", -1.0)
     with pytest.raises(exporting.OutputError, match=r"differ from the model's by 0 of the largest, and -1 is allowed"):
         export_model(from_pretrained(tiny_model), tmp_path / "a.pt2", "torch-export")
     assert not list(tmp_path.iterdir())
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half(files: dict[str, Path], tiny_model: Path) -> Path:
+    """The small video model as ONNX in float16, beside that in float32."""
+    path = files["video.onnx"].with_name("half.onnx")
+    (written,) = export(str(tiny_model), output=path, dtype="float16")
+    assert 1e-6 < written.difference < 1e-2 and written.dtype == "float16"
+    return path
+
+
+def is_near(call: Callable[[Tensor], Tensor], model: Hiera) -> bool:
+    """Whether float32 logits come of float32 clips of any batch, within float16's rounding, but not exactly."""
+    near = []
+    for batch in (1, 2, 5):
+        clips = random_clips(model, batch)
+        with torch.inference_mode():
+            logits = call(clips)
+            near.append(logits.dtype == torch.float32 and 1e-6 < relative(logits, model(clips)) < 1e-2)
+    return all(near)
+
+
+def test_float16_takes_and_gives_float32_and_is_near_the_model_at_any_batch(half: Path, tiny_model: Path) -> None:
+    assert is_near(session_of(half), from_pretrained(tiny_model))
+
+
+def test_float16_weights_and_products_are_float16(half: Path, files: dict[str, Path]) -> None:
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(half)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    float16, float32 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Conv", "Gemm")]
+    assert products and {types[node.output[0]] for node in products} == {float16}
+    assert {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1} == {float16}
+    assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {float32}
+    assert half.stat().st_size < 0.75 * files["video.onnx"].stat().st_size
+
+
+@pytest.mark.slow  # an export of its own
+def test_a_float16_program_of_torch_export_is_near_too(tiny_model: Path, tmp_path: Path) -> None:
+    (written,) = export(str(tiny_model), output=tmp_path / "a.pt2", format="torch-export", dtype="float16")
+    program = torch.export.load(written.output)
+    assert {tensor.dtype for tensor in program.state_dict.values()} == {torch.float16}
+    assert is_near(program.module(), from_pretrained(tiny_model))
+
+
+def test_statistics_of_stages_stay_float32_in_a_float16_model() -> None:
+    model = create_model("hiera_nano_16x64", num_classes=5, head="readout", head_stages=(1, 2), readout_dim=8).eval()
+    clips = random_clips(model, 2)
+    with torch.inference_mode():
+        assert relative(exporting._Half(model).eval()(clips), model(clips)) < 1e-2
+
+
+def test_what_float16_rounds_to_infinity_is_seen_where_onnxruntime_computes_in_float32(tiny_model: Path) -> None:
+    model = from_pretrained(tiny_model).eval()
+    mlp: Any = model.blocks[0].mlp
+    mlp.fc1.weight.data *= 1e6
+    mlp.fc2.weight.data /= 1e6
+    half = exporting._Half(model).eval()
+    assert exporting._difference(model, [model]) == 0.0
+    assert not exporting._difference(model, [model, half]) <= exporting.TOLERANCE["float16"]
+
+
+def test_what_onnxruntime_cannot_run_here_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    version = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed").__version__
+    clip, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1]) for name in ("clip", "logits")
+    )
+    node = onnx.helper.make_node("Cbrt", ["clip"], ["logits"], domain="nowhere")
+    graph = onnx.helper.make_graph([node], "graph", [clip], [logits])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "a.onnx")
+    with pytest.raises(exporting.OutputError) as caught:
+        exporting._onnx_runner(tmp_path / "a.onnx")
+    sentence = str(caught.value)
+    assert sentence.startswith(
+        f"a.onnx was not written: it cannot be checked, since onnxruntime {version} cannot run it on this machine ("
+    )
+    assert (
+        "Cbrt" in sentence and sentence.endswith("): update onnxruntime, or leave --dtype out") and "\n" not in sentence
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -148,6 +235,10 @@ def test_the_command_says_what_it_wrote_at_another_size_and_replaces_a_file(
         ),
         (("--output", "nowhere/a.onnx"), "nowhere/a.onnx cannot be written: there is no folder nowhere"),
         (("--output", "folder.onnx"), "folder.onnx is a folder; name a file in it"),
+        (
+            ("--output", "a.onnx", "--dtype", "bfloat16"),
+            "--dtype is 'bfloat16', but must be one of float32, float16",
+        ),
         ((), "--output is missing: see hiera-video export --help"),
         (("--output", "a.onnx", "--size", "33"), "33"),
         (("--output", "a.onnx", "--sise", "32"), "there is no option --sise; did you mean --size?"),

@@ -204,7 +204,7 @@ def test_what_is_not_a_video_is_called_by_its_name(name: str, message: str, tmp_
 
 
 def test_an_unknown_backend_is_a_wrong_request(h264: Path) -> None:
-    with pytest.raises(RequestError, match="backend is 'gpu', but can be one of auto, decord, pyav, torchcodec"):
+    with pytest.raises(RequestError, match="backend is 'gpu', but can be one of auto, cuda, decord, pyav, torchcodec"):
         open_video(h264, backend="gpu")
 
 

@@ -40,6 +40,8 @@ NOT_RUN = (
     ("hiera-video classify 0", "needs a camera; tests/test_live.py runs it on a stream"),
     ("hiera-video serve", "does not end; tests/test_serve.py opens it"),
     ("sbatch", "needs a Slurm cluster"),
+    ("trtexec", "needs TensorRT and a GPU"),
+    ("hiera-video extract films/", "needs a GPU; tests/test_cuda_decoder.py runs its code on the processor"),
     ("scripts/launch_ssh.sh", "needs machines that ssh reaches"),
 )
 #: Packages that a block shows and no extra brings.

@@ -1,4 +1,5 @@
-"""Decoders behind :mod:`hiera_video.data.reading.reader`: decord and torchcodec, and what they share with PyAV's.
+"""Decoders behind :mod:`hiera_video.data.reading.reader`: decord and torchcodec, the latter on a GPU too, and what they
+share with PyAV's.
 
 PyAV's is :mod:`hiera_video.data.reading.pyav_decoder`; that of pictures :mod:`hiera_video.data.reading.pictures`.
 
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiera_video.data.reading.damage import silence_other_ffmpegs
+from hiera_video.data.reading.damage import reason, silence_other_ffmpegs
 from hiera_video.data.reading.frame_index import FrameIndex
 from hiera_video.data.reading.orientation import Matrix, check_first_picture, has_alpha, is_quarter, upright
 from hiera_video.data.reading.packets import Media
 from hiera_video.data.reading.pictures import on_white
+from hiera_video.errors import RequestError
 
 Image = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
@@ -32,6 +34,10 @@ Numbers = NDArray[np.int64]
 #: Containers in which decord and torchcodec return the frame that was asked for. In AVI with B-frames and in transport
 #: streams, decord 0.6, decord2 3.4 and torchcodec 0.17 return other frames without an error.
 RELIABLE_CONTAINERS = ("mov", "matroska")
+
+
+#: Grey levels, on average, by which the first picture of a GPU may differ from PyAV's, which rounds colours otherwise.
+MOST_APART = 4.0
 
 
 def upright_size(frame: Any, matrix: Matrix | None) -> tuple[int, int]:
@@ -123,6 +129,7 @@ class TorchcodecDecoder:
     """torchcodec, where it is installed with an FFmpeg that it finds; raises what torchcodec raises."""
 
     backend = "torchcodec"
+    device = "cpu"
     error = None
     time_error = 0.0
 
@@ -135,18 +142,75 @@ class TorchcodecDecoder:
         if not isinstance(media.place, str):
             media.place.seek(0)
         self._decoder: Any = decoders.VideoDecoder(
-            media.place, stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=num_threads
+            media.place,
+            stream_index=index.stream,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=num_threads,
+            device=self.device,
         )
         if len(self._decoder) != len(index.pts):
             raise ValueError(f"torchcodec counts {len(self._decoder)} frames, the file has {len(index.pts)}")
+        self._times = index.times
         self.turned = check_first_picture(media, index, self.backend)
 
     def close(self) -> None:
         self._decoder = None
 
     def read(self, wanted: Numbers, short_side: int | None) -> tuple[Numbers, list[Image]]:
-        """One upright image for each of ``wanted`` (ascending), in full size, from one pass."""
-        return wanted, list(self._decoder.get_frames_at(wanted.tolist()).data.numpy())
+        """One upright image for each of ``wanted`` (ascending), in full size, from one pass, in the processor's memory.
+
+        Raises ValueError where one has another time than its packet.
+        """
+        batch = self._decoder.get_frames_at(wanted.tolist())
+        apart = np.abs(batch.pts_seconds.cpu().numpy() - self._times[wanted])
+        if not (apart < 1e-4).all():
+            raise ValueError(f"the picture at {self._times[wanted[apart.argmax()]]:.2f} s came with another time")
+        return wanted, list(batch.data.cpu().numpy())
+
+
+class CudaDecoder(TorchcodecDecoder):
+    """torchcodec with the decoding unit of an NVIDIA GPU; raises what torchcodec raises.
+
+    PyAV does not decode everything once more, which would take the time that the GPU saves. It decodes the first
+    picture, which must look alike, and reads the packets: each picture must have the time that its packet has. What is
+    broken inside a later picture, and conceals itself, is not seen.
+    """
+
+    backend = "cuda"
+    device = "cuda"
+
+    def __init__(self, media: Media, index: FrameIndex, num_threads: int) -> None:
+        if index.error is not None:
+            raise ValueError("the file is damaged")
+        super().__init__(media, index, num_threads)
+
+    def check_first(self, expected: Image) -> None:
+        """Raises ValueError where the first picture does not look like PyAV's, uint8 [H, W, 3]."""
+        (shown,) = self.read(np.zeros(1, dtype=np.int64), None)[1]
+        if shown.shape != expected.shape or np.abs(shown.astype(np.int16) - expected).mean() > MOST_APART:
+            raise ValueError("it shows another first picture than PyAV: turned, or in other colours")
+
+
+def check_cuda() -> None:
+    """Asks whether torchcodec can decode on a GPU here.
+
+    Raises:
+        RequestError: It cannot; one sentence says what is missing.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RequestError("decoder cuda needs an NVIDIA GPU, and torch sees none here: leave it out")
+    wheels = f"https://download.pytorch.org/whl/cu{str(torch.version.cuda).replace('.', '')}"
+    remedy = f"pip install torchcodec --index-url {wheels}, or leave it out"
+    try:
+        import torchcodec
+
+        import_torchcodec()
+    except Exception as error:  # ImportError, or RuntimeError where it finds no FFmpeg
+        raise RequestError(f"decoder cuda needs torchcodec and an FFmpeg ({reason(error)}): {remedy}") from error
+    if "+cpu" in torchcodec.__version__:
+        raise RequestError(f"decoder cuda needs a torchcodec built for CUDA, not {torchcodec.__version__}: {remedy}")
 
 
 @cache

@@ -21,9 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from hiera_video.data.reading.damage import reason
 from hiera_video.data.reading.decoders import (
+    CudaDecoder,
     DecordDecoder,
     Image,
     TorchcodecDecoder,
+    check_cuda,
 )
 from hiera_video.data.reading.files import Source, local_file, name_of, pictures_in
 from hiera_video.data.reading.frame_index import FrameIndex, read_index
@@ -43,7 +45,7 @@ Prepare: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Watch: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
 #: Whole pictures that :meth:`Video.stream` holds at once before they are prepared.
 MAX_BLOCK_BYTES = 64 * 2**20
-BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+BACKENDS = ("auto", "cuda", "decord", "pyav", "torchcodec")
 
 
 class Decoder(Protocol):
@@ -59,6 +61,14 @@ class Decoder(Protocol):
     def turned(self) -> bool | None: ...
     def read(self, wanted: NDArray[np.int64], short_side: int | None) -> tuple[NDArray[np.int64], Images]: ...
     def close(self) -> None: ...
+
+
+#: The decoders that PyAV checks, by backend.
+CHECKED: dict[str, Callable[[Media, FrameIndex, int], Decoder]] = {
+    "cuda": CudaDecoder,
+    "decord": DecordDecoder,
+    "torchcodec": TorchcodecDecoder,
+}
 
 
 @dataclass(frozen=True)
@@ -247,7 +257,8 @@ class Video:
             if self._checker is None:
                 raise
             raise UnreadableVideo(_cannot(self.path, self.backend, reason(error))) from error
-        damaged = self._checker.check(distinct) if self._checker is not None else None
+        checker = None if isinstance(self._decoder, CudaDecoder) else self._checker
+        damaged = checker.check(distinct) if checker is not None else None
         if damaged:  # they show what was patched together, and say nothing
             raise UnreadableVideo(_cannot(self.path, self.backend, damaged.rstrip(".")))
         if short_side is None:
@@ -274,7 +285,8 @@ def open_video(
     Args:
         source: one of these. Of several video streams in a file, the one that FFmpeg calls best is read.
         backend: "auto" and "pyav" take PyAV; "decord" and "torchcodec" are refused where they would show other frames,
-            which PyAV checks.
+            which PyAV checks; "cuda" is torchcodec on an NVIDIA GPU, where that is checked by times alone
+            (:class:`hiera_video.data.reading.decoders.CudaDecoder`).
         num_threads: threads that decode: 0 is as many as there are processors, right for one video at a time; a worker
             process among many takes 1.
         decode: "exact", or "fast": of H.264 and HEVC only pictures that others refer to are decoded, without the loop
@@ -287,12 +299,14 @@ def open_video(
 
     Raises:
         UnreadableVideo: one sentence saying what the file is instead of a video.
-        RequestError: an argument has no such value.
+        RequestError: an argument has no such value, or there is no GPU to decode on.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r}, but can be one of {', '.join(BACKENDS)}.")
     if decode not in ("exact", "fast"):
         raise RequestError(f"decode is {decode!r}, but can be exact or fast.")
+    if backend == "cuda":
+        check_cuda()
     name = name_of(source)
     with ExitStack() as cleanup:
         if not isinstance(source, (str, os.PathLike)):
@@ -316,8 +330,9 @@ def _open_media(media: Media, backend: str, num_threads: int, fast: bool) -> Vid
     if backend in ("auto", "pyav"):
         return Video(media, index, ours)
     try:
-        kind = TorchcodecDecoder if backend == "torchcodec" else DecordDecoder
-        decoder: Decoder = kind(media, index, num_threads)
+        decoder = CHECKED[backend](media, index, num_threads)
+        if isinstance(decoder, CudaDecoder):
+            decoder.check_first(ours.read(np.zeros(1, dtype=np.int64), None)[1][0])
     except Exception as error:  # their own errors, ctypes', ImportError and AssertionError
         ours.close()
         raise UnreadableVideo(_cannot(media.name, backend, reason(error))) from error

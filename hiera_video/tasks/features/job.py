@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,11 @@ from typing import Any, Literal, TypeAlias
 from tqdm import tqdm
 
 from hiera_video.data.reading.child_process import keep_freed_memory
+from hiera_video.data.reading.decoders import check_cuda
+from hiera_video.data.reading.files import is_image
+from hiera_video.data.reading.reader import open_video
 from hiera_video.data.windows import CROPS, Crop, Decoded, Walk, Windows, read_ahead
+from hiera_video.data.windows import walk as walk_windows
 from hiera_video.errors import OutputError, RequestError, UnreadableVideo
 from hiera_video.files import alone
 from hiera_video.models.zoo import GENERAL
@@ -42,6 +46,8 @@ from hiera_video.visual.feature_colours import check_picture
 
 #: Todo, and what is told of inputs that fail -> the features of each crop of each window.
 Rows: TypeAlias = Callable[[Todo, Failed], Iterator[WindowFeatures]]
+#: Todo, and how inputs become windows -> the windows.
+Read: TypeAlias = Callable[[Todo, Walk], Generator[Decoded, None, None]]
 #: The stage that is drawn where no maps were asked for.
 DRAWN = "stage3"
 #: Bad inputs that are named on the screen.
@@ -83,6 +89,7 @@ def extract(
     time_limit: float = 60,
     device: str = "auto",
     precision: Precision = "auto",
+    decoder: Literal["auto", "cuda"] = "auto",
     picture: Path | None = None,
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
@@ -106,6 +113,7 @@ def extract(
         time_limit: Seconds that one request to a decoder may take.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
+        decoder: auto, or cuda: torchcodec on an NVIDIA GPU, for videos of 1080 lines and more.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
 
     Returns:
@@ -116,11 +124,12 @@ def extract(
         OutputError: Where the folder cannot be written.
         WeightsError: Where the model cannot be had.
     """
+    read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
     walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
-    rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
+    rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, read)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
@@ -202,8 +211,7 @@ def _rows(
     features: list[str],
     cluster: Cluster | None,
     batch_size: int,
-    num_workers: int,
-    time_limit: float,
+    read: Read,
     todo: Todo,
     failed: Failed,
 ) -> Iterator[WindowFeatures]:
@@ -212,8 +220,50 @@ def _rows(
         cluster = replace(cluster, precision=name_of(extractor.precision))  # or each machine might take another
         yield from rows_on_ray(todo, walk, features, cluster, failed) if len(todo) else ()
         return
-    with closing(read_ahead(todo, walk, num_workers=num_workers, time_limit=time_limit)) as decoded:
+    with closing(read(todo, walk)) as decoded:
         yield from extractor.stream(_readable(decoded, failed), features, batch_size)
+
+
+def _reader(decoder: str, engine: str, num_workers: int, time_limit: float) -> Read:
+    """What reads the inputs; raises RequestError for an unknown decoder, and for cuda where there is no GPU."""
+    if decoder not in ("auto", "cuda"):
+        raise RequestError(f"decoder {decoder!r} is unknown: take auto or cuda")
+    if decoder == "auto":
+        return partial(read_ahead, num_workers=num_workers, time_limit=time_limit)
+    if engine != "local":
+        raise RequestError("decoder cuda is of engine local: leave one of the two out")
+    check_cuda()
+    return read_on_gpu
+
+
+def read_on_gpu(todo: Iterable[tuple[str, int]], how: Walk) -> Generator[Decoded, None, None]:
+    """The windows of many inputs, decoded on the GPU in this process, one input after the other.
+
+    What the GPU cannot show exactly, from whichever window on, PyAV reads; of the first such video stderr says why.
+
+    Args:
+        todo: Inputs, and the number of the first window to read of each.
+        how: What windows, and which crops of them.
+
+    Yields:
+        As :func:`hiera_video.data.windows.read_ahead`.
+    """
+    told = False
+    for name, reached in todo:
+        for backend in ("auto",) if is_image(name) else ("cuda", "auto"):
+            try:
+                with nullcontext(name) if is_image(name) else open_video(name, backend=backend) as source:
+                    for windows in walk_windows(source, how, first=reached, name=name):
+                        reached += len(windows)
+                        yield Decoded(name, reached, windows)
+                break
+            except UnreadableVideo as error:
+                if backend == "auto":
+                    yield Decoded(name, reached, None, str(error))
+                elif not told:
+                    told = True
+                    why = str(error).partition(": use ")[0]
+                    tqdm.write(f"{why}; it and others like it are decoded by PyAV", file=sys.stderr)
 
 
 def _readable(decoded: Iterable[Decoded], failed: Failed) -> Iterator[Windows]:

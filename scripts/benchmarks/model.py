@@ -232,8 +232,10 @@ def gradient_difference(other: nn.Module, ours: nn.Module) -> float:
     return max(float((theirs[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted)
 
 
-def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool, strict: bool = True) -> dict[str, Any]:
-    """Everything of one case, as it goes into the JSON file."""
+def measure(
+    case: Case, names: list[str], rounds: int, *, with_memory: bool, strict: bool = True, side: int | None = None
+) -> dict[str, Any]:
+    """Everything of one case, as it goes into the JSON file; ``side`` of the matrices whose product is the ceiling."""
     # Before models are made here: on Linux a child's peak starts from that of the process that started it.
     used = memory if case.device.startswith("cuda") else memory_in_child
     memories = {name: used(case, name) for name in names} if with_memory else {}
@@ -241,7 +243,7 @@ def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool, str
     differences = agree(case, contenders, strict=strict)
     for contender in contenders.values():
         contender.step()
-    side = 8192 if case.device.startswith("cuda") else 2048
+    side = side or (8192 if case.device.startswith("cuda") else 2048)
     matrix = torch.randn(side, side, device=case.device).to(PRECISIONS[case.precision])
     times: dict[str, list[float]] = {name: [] for name in (*names, "product")}
     calls: dict[str, Callable[[], object]] = {name: contender.step for name, contender in contenders.items()}

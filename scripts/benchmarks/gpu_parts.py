@@ -1,4 +1,4 @@
-"""The parts of scripts/check_gpu.py. Each yields rows: figures by name, or a ``verdict`` beside its aim (gpu_page.py)."""
+"""The parts of scripts/check_gpu.py. Each yields rows: figures by name, or a ``verdict`` on one (gpu_page.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from model import (
     TOLERANCES,
     Case,
     Contender,
-    gradient_difference,
     measure,
     memory,
     share_weights,
@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video import FeatureExtractor, save_pretrained
 from hiera_video.models.architecture import Architecture, MAEArchitecture
+from hiera_video.models.checkpoints.formats import convert
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, random_keep
 from hiera_video.models.published import ARCHITECTURES, MAE_ARCHITECTURES
@@ -110,7 +111,7 @@ def tests(settings: dict[str, Any]) -> Iterator[Row]:
 def parity(settings: dict[str, Any]) -> Iterator[Row]:
     """Ours and the reference in half the precision, beside the reference in fp32: no further from it than allowed."""
     for precision in ("bf16", "fp16"):
-        # torch has no fp16 autocast for all of a CPU's operations; gradients of fp16 need a scaler, which part resumed has.
+        # Gradients in fp16 need a scaler: part resumed has it. On a CPU they are slow.
         for task in ("inference", "mae") if settings["device"] == "cuda" or precision == "bf16" else ("inference",):
             case = case_of(settings, task, "base", precision)
             exact = replace(case, precision="fp32")
@@ -136,10 +137,24 @@ def compare(case: Case, first: Contender, ours: Contender, theirs: Contender, tr
     if training and case.precision == "bf16":
         for output in outputs:
             output.backward()
-        row["gradient_from_reference"] = gradient_difference(theirs.model, ours.model)
-        what = f"base, {case.task}, {case.precision}: gradient's distance from the reference's"
-        yield {"verdict": verdict(what, row["gradient_from_reference"], tolerance[1], most=True)}
+        exact_gradient = gradient_of(truth.model)
+        row["our_gradient_from_fp32"] = apart(gradient_of(ours.model), exact_gradient)
+        row["reference_gradient_from_fp32"] = apart(gradient_of(theirs.model), exact_gradient)
+        what = f"base, {case.task}, {case.precision}: gradient's distance from fp32"
+        yield {"verdict": verdict(what, row["our_gradient_from_fp32"], tolerance[1], most=True)}
     yield row
+
+
+def gradient_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's gradient, under our names."""
+    return dict(convert({name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+
+
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The norm of the difference of all of it relative to that of the other."""
+    assert one.keys() == other.keys()
+    squares = [((one[name] - other[name]).square().sum(), other[name].square().sum()) for name in other]
+    return math.sqrt(sum(float(difference) for difference, _ in squares) / sum(float(whole) for _, whole in squares))
 
 
 def batch_size_by_memory(used: list[float], total: float, most: int) -> int:
@@ -163,7 +178,8 @@ def timed(settings: dict[str, Any], case: Case, size: str, names: list[str]) -> 
     on_gpu = settings["device"] == "cuda"
     while True:
         try:
-            result = measure(case, names, 10 if on_gpu else 2, with_memory=on_gpu, strict=False)
+            how: Any = {"with_memory": True} if on_gpu else {"with_memory": False, "side": 256}
+            result = measure(case, names, 10 if on_gpu else 2, strict=False, **how)
             break
         except torch.OutOfMemoryError:
             if case.batch_size == 1:
@@ -194,7 +210,7 @@ def throughput(settings: dict[str, Any]) -> Iterator[Row]:
     """Eager, beside the reference, at the same batch: what the reference's memory leaves room for."""
     for size in SIZES:
         for task in TASKS:
-            case = case_of(settings, task, size, "bf16")
+            case = case_of(settings, task, size, "bf16" if settings["device"] == "cuda" else "fp32")
             try:
                 if settings["device"] == "cuda":
                     total = torch.cuda.get_device_properties(0).total_memory / 2**20
@@ -213,10 +229,11 @@ def throughput(settings: dict[str, Any]) -> Iterator[Row]:
 
 def compiled(settings: dict[str, Any]) -> Iterator[Row]:
     """The same cases compiled, as many as there is time for; batches as they were eager."""
-    before = {
-        (row.get("task"), row.get("size")): row for row in settings["parts"].get("throughput", {}).get("rows", [])
-    }
+    rows = settings["parts"].get("throughput", {}).get("rows", [])
+    before = {(row.get("task"), row.get("size")): row for row in rows}
     on_gpu, longest = settings["device"] == "cuda", 0.0
+    if not on_gpu:  # without its compiler, which takes half a minute there: what is traced is run as it is
+        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
     for task, size in COMPILED if on_gpu else COMPILED[:1]:
         began = time.time()
         if on_gpu and settings["deadline"] - began < longest + 10:
@@ -225,7 +242,8 @@ def compiled(settings: dict[str, Any]) -> Iterator[Row]:
         batch = before.get((task, size), {}).get("batch", MOST_CLIPS[task] // 4 if on_gpu else 2)
         try:
             torch.compiler.reset()
-            row = timed(settings, case_of(settings, task, size, "bf16", batch), size, ["ours", "ours compiled"])
+            case = case_of(settings, task, size, "bf16" if on_gpu else "fp32", batch)
+            row = timed(settings, case, size, ["ours", "ours compiled"])
             yield row | {"seconds": round(time.time() - began, 1)}
         except Exception as error:  # the compiler has many kinds
             yield {"task": task, "size": size, "mode": "compiled", "error": f"{task}, {size}, compiled: {error}"[:300]}
@@ -283,20 +301,17 @@ def resumed(settings: dict[str, Any]) -> Iterator[Row]:
         flat = {f"{key}.{kind}": value for key, kinds in tensors.items() for kind, value in kinds.items()}
         return flat, (last / "state.json").read_text().split('"scaler"')[1].split('"loader"')[0]
 
-    whole, halved = state("whole", None), state("halved", 5 if on_gpu else 2)
+    unbroken, halved = state("whole", None), state("halved", 5 if on_gpu else 2)
     row: Row = {"precision": changes["run.precision"], "scaler": halved[1].strip(' :,"')}
-    row["difference"] = distance(whole[0], halved[0])
+    row["difference"] = distance(unbroken[0], halved[0])
     allowed = 0.0
     if row["difference"]:  # is it that of any two runs on this device?
-        row["difference_of_equal_runs"] = distance(whole[0], state("again", None)[0])
+        row["difference_of_equal_runs"] = distance(unbroken[0], state("again", None)[0])
         allowed = 2 * row["difference_of_equal_runs"]
     yield row
-    yield {
-        "verdict": verdict(
-            "a run that goes on: its state's distance from one run's", row["difference"], allowed, most=True
-        )
-    }
-    yield {"verdict": verdict("a run that goes on: its scaler is another", float(whole[1] != halved[1]), 0, most=True)}
+    what = "a run that goes on: "
+    yield {"verdict": verdict(what + "its state's distance from one run's", row["difference"], allowed, most=True)}
+    yield {"verdict": verdict(what + "its scaler is another", float(unbroken[1] != halved[1]), 0, most=True)}
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

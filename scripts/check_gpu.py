@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     if options.device == "cpu":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
         with suppress(ImportError):  # the parts will say what is missing
             import gpu_parts as gpu_parts  # once for all of them
     ends, parts = time.monotonic() + options.budget, {}

@@ -72,7 +72,7 @@ def test_other_weights_are_refused(script: Any) -> None:
     contenders = {name: script.Contender(case, name) for name in ("ours", "reference")}
     contenders["reference"].model.head.act_func = torch.nn.Softmax(dim=-1)
     with pytest.raises(SystemExit, match=r"hiera_tiny_224, reference: output is .* away, more than 1e-05"):
-        script.agree(case, contenders)
+        script.agree(case, contenders, strict=True)
 
 
 def test_files_become_a_table_and_a_picture(

@@ -56,6 +56,15 @@ class Made:
     batch: Batch | None
     error: str | None = None
 
+    def pin_memory(self) -> Made:
+        """torch's loader calls it on a machine with a GPU: from pinned memory a copy runs beside the computation."""
+        if self.batch is None:
+            return self
+        parts: Any = {
+            name: part.pin_memory() if isinstance(part, Tensor) else part for name, part in self.batch.items()
+        }
+        return Made(parts)
+
 
 @dataclass(frozen=True)
 class Order:

@@ -59,9 +59,11 @@ class Views:
         num_clips, num_frames = self.rows.shape
         shape = (num_clips, len(self.corners), len(self.frames), num_frames, height, width)
         clips = self.frames.new_empty(shape)
+        # Indices on the host would be copied at each use, and each copy would wait for all that the device has to do.
+        rows = self.rows.to(self.frames.device, non_blocking=True)
         for crop, (y, x) in enumerate(self.corners):
             cut = self.frames[:, :, y : y + height, x : x + width]
-            for clip, row in enumerate(self.rows):
+            for clip, row in enumerate(rows):
                 clips[clip, crop] = cut[:, row]
         return clips.flatten(0, 1)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.models.architecture import Architecture
-from hiera_video.models.layers import Block
+from hiera_video.models.layers import Block, attend
 from hiera_video.models.unroll import Size, StageTokens, units
 
 
@@ -137,7 +137,7 @@ def run_on_map(block: Block, tokens: Tensor, window: Size | None) -> Tensor:
         query = pool_map(query, stride)
     inside = query.shape[1:-1]
     heads = [part.flatten(1, -2).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    mixed = attend(*heads).transpose(1, 2).flatten(2)
     mixed = attn.proj(mixed).unflatten(0, cut.shape[:2]).unflatten(2, tuple(inside))
     after = tuple(shortcut.shape[1:-1])
     mixed = mixed[:, 0] if window is None else _merge(mixed, counts, after)

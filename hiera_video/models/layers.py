@@ -53,6 +53,9 @@ class PatchConv3d(_WindowConvolution, nn.Conv3d):
 #: Convolutions by the number of axes, as modules and as functions.
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: PatchConv1d, 2: PatchConv2d, 3: PatchConv3d}
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+#: Windows that CUDA's attention kernels take at once (pytorch issue 146704): an axis of their grid. The published
+#: video models have 392 for each clip.
+MOST_WINDOWS = 65535
 
 
 class PatchEmbed(nn.Module):
@@ -147,6 +150,25 @@ class DropPath(nn.Module):
         return branch * kept / (1 - self.rate)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of many windows; those above :data:`MOST_WINDOWS` in turns.
+
+    Args:
+        query: ``[W, heads, T, C]``.
+        key: ``[W, heads, S, C]``.
+        value: Of the same shape.
+
+    Returns:
+        ``[W, heads, T, C]``.
+    """
+    # An exported graph takes any number: the comparison would limit its batches.
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # torch 2.6 has no is_exporting
+    if exporting or len(query) <= MOST_WINDOWS:
+        return F.scaled_dot_product_attention(query, key, value)
+    parts = zip(*(part.split(MOST_WINDOWS) for part in (query, key, value)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+
+
 class MaskUnitAttention(nn.Module):
     """Attention within each mask unit or over all tokens, whose queries may be max-pooled (paper, section 3).
 
@@ -188,7 +210,7 @@ class MaskUnitAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = self.project(tokens)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        mixed = attend(query, key, value).transpose(1, 2)
         return self.proj(mixed.reshape(*tokens.shape[:2], -1, self.proj.in_features))
 
     def in_view(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

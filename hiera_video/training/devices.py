@@ -86,7 +86,7 @@ def pick_precision(name: str, device: torch.device, *, width: int = 0) -> torch.
         RequestError: There is no such name.
     """
     if name == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bf16" if on_gpu or (device.type == "cpu" and bf16_pays(width)) else "fp32"
     if name not in DTYPES:
         raise RequestError(f"precision {name!r} must be auto, {', '.join(DTYPES)}")

@@ -66,15 +66,18 @@ def emulated(precision: str, case: Case) -> bool:
     return least[1] > 4 * least[0]
 
 
-def measure(case: Case, names: list[str], rounds: int, *, with_memory: bool) -> dict[str, Any]:
-    """Everything of one case, as it goes into the JSON file."""
+def measure(
+    case: Case, names: list[str], rounds: int, *, with_memory: bool, strict: bool = True, side: int | None = None
+) -> dict[str, Any]:
+    """Everything of one case, as it goes into the JSON file; ``side`` of the matrices whose product is the ceiling."""
     # Before models are made here: on Linux a child's peak starts from that of the process that started it.
-    memories = {name: memory_in_child(case, name) for name in names} if with_memory else {}
+    used = memory if case.device.startswith("cuda") else memory_in_child
+    memories = {name: used(case, name) for name in names} if with_memory else {}
     contenders = {name: Contender(case, name) for name in names}
-    differences = agree(case, contenders)
+    differences = agree(case, contenders, strict=strict)
     for contender in contenders.values():
         contender.step()
-    side = 8192 if case.device.startswith("cuda") else 2048
+    side = side or (8192 if case.device.startswith("cuda") else 2048)
     calls: dict[str, Callable[[], object]] = {name: contender.step for name, contender in contenders.items()}
     precisions = [each for each in dict.fromkeys(c.precision for c in contenders.values()) if not emulated(each, case)]
     for precision in precisions:

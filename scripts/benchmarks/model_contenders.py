@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +56,7 @@ def build(case: Case, who: str) -> nn.Module:
     """The model of one package, with its own random weights, on the case's device."""
     arch, image = case.arch, len(case.size) == 2
     model: nn.Module
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.device(case.device):
         warnings.simplefilter("ignore")  # the reference imports a module path of timm that timm has deprecated
         if who == "ours":
             model = HieraMAE(arch) if isinstance(arch, MAEArchitecture) else Hiera(arch)
@@ -85,7 +86,7 @@ def build(case: Case, who: str) -> nn.Module:
             model = transformers.HieraForImageClassification(config)
         else:
             raise ValueError(f"{who} has no {case.model} for the task {case.task}")
-    return model.to(case.device)
+    return model
 
 
 class Contender:
@@ -161,17 +162,24 @@ def flops(case: Case) -> int:
     return counter.get_total_flops()
 
 
-def agree(case: Case, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    """Gives all of them our weights, and the largest relative differences of what they compute.
-
-    Ends the program where one exceeds its tolerance: there would be nothing to compare. It is also the warm-up.
-    """
-    ours = contenders["ours"]
-    weights = ours.model.state_dict()
-    for contender in contenders.values():
+def share_weights(contenders: Iterable[Contender]) -> None:
+    """Gives all of them the weights of the first, which is one of ours."""
+    first, *others = contenders
+    weights = first.model.state_dict()
+    for contender in others:
         with torch.no_grad():
             for name, tensor in convert(contender.model.state_dict()).items():
                 tensor.copy_(weights[name])
+
+
+def agree(case: Case, contenders: dict[str, Contender], *, strict: bool) -> dict[str, dict[str, float]]:
+    """Gives all of them our weights, and the largest relative differences of what they compute.
+
+    Ends the program where one exceeds its tolerance, if ``strict``: there would be nothing to compare. It is also the
+    warm-up.
+    """
+    ours = contenders["ours"]
+    share_weights(contenders.values())
     found: dict[str, dict[str, float]] = {}
     with torch.set_grad_enabled(ours.training):
         expected = {name: contender.output() for name, contender in contenders.items()}
@@ -184,7 +192,7 @@ def agree(case: Case, contenders: dict[str, Contender]) -> dict[str, dict[str, f
         allowed = TOLERANCES[case.precision] if contender.precision == case.precision else ACROSS
         tolerances = dict(zip(("output", "gradient"), allowed, strict=True))
         for what, difference in found[name].items():
-            if not difference <= tolerances[what]:
+            if strict and not difference <= tolerances[what]:
                 sys.exit(f"{case.model}, {name}: {what} is {difference:.1e} away, more than {tolerances[what]:.0e}")
     for contender in contenders.values():
         contender.model.zero_grad()

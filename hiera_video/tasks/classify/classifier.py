@@ -24,6 +24,7 @@ from hiera_video.data.reading.files import find_inputs
 from hiera_video.data.views import Loaded, Segment, load_ahead, load_segment
 from hiera_video.errors import RequestError, UnreadableVideo
 from hiera_video.models.hiera import WITHOUT_CLASSES, Hiera
+from hiera_video.models.masks import moved
 from hiera_video.models.zoo import BUILT_IN, from_pretrained
 from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
@@ -71,7 +72,7 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> Tensor:
         """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
-        clip = self.spec.model_input(self.spec.normalize(clips.to(self.device)))
+        clip = self.spec.model_input(self.spec.normalize(moved(clips, self.device)))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(clip)
         return scores_of(logits, multi_label=self.multi_label)

@@ -20,6 +20,7 @@ from hiera_video.data.loader import Batch
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
+from hiera_video.models.masks import moved
 from hiera_video.models.zoo import from_pretrained
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.train.classifier import ClassStep
@@ -117,8 +118,8 @@ class ModelTeacher:
         model = self._model
         spec, frames = model.spec, clip.shape[2] if clip.ndim == 5 else 1
         if clip.ndim == 5 and frames != spec.num_frames:
-            nearest = np.linspace(0, frames - 1, spec.num_frames).round().astype(int)
-            clip = clip[:, :, nearest]
+            nearest = torch.from_numpy(np.linspace(0, frames - 1, spec.num_frames).round().astype(np.int64))
+            clip = clip[:, :, moved(nearest, clip.device)]
         if clip.shape[-2:] != spec.size:
             flat = clip.transpose(1, 2).flatten(0, 1) if clip.ndim == 5 else clip
             flat = F.interpolate(flat, size=spec.size, mode="bicubic", antialias=True).clamp_(0, 1)

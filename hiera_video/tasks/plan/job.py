@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
-
 from hiera_video.errors import RequestError
 from hiera_video.tasks.plan.measure import Part
 from hiera_video.tasks.plan.parts import Calibration, calibrate
@@ -148,8 +146,7 @@ def _planned(job: str, request: Any, gpu: Gpu | None, share: float) -> Iterator[
         rate = 1e12 * share * GPUS[gpu][precision == "fp32"]
         how = f"not measured: {share:.0%} of the published peak of {GPUS[gpu][precision == 'fp32']:g} TFLOP/s"
         parts = [_on(part, part.flops / rate, costs) for part in parts]
-    start = costs.ready - psutil.Process().create_time()
-    total = sum(part.count * part.each + part.once for part in parts) + start
+    total = sum(part.count * part.each + part.once for part in parts) + costs.ready
     num_bytes = round(sum(looked.bytes * times for looked, times in costs.files))
     decoding, model = (
         sum(part.count * value for part, value in zip(parts, values, strict=True))

@@ -24,6 +24,7 @@ from hiera_video.data.windows import Walk
 from hiera_video.errors import UnreadableVideo
 
 T = TypeVar("T")
+clock = time.perf_counter
 
 #: Seconds in which files are opened to see how long they are and whether they can be read; of the others, the mean.
 LOOK_S = 3.0
@@ -139,11 +140,11 @@ def pace(counts: Iterable[int], seconds: float) -> Pace:
     Returns:
         The pace, without the first items.
     """
-    began = time.perf_counter()
+    began = clock()
     stamps: list[tuple[float, int]] = []
     warm, cores = 0, 0.0
     for count in counts:
-        now = time.perf_counter() - began
+        now = clock() - began
         stamps.append((now, count + (stamps[-1][1] if stamps else 0)))
         since = now - stamps[0][0]
         if not warm and len(stamps) > 1 and since >= WARM * seconds:
@@ -153,6 +154,11 @@ def pace(counts: Iterable[int], seconds: float) -> Pace:
     before, (last, done) = stamps[warm][1], stamps[-1]
     each, offset = np.polyfit([number for _, number in stamps[warm:]], [at for at, _ in stamps[warm:]], 1)
     return Pace(float(each), (core_seconds() - cores) / (done - before), max(0.0, float(offset)), last)
+
+
+def since_start() -> float:
+    """Seconds since this process began."""
+    return time.time() - psutil.Process().create_time()
 
 
 def core_seconds() -> float:
@@ -180,11 +186,11 @@ class Waiting(Iterator[T]):
         self._items, self.seconds = items, 0.0
 
     def __next__(self) -> T:
-        began = time.perf_counter()
+        began = clock()
         try:
             return next(self._items)
         finally:
-            self.seconds += time.perf_counter() - began
+            self.seconds += clock() - began
 
 
 def counting() -> FlopCounterMode:

@@ -7,8 +7,8 @@ that is scored, a window. Nothing is written but to a temporary folder.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -45,6 +45,7 @@ from hiera_video.tasks.plan.measure import (
     Meter,
     Pace,
     Part,
+    clock,
     core_seconds,
     counting,
     look,
@@ -52,6 +53,7 @@ from hiera_video.tasks.plan.measure import (
     others_memory,
     own_memory,
     pace,
+    since_start,
 )
 from hiera_video.tasks.train.classifier import starting_classifier
 from hiera_video.tasks.train.data import Lists, ReadBefore, check_files, clip_loader, labelled, lists_of
@@ -73,7 +75,8 @@ ENDLESS = "1000000000st"
 
 @dataclass
 class Calibration:
-    """A job's ``parts``; its ``steps``; ``ready``: when it could begin, by ``time.time``; ``files`` that are read, each
+    """A job's ``parts``; its ``steps``; ``ready``: seconds from this process's start until it
+    could begin; ``files`` that are read, each
     list with how often; ``memory``: the most bytes of all its processes; ``workers``: processes that decode.
     """
 
@@ -111,8 +114,13 @@ def calibrate(job: str, request: Any, *, seconds: float, run_model: bool) -> Cal
         "finetune": _training,
         "pretrain": _training,
     }
-    with TemporaryDirectory() as folder:
-        return how[job](request, seconds, run_model, Path(folder))
+    log, level = logging.getLogger("hiera_video"), logging.getLogger("hiera_video").level
+    try:
+        with TemporaryDirectory() as folder:
+            log.setLevel(logging.WARNING)  # what short runs say of themselves
+            return how[job](request, seconds, run_model, Path(folder))
+    finally:
+        log.setLevel(level)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -127,7 +135,7 @@ def _extraction(values: dict[str, Any], seconds: float, run_model: bool, folder:
     how = (values["dtype"], values["format"], values["layout"], share)
     walk, facts, _ = how_of(extractor, name, values["features"], asked, *how)
     todo = Todo(Inputs(values["inputs"]), *read_done(Path(values["output"]), walk.crop), share)
-    plan = Calibration(extractor.device, extractor.precision, values["num_workers"], time.time())
+    plan = Calibration(extractor.device, extractor.precision, values["num_workers"], since_start())
     if not len(todo):
         raise RequestError("there is nothing to extract: all inputs are done, or none can be read")
     plan.paths = [path for path, _ in todo]
@@ -158,18 +166,18 @@ def _extraction(values: dict[str, Any], seconds: float, run_model: bool, folder:
 
 def _evaluation(recipe: Evaluation, seconds: float, run_model: bool, folder: Path) -> Calibration:
     job, data = settle(recipe), recipe.data
-    plan = Calibration(job.device, job.precision, data.num_workers, time.time())
+    plan = Calibration(job.device, job.precision, data.num_workers, since_start())
     looked = _listed(plan, job.videos, 1.0, data.fps)
     meter = Meter(job.device, 0.8 * seconds, run_model)
     how = (job.views, job.sampling, data.decode)
     part = _scoring(meter, job.scorer, job.videos, looked, recipe.run.batch_size, how, data)
     ending = 0.0
     if recipe.run.output is not None and run_model:
-        began, scores = time.perf_counter(), _guessed(job.videos)
+        began, scores = clock(), _guessed(job.videos)
         class_scores(scores, job.videos)
         reading = {"num_workers": data.num_workers, "time_limit": data.time_limit, "fps": data.fps}
         draw_pictures(folder, job.videos, scores, **reading)
-        ending = time.perf_counter() - began
+        ending = clock() - began
     plan.parts = [replace(part, once=part.once + ending)]
     plan.steps = -(-len(job.videos) * int(np.prod(parse_views(job.views))) // recipe.run.batch_size)
     plan.memory = own_memory() + max(meter.memory)
@@ -227,7 +235,7 @@ def _training(recipe: Finetuning | Pretraining, seconds: float, run_model: bool,
     assert train is not None
     steps = plan_run(recipe.optim, run, num_videos=len(train), repeats=data.repeats, num_processes=1)
     dtype = pick_precision(run.precision, accelerator.device)
-    plan = Calibration(accelerator.device, dtype, data.num_workers, time.time(), steps.steps)
+    plan = Calibration(accelerator.device, dtype, data.num_workers, since_start(), steps.steps)
     passes = steps.steps * steps.videos_per_step / len(train)
     judged = -(-steps.steps // steps.evaluate_every) if val is not None else 0
     heads = list[Hiera]()
@@ -235,7 +243,7 @@ def _training(recipe: Finetuning | Pretraining, seconds: float, run_model: bool,
         heads = [starting_classifier(recipe, train.classes)]
         heads += with_linear_head(recipe, train.classes, None) if recipe.model.head == "best" else []
         judged += val is not None
-    plan.ready = time.time()
+    plan.ready = since_start()
     looked = _listed(plan, train, passes + len(heads), data.fps)
     meter = Meter(accelerator.device, seconds * (0.3 if steps.steps else 0.4), run_model)
     plan.parts = [_head(meter, head, recipe, train, looked, accelerator) for head in heads]
@@ -252,10 +260,10 @@ def _training(recipe: Finetuning | Pretraining, seconds: float, run_model: bool,
             few = min(FEW, len(val))
             plan.parts.append(replace(part, count=judged * (len(val) - (few if steps.steps else 0)), once=once))
     if isinstance(recipe, Finetuning) and not steps.steps and run_model:
-        began, made = time.perf_counter(), val or train
+        began, made = clock(), val or train
         own = replace(recipe, run=replace(run, output=str(folder)))
         write_report(own, train=train, judged=made, scores=_guessed(made), words="")
-        plan.parts[-1] = replace(plan.parts[-1], once=plan.parts[-1].once + time.perf_counter() - began)
+        plan.parts[-1] = replace(plan.parts[-1], once=plan.parts[-1].once + clock() - began)
     plan.memory = own_memory() + max(meter.memory, default=0)
     return plan
 
@@ -277,9 +285,9 @@ def _head(meter: Meter, model: Hiera, recipe: Any, train: VideoList, looked: Loo
         return part
     some = np.unique(np.linspace(0, len(train) - 1, FITTED).round().astype(int))
     values = torch.randn(len(some) * clips, model.head_features)
-    began = time.perf_counter()
+    began = clock()
     solve(values, train.labels[some].repeat(clips, axis=0), len(train.classes))
-    once = part.once + (time.perf_counter() - began) * FOLDS * len(train) / len(some)
+    once = part.once + (clock() - began) * FOLDS * len(train) / len(some)
     return replace(part, once=once)
 
 
@@ -357,13 +365,13 @@ def _brief(job: Any, recipe: Any, lists: Lists, folder: Path) -> _Brief:
         (folder / "val.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
         brief = replace(brief, data=replace(brief.data, val=str(folder / "val.csv")))
         share = min(NUM_VALIDATED, len(val)) / len(few)
-    began, at = time.perf_counter(), dict[tuple[str, int], tuple[float, float]]()
+    began, at = clock(), dict[tuple[str, int], tuple[float, float]]()
     run = job(brief)
     with counting() as counter:
         for record in itertools.islice(run, 1):
-            at[record.kind, record.step] = time.perf_counter(), core_seconds()
+            at[record.kind, record.step] = clock(), core_seconds()
     for record in run:
-        at[record.kind, record.step] = time.perf_counter(), core_seconds()
+        at[record.kind, record.step] = clock(), core_seconds()
     (first, _), (second, cores) = at["train", 1], at["train", 2]
     before, cores_before = at.get(("val", 1), at["train", 1])
     judged, judged_last = at.get(("val", 2), at["train", 2])[0], before - first

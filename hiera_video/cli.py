@@ -242,8 +242,9 @@ def _run_plan(argv: list[str]) -> int:
     from hiera_video.arguments import value_of, words_of
 
     own = _own_fields("plan")
-    first = {"job": WORDS.get(argv[0], argv[0])} if argv else {}
-    name = value_of("job", own.pop("job"), first, job="plan")
+    name, jobs = WORDS.get(argv[0], argv[0]) if argv else None, "pretrain, finetune, evaluate or extract"
+    if name is None or name not in get_args(own.pop("job").hint):
+        return failed(f"plan is of {jobs}{': name one' if name is None else f', not of {name!r}'}")
     options = options_of(name) | own
     words = words_of(argv[1:], options, JOBS[name].short or {}, example=JOBS["plan"].example)
     style = words.pop("format") if words.get("format", "") in get_args(FORMATS) else "table"

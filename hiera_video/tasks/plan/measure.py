@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hiera_video.data.reading.child_process import IsolatedReader
 from hiera_video.data.reading.files import is_address, is_image
@@ -24,6 +23,7 @@ from hiera_video.data.windows import Walk
 from hiera_video.errors import UnreadableVideo
 
 T = TypeVar("T")
+Shape: TypeAlias = Sequence[int]
 clock = time.perf_counter
 
 #: Seconds in which files are opened to see how long they are and whether they can be read; of the others, the mean.
@@ -194,12 +194,17 @@ class Waiting(Iterator[T]):
 
 
 def counting() -> FlopCounterMode:
-    """torch's counter, which does not know the attention of CPUs by itself."""
-    aten, mapping = torch.ops.aten, {}
-    for name in ("", "_backward"):
-        known = partial(flop_registry[getattr(aten, f"_scaled_dot_product_flash_attention{name}")])
-        known._get_raw = True  # type: ignore[attr-defined]  # torch's mark of what takes tensors, not shapes
-        mapping[getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{name}")] = known
+    """torch's counter, which does not know the attention of CPUs by itself; what is computed again is not counted."""
+    aten = torch.ops.aten
+
+    def forward(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(_: Shape, query: Shape, key: Shape, value: Shape, *__: object, **___: object) -> int:
+        return 2 * forward(query, key, value)
+
+    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: forward}
+    mapping[aten._scaled_dot_product_flash_attention_for_cpu_backward] = backward
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 

@@ -155,7 +155,7 @@ def test_a_table_says_what_limits_and_what_to_change(
         (["extract", "a.mp4", "--output", "out", "--gpu-share", "2"], "gpu_share is 2, but is above 0 and at most 1"),
         (["evaluate", "--vals", "videos"], "there is no option --vals; did you mean --val?"),
         (["extract", "none.mp4", "--output", "out"], "none of 1 files can be read: none.mp4 "),
-        (["finetune", "--train", "nowhere"], "nowhere is "),
+        (["finetune", "--train", "nowhere"], "there is no file, folder or card 'nowhere'"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_sentence(

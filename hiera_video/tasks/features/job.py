@@ -119,15 +119,13 @@ def extract(
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    walk, facts, arrays = how_of(
-        extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share
-    )
+    walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
 
-def how_of(
+def _how(
     extractor: FeatureExtractor,
     model: str,
     features: str,
@@ -137,24 +135,7 @@ def how_of(
     layout: str,
     share: tuple[int, int],
 ) -> tuple[Walk, dict[str, Any], bool]:
-    """How an extraction is made.
-
-    Args:
-        extractor: The model.
-        model: Its name.
-        features: Names of the features, with commas.
-        windows: Seconds of a window and from one to the next, the crop, and the batch.
-        dtype: As in :func:`extract`, like all others.
-        format: Of the files.
-        layout: windows or actionformer.
-        share: Number of the part, and of how many.
-
-    Returns:
-        How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written.
-
-    Raises:
-        RequestError: For a value that is not possible.
-    """
+    """How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written."""
     names = feature_names(extractor.model, features)
     window, hop, crop, batch_size = windows
     walk = extractor.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
@@ -22,13 +23,12 @@ from hiera_video.data.sampling import keyed_rng, window_starts
 from hiera_video.data.windows import Walk
 from hiera_video.errors import UnreadableVideo
 
-T = TypeVar("T")
 Shape: TypeAlias = Sequence[int]
 clock = time.perf_counter
 
 #: Seconds in which files are opened to see how long they are and whether they can be read; of the others, the mean.
 LOOK_S = 3.0
-#: Files whose sizes are asked for.
+#: Files whose sizes are asked for; of the others, the mean.
 MOST_FILES = 20_000
 #: The share of a measurement that is left out: queues are filled then.
 WARM = 0.3
@@ -40,7 +40,7 @@ class Part:
 
     ``each``: seconds of one, decoding and model together as the job runs them, 0 where the model was not run;
     ``decoding``: core seconds of reading and decoding for it; ``model``: seconds of the model alone; ``flops``;
-    ``once``: seconds that come once beside them: readers that start, checkpoints, pictures.
+    ``once``: seconds that come once beside them: start-up, readers that start, a fit.
     """
 
     what: str
@@ -53,76 +53,159 @@ class Part:
 
 
 @dataclass
-class Looked:
-    """Files: all their ``bytes`` and ``windows`` (of those opened, scaled to all where time was short: then ``exact``
-    is off), numbers of ``good`` ones, and why each of the ``bad`` cannot be read.
-    """
-
-    bytes: float = 0.0
-    windows: float = 0.0
-    exact: bool = True
-    good: list[int] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def look(paths: Sequence[str], walk: Walk | None = None, fps: float | None = None) -> Looked:
-    """Sizes of files, and of those that can be opened in a few seconds whether they can, and their windows.
+class Costs:
+    """What a job costs, as far as it is measured.
 
     Args:
-        paths: Files.
-        walk: How they become windows; None: they do not.
-        fps: Frames a second of folders of pictures.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        UnreadableVideo: None can be read.
+        device: Where the model computes.
+        precision: In what.
+        workers: Processes that decode.
+        seconds: For all measurements.
+        run_model: Whether the model runs here; else files are read, and FLOPs counted, alone.
+        ready: Seconds from the start of this process until the job could begin.
+        steps: Of the optimizer, else batches.
+        parts: What the job does again and again.
+        paths: Files that it reads.
+        bytes: Of the files, as often as they are read.
+        bad: Files that cannot be read, and why.
+        others: The most bytes that the processes below this one held for themselves.
     """
-    looked, sizes, windows, until = Looked(), list[int](), list[int](), time.monotonic() + LOOK_S
-    with IsolatedReader(time_limit=60) as reader:
-        for number in keyed_rng(0).permutation(len(paths)).tolist()[:MOST_FILES]:
-            path = paths[number]
-            try:
-                sizes.append(_size(path))
-                if looked.good and time.monotonic() > until:
-                    continue
-                if is_image(path):
-                    windows.append(1)
-                else:
-                    times = reader.open(path, fps=fps).times
-                    windows.append(0 if walk is None else len(window_starts(times, walk.spec, walk.hop)))
-                looked.good.append(number)
-            except UnreadableVideo as error:
-                looked.bad[path] = str(error)
-            except OSError as error:
-                looked.bad[path] = f"{path} cannot be read: {error.strerror or error}"
-    if not looked.good:
-        raise UnreadableVideo(f"none of {len(paths)} files can be read: {next(iter(looked.bad.values()), 'no file')}")
-    looked.exact = len(windows) + len(looked.bad) == len(paths)
-    looked.bytes = sum(sizes) * max(1, len(paths) / MOST_FILES)
-    looked.windows = sum(windows) * (1 if looked.exact else len(paths) / (len(windows) + len(looked.bad)))
-    return looked
+
+    device: torch.device
+    precision: torch.dtype
+    workers: int
+    seconds: float
+    run_model: bool
+    ready: float
+    steps: int = 0
+    parts: list[Part] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    bytes: float = 0.0
+    bad: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+
+    def look(self, paths: Sequence[str], times: float, walk: Walk | None = None) -> tuple[list[int], float]:
+        """Asks for the sizes of files, and for some seconds opens them.
+
+        Args:
+            paths: Files.
+            times: How often each is read.
+            walk: How they become windows; None: they do not.
+
+        Returns:
+            The numbers of files that can be opened, in an order that is drawn, and the windows of all.
+
+        Raises:
+            UnreadableVideo: None can be read.
+        """
+        sizes, windows, good, until = list[int](), list[int](), list[int](), time.monotonic() + LOOK_S
+        with IsolatedReader(time_limit=60) as reader:
+            for number in keyed_rng(0).permutation(len(paths)).tolist()[:MOST_FILES]:
+                path = paths[number]
+                try:
+                    sizes.append(_size(path))
+                    if good and time.monotonic() > until:
+                        continue
+                    video = None if is_image(path) or os.path.isdir(path) else reader.open(path)
+                    windows.append(1 if walk is None or video is None else len(_starts(video.times, walk)))
+                    good.append(number)
+                except OSError as error:
+                    told = str(error) if isinstance(error, UnreadableVideo) else f"{path}: {error.strerror or error}"
+                    self.bad[path] = told
+                    windows.append(0)
+        if not good:
+            raise UnreadableVideo(f"none of {len(paths)} files can be read: {next(iter(self.bad.values()))}")
+        self.paths += paths
+        self.bytes += times * sum(sizes) * max(1, len(paths) / MOST_FILES)
+        return good, sum(windows) * len(paths) / len(windows)
+
+    def part(
+        self,
+        what: str,
+        count: int,
+        load: Callable[[], Any],
+        units: Callable[[Any], int],
+        compute: Callable[[Iterator[Any]], Iterator[object]],
+        one: Callable[[Any], object],
+        *,
+        share: float,
+        in_one: float = 1.0,
+    ) -> Part:
+        """Measures reading alone, then with the model.
+
+        Args:
+            what: Name of what comes again and again.
+            count: How often.
+            load: Starts readers, whose items come for ever.
+            units: How many things are in an item; 0 of one that cannot be read.
+            compute: Runs the model as the job does; something comes out for each thing.
+            one: Runs the model once on an item, to count its FLOPs.
+            share: Of all seconds.
+            in_one: Things in ``one``.
+
+        Returns:
+            The part.
+        """
+        with closing(load()) as loaded:
+            first = next(item for item in loaded if units(item))
+            alone = pace(map(units, loaded), 0.3 * share * self.seconds)
+            self.hold()
+        with counting() as counter:
+            one(first)
+        flops = counter.get_total_flops() / in_one
+        if not self.run_model:
+            return Part(what, count, 0.0, alone.cores, 0.0, flops)
+        waits: list[float] = []
+        with closing(load()) as loaded:
+            both = pace((1 for _ in compute(_waited(loaded, waits))), 0.7 * share * self.seconds)
+            self.hold()
+        model = self.model_seconds(both, alone.cores, sum(waits) / both.total)
+        return Part(what, count, both.each, alone.cores, model, flops, both.start)
+
+    def model_seconds(self, both: Pace, decoding: float, waited: float) -> float:
+        """Seconds of the model alone: on a CPU it shares the cores with the decoders.
+
+        Args:
+            both: The pace of decoding and the model together.
+            decoding: Core seconds of decoding alone.
+            waited: The share of the time in which the model waited.
+
+        Returns:
+            The seconds of one thing.
+        """
+        if self.device.type == "cpu":
+            return max(0.0, both.cores - decoding) / (os.cpu_count() or 1)
+        return both.each * (1 - waited)
+
+    def hold(self) -> None:
+        """Asks what the processes below this one hold for themselves."""
+        below = psutil.Process().children(recursive=True)
+        self.others = max(self.others, sum(process.memory_full_info().uss for process in below))
+
+    def memory(self) -> int:
+        """The most bytes that this process has held, and those below it."""
+        import resource  # not on Windows
+
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return own + self.others
+
+
+def _starts(times: Any, walk: Walk) -> Any:
+    return window_starts(times, walk.spec, walk.hop)
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, of a file in a shard, or of a folder's; 0 of an address."""
+    """Bytes of a file, of a file in a shard, or of all in a folder of pictures; 0 of an address."""
     if member := parse_member(path):
         return member.size
-    if is_address(path):
-        return 0
-    return sum(file.stat().st_size for file in os.scandir(path)) if os.path.isdir(path) else os.stat(path).st_size
-
-
-# --- time and memory --------------------------------------------------------------------------------------------------
+    if os.path.isdir(path):
+        return sum(file.stat().st_size for file in os.scandir(path))
+    return 0 if is_address(path) else os.stat(path).st_size
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds and core seconds of each of a row of things, seconds until they began to come, and in all."""
+    """Seconds and core seconds of each of many things, seconds until they began to come, and in all."""
 
     each: float
     cores: float
@@ -134,26 +217,34 @@ def pace(counts: Iterable[int], seconds: float) -> Pace:
     """Draws from what goes on for ever, for some seconds.
 
     Args:
-        counts: How many things are done with each item that comes; they may come several at once.
-        seconds: How long, from the first that comes.
+        counts: How many things each item is; they may come several at once.
+        seconds: How long, from the first that comes; three come in any case.
 
     Returns:
-        The pace, without the first items.
+        The pace, without the first of them.
     """
-    began = clock()
-    stamps: list[tuple[float, int]] = []
-    warm, cores = 0, 0.0
-    for count in counts:
-        now = clock() - began
-        stamps.append((now, count + (stamps[-1][1] if stamps else 0)))
-        since = now - stamps[0][0]
+    began, stamps, warm, cores = clock(), list[tuple[float, int]](), 0, 0.0
+    for done in itertools.accumulate(counts):
+        stamps.append((clock() - began, done))
+        since = stamps[-1][0] - stamps[0][0]
+        if warm and since >= seconds:
+            break
         if not warm and len(stamps) > 1 and since >= WARM * seconds:
             warm, cores = len(stamps) - 1, core_seconds()
-        elif warm and since >= seconds:
-            break
-    before, (last, done) = stamps[warm][1], stamps[-1]
-    each, offset = np.polyfit([number for _, number in stamps[warm:]], [at for at, _ in stamps[warm:]], 1)
-    return Pace(float(each), (core_seconds() - cores) / (done - before), max(0.0, float(offset)), last)
+    at, numbers = np.array(stamps[warm:]).T
+    each, start = np.polyfit(numbers, at, 1)
+    used = (core_seconds() - cores) / (numbers[-1] - numbers[0])
+    return Pace(float(each), float(used), max(0.0, float(start)), float(at[-1]))
+
+
+def _waited(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:
+    """The same items; ``waits`` get the seconds for which each was waited."""
+    while True:
+        began = clock()
+        if (item := next(items, None)) is None:
+            return
+        waits.append(clock() - began)
+        yield item
 
 
 def since_start() -> float:
@@ -164,33 +255,7 @@ def since_start() -> float:
 def core_seconds() -> float:
     """Of this process and those below it."""
     here = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in [here, *here.children(recursive=True)])
-
-
-def others_memory() -> int:
-    """Bytes that the processes below this one hold for themselves."""
-    return sum(process.memory_full_info().uss for process in psutil.Process().children(recursive=True))
-
-
-def own_memory() -> int:
-    """The most bytes that this process has held."""
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class Waiting(Iterator[T]):
-    """The same items, and the ``seconds`` for which they were waited."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self._items, self.seconds = items, 0.0
-
-    def __next__(self) -> T:
-        began = clock()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += clock() - began
+    return float(sum(sum(process.cpu_times()[:2]) for process in [here, *here.children(recursive=True)]))
 
 
 def counting() -> FlopCounterMode:
@@ -203,50 +268,6 @@ def counting() -> FlopCounterMode:
     def backward(_: Shape, query: Shape, key: Shape, value: Shape, *__: object, **___: object) -> int:
         return 2 * forward(query, key, value)
 
-    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: forward}
+    mapping: dict[Any, Any] = {aten._scaled_dot_product_flash_attention_for_cpu: forward}
     mapping[aten._scaled_dot_product_flash_attention_for_cpu_backward] = backward
     return FlopCounterMode(display=False, custom_mapping=mapping)
-
-
-@dataclass(frozen=True)
-class Meter:
-    """How the parts of a job without training are measured."""
-
-    device: torch.device
-    seconds: float
-    run_model: bool
-    memory: list[int] = field(default_factory=list)
-
-    def part(
-        self,
-        what: str,
-        count: int,
-        load: Callable[[], Iterator[T]],
-        units: Callable[[T], int],
-        compute: Callable[[Iterator[T]], Iterator[object]],
-        one: Callable[[T], tuple[Callable[[], object], float]],
-    ) -> Part:
-        """Reading alone, then with the model. ``one``: from an item a call of the model, and the units in it."""
-        with closing(load()) as loaded:  # type: ignore[type-var]
-            first = next(item for item in loaded if units(item))
-            alone = pace(map(units, loaded), 0.3 * self.seconds)
-            self.memory.append(others_memory())
-        call, in_call = one(first)
-        with counting() as counter:
-            call()
-        flops = counter.get_total_flops() / in_call
-        if not self.run_model:
-            return Part(what, count, 0.0, alone.cores, 0.0, flops)
-        with closing(load()) as loaded:  # type: ignore[type-var]
-            waiting = Waiting(loaded)
-            both = pace((1 for _ in compute(waiting)), 0.7 * self.seconds)
-            self.memory.append(others_memory())
-        model = model_seconds(self.device, both, alone.cores, waiting.seconds / both.total)
-        return Part(what, count, both.each, alone.cores, model, flops, both.start)
-
-
-def model_seconds(device: torch.device, both: Pace, decoding: float, waited: float) -> float:
-    """Of the model alone: on a CPU it shares the cores with the decoders."""
-    if device.type == "cpu":
-        return max(0.0, both.cores - decoding) / (os.cpu_count() or 1)
-    return both.each * (1 - waited)

@@ -1,22 +1,23 @@
 """What a job will cost before it is begun: steps, FLOPs, memory, bytes, decoder cores, hours, and what limits it.
 
-On this machine its parts are measured (costs_of) and multiplied. For a GPU that is not here files are decoded as the
+On this machine its parts are measured (Costs) and multiplied. For a GPU that is not here files are decoded as the
 job decodes them, FLOPs are counted, and a share of the published peak is taken for its speed.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from hiera_video.errors import RequestError
 from hiera_video.tasks.plan.measure import Costs, Part, clock
-from hiera_video.tasks.plan.parts import costs_of
 from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import name_of
 
@@ -112,8 +113,22 @@ def plan(
     return Results(1, _planned(job, request, gpu, gpu_share))
 
 
+def _costs_of(job: str, request: Any, run_model: bool) -> Costs:
+    """Measures a job's parts; nothing is imported that the job does not import, since that takes time and memory."""
+    log = logging.getLogger("hiera_video")
+    level = log.level
+    log.setLevel(logging.WARNING)  # without what a short run says of itself
+    try:
+        name = {"extract": "extraction:extraction", "evaluate": "scoring:evaluation"}.get(job, "steps:training")
+        module, _, function = name.partition(":")
+        costs = getattr(importlib.import_module(f"hiera_video.tasks.plan.{module}"), function)
+        return cast(Costs, costs(request, SECONDS, run_model))
+    finally:
+        log.setLevel(level)
+
+
 def _planned(job: str, request: Any, gpu: Gpu | None, share: float) -> Iterator[Planned]:
-    costs = costs_of(job, request, SECONDS, gpu is None)
+    costs = _costs_of(job, request, gpu is None)
     where = f"{costs.device} in {name_of(costs.precision)}, measured"
     decoders, parts, memory = min(max(1, costs.workers), os.cpu_count() or 1), costs.parts, costs.memory()
     if gpu is not None:

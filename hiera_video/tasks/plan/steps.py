@@ -1,9 +1,8 @@
-"""What the parts of each job cost here: its own readers, model and steps, run for some seconds on some of its files."""
+"""What a training costs here: its steps, and the features that a head is fitted to."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,21 +16,13 @@ import torch
 from accelerate import Accelerator
 
 from hiera_video.data.lists.video_list import VideoList
-from hiera_video.data.sampling import sampler_of
-from hiera_video.data.views import load_ahead, segments_of
-from hiera_video.data.windows import CROPS, read_ahead
 from hiera_video.errors import RequestError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE
-from hiera_video.models.zoo import GENERAL
-from hiera_video.spec import parse_views
-from hiera_video.tasks.classify.classifier import Scorer, score_views
-from hiera_video.tasks.evaluate.job import settle
-from hiera_video.tasks.features.extractor import FeatureExtractor, feature_names
-from hiera_video.tasks.features.inputs import Inputs, Todo
-from hiera_video.tasks.features.job import parse_part
+from hiera_video.tasks.classify.classifier import Scorer
 from hiera_video.tasks.features.linear_layer import solve
 from hiera_video.tasks.plan.measure import Costs, Part, clock, counting, pace, since_start
+from hiera_video.tasks.plan.scoring import scoring
 from hiera_video.tasks.train.classifier import starting_classifier
 from hiera_video.tasks.train.data import check_files, clip_loader, labelled, lists_of
 from hiera_video.tasks.train.finetune import finetune
@@ -41,7 +32,7 @@ from hiera_video.tasks.train.pretrain import Masking, pretrain, starting_mae
 from hiera_video.training.accelerator import start_accelerator
 from hiera_video.training.devices import in_lanes, pick_precision
 from hiera_video.training.optimization import Plan, plan_run
-from hiera_video.training.recipe import Evaluation, Finetuning, Pretraining
+from hiera_video.training.recipe import Finetuning, Pretraining
 
 #: Videos whose features a head is fitted to for the time that takes.
 FITTED = 64
@@ -49,12 +40,11 @@ FITTED = 64
 ENDLESS = "1000000000st"
 
 
-def costs_of(job: str, request: Any, seconds: float, run_model: bool) -> Costs:
-    """Measures a job's parts.
+def training(recipe: Any, seconds: float, run_model: bool) -> Costs:
+    """Measures the parts of a training, by its own readers, model and steps on some of its files.
 
     Args:
-        job: pretrain, finetune, evaluate or extract.
-        request: Its recipe; of extract its arguments by name.
+        recipe: Of pre-training or fine-tuning.
         seconds: For all measurements together, start-up aside; a slow step takes as long as it takes.
         run_model: Whether the model runs here; else files are read and FLOPs counted alone.
 
@@ -66,95 +56,7 @@ def costs_of(job: str, request: Any, seconds: float, run_model: bool) -> Costs:
         UnreadableVideo: No file can be read.
         WeightsError: The model cannot be had.
     """
-    log = logging.getLogger("hiera_video")
-    level = log.level
-    log.setLevel(logging.WARNING)  # without what a short run says of itself
-    try:
-        if job == "extract":
-            return _extraction(request, seconds, run_model)
-        return (_evaluation if job == "evaluate" else _training)(request, seconds, run_model)
-    finally:
-        log.setLevel(level)
 
-
-def _extraction(values: dict[str, Any], seconds: float, run_model: bool) -> Costs:
-    if values["engine"] != "local":
-        raise RequestError("plan runs on this machine: leave --engine ray out")
-    how = {"device": values["device"], "precision": values["precision"]}
-    extractor = FeatureExtractor.from_pretrained(values["model"] or GENERAL, **how)
-    names, batch = feature_names(extractor.model, values["features"]), values["batch_size"]
-    windows = {name: values[name] for name in ("window", "hop", "crop")}
-    walk = extractor.walk(names, **windows, batch_size=batch)
-    todo = Todo(Inputs(values["inputs"]), np.empty(0, dtype=np.uint64), {}, parse_part(values["part"]))
-    costs = Costs(extractor.device, extractor.precision, values["num_workers"], seconds, run_model, since_start())
-    costs.bad = dict(todo.bad)
-    paths = [path for path, _ in todo]
-    good, num_windows = costs.look(paths, 1.0, walk)
-    rows = round(num_windows * len(CROPS[walk.crop]))
-    reading = {"num_workers": costs.workers, "time_limit": values["time_limit"]}
-    costs.steps = -(-rows // batch)
-    part = costs.part(
-        "window",
-        rows,
-        lambda: read_ahead(((paths[number], 0) for number in itertools.cycle(good)), walk, **reading),
-        lambda item: 0 if item.windows is None else len(item.windows) * len(item.windows.crops),
-        lambda items: extractor.stream((item.windows for item in items if item.windows is not None), names, batch),
-        lambda item: extractor.features(item.windows.views.to(extractor.device).clips[:1], names),
-        share=1.0,
-    )
-    costs.parts = [part]
-    return costs
-
-
-def _evaluation(recipe: Evaluation, seconds: float, run_model: bool) -> Costs:
-    job, data = settle(recipe), recipe.data
-    costs = Costs(job.device, job.precision, data.num_workers, seconds, run_model, since_start())
-    costs.steps = -(-len(job.videos) * int(np.prod(parse_views(job.views))) // recipe.run.batch_size)
-    options: dict[str, Any] = {
-        "views": job.views,
-        "sampling": job.sampling,
-        "decode": data.decode,
-        "batch": recipe.run.batch_size,
-    }
-    costs.parts = [_scoring(costs, job.scorer, job.videos, 1, data, 1.0, **options)]
-    return costs
-
-
-def _scoring(
-    costs: Costs,
-    scorer: Scorer,
-    videos: VideoList,
-    times: int,
-    data: Any,
-    share: float,
-    *,
-    views: str,
-    sampling: str,
-    decode: str,
-    batch: int,
-) -> Part:
-    """A video that is scored; the whole list is, so many times."""
-    clips, crops = parse_views(views)
-    good, _ = costs.look([videos.path(index) for index in range(len(videos))], times)
-    options = {"sample": sampler_of(sampling, scorer.spec, clips), "fps": data.fps, "decode": decode}
-    options |= {"num_workers": data.num_workers, "time_limit": data.time_limit}
-    part = costs.part(
-        "video to score",
-        times * len(videos),
-        lambda: load_ahead(segments_of(videos, itertools.cycle(good)), scorer.spec, clips, crops, **options),
-        lambda loaded: int(loaded.views is not None),
-        partial(score_views, scorer, batch_size=batch),
-        lambda loaded: scorer(loaded.views.clips[:1]),
-        share=share,
-        in_one=1 / (clips * crops),
-    )
-    return replace(part, once=times * part.once)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def _training(recipe: Any, seconds: float, run_model: bool) -> Costs:
     data, run, is_mae = recipe.data, recipe.run, isinstance(recipe, Pretraining)
     if data.train is None:
         raise RequestError("plan measures the reading of videos: name them as data.train (--train)")
@@ -183,7 +85,7 @@ def _training(recipe: Any, seconds: float, run_model: bool) -> Costs:
             "decode": "exact",
             "batch": run.batch_size * data.repeats,
         }
-        costs.parts.append(_scoring(costs, scorer, val, times, data, 0.3, **how))
+        costs.parts.append(scoring(costs, scorer, val, times, data, 0.3, **how))
     return costs
 
 

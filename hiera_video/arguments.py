@@ -20,7 +20,7 @@ from hiera_video.fields import Field, as_yaml, convert, expected, from_word, nea
 
 PACKAGE = Path(__file__).parent
 #: What annotations may be made of, beside the names that a module of this package assigns or imports.
-NAMES: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal, "Path": Path}
+NAMES: dict[str, Any] = {"Annotated": Annotated, "Any": Any, "Literal": Literal, "Path": Path}
 NAMES |= {kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}
 
 

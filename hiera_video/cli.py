@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hiera_video.terminal import answer_interrupts, failed, log_to_stderr, written
 
@@ -150,6 +150,11 @@ JOBS = {
         short={"val": "data.source", "model": "model.start", "output": "run.output"},
         decoders=2,
     ),
+    "plan": Job(
+        function="hiera_video.tasks.plan.job:plan",
+        text="predict a job's hours, memory and what limits it, by 20 s of it",
+        example="hiera-video plan finetune --train videos/train --val videos/val --output runs/mine",
+    ),
 }
 
 #: Bytes of memory that a job keeps when it frees them.
@@ -211,6 +216,8 @@ def _run(name: str, argv: list[str]) -> int:
         print(help_of(name))
         return 0
     try:
+        if name == "plan":
+            return _run_plan(argv)
         options = options_of(name)
         words = words_of(argv, options, JOBS[name].short or {}, example=JOBS[name].example)
         if JOBS[name].short is not None:
@@ -236,6 +243,26 @@ def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], 
     with open(os.devnull, "w", encoding="utf-8") as nothing:
         stream = sys.stdout if speaks else nothing
         return written(lambda: _function(name)(recipe), style, stream, unit=JOBS[name].unit, of_run=True)
+
+
+def _run_plan(argv: list[str]) -> int:
+    """A job's own words, and plan's among them: of both is ``--format``, whose values tell them apart."""
+    from hiera_video.arguments import value_of, words_of
+
+    own = _own_fields("plan")
+    name, jobs = WORDS.get(argv[0], argv[0]) if argv else None, "pretrain, finetune, evaluate or extract"
+    if name is None or name not in get_args(own.pop("job").hint):
+        return failed(f"plan is of {jobs}{': name one' if name is None else f', not of {name!r}'}")
+    options = options_of(name) | own
+    words = words_of(argv[1:], options, JOBS[name].short or {}, example=JOBS["plan"].example)
+    style = words.pop("format") if words.get("format", "") in get_args(FORMATS) else "table"
+    mine = {option: value_of(option, field, words, job="plan") for option, field in own.items()}
+    if JOBS[name].short is None:
+        request: Any = {option: value_of(option, field, words, job=name) for option, field in _own_fields(name).items()}
+    else:
+        config = value_of("config", options["config"], words, job=name)
+        request = _recipe(name, config, {field: word for field, word in words.items() if field in _own_fields(name)})
+    return written(lambda: _function("plan")(name, request, **mine), style, sys.stdout, unit=None, of_run=False)
 
 
 def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
@@ -269,7 +296,8 @@ def _own_fields(name: str) -> dict[str, Field]:
     if JOBS[name].short is None:
         from hiera_video.arguments import parameters_of
 
-        return parameters_of(JOBS[name].function)
+        fields = parameters_of(JOBS[name].function)
+        return {option: field for option, field in fields.items() if field.hint is not Any}  # else for Python alone
     from hiera_video.fields import fields_of
     from hiera_video.training.recipe_file import KINDS
 
@@ -288,6 +316,8 @@ def options_of(name: str) -> dict[str, Field]:
     from hiera_video.fields import Field
 
     options = {"format": Field(FORMATS, "table", "How results are written.")}
+    if name == "plan":
+        return _own_fields(name) | options
     if JOBS[name].short is None:
         options["output"] = Field(Path | None, None, "Write results to this file instead of stdout.")
         return {**_own_fields(name), **{key: field for key, field in options.items() if key not in _own_fields(name)}}

@@ -94,6 +94,7 @@ def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("in", "out"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "clip.mp4").symlink_to(ROOT / "docs" / "zoom_in.mp4")
+    monkeypatch.setattr("hiera_video.tasks.plan.job.SECONDS", 1.0)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

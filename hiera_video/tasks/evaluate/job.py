@@ -46,7 +46,7 @@ SUSPICIOUS, MANY_CLASSES = 0.01, 100
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What one evaluation is, settled before any video is read; ``videos`` are numbered as the model's outputs."""
 
     recipe: Evaluation
@@ -101,6 +101,31 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
         WeightsError: Where the weights cannot be had or do not fit.
         OutputError: Where ``run.output`` cannot be written.
     """
+    job = settle(recipe)
+    data, state, videos = recipe.data, job.state, job.videos
+    if state.is_main_process:
+        where = f"{state.num_processes} x {job.device.type}" if state.num_processes > 1 else str(job.device)
+        kind = f"{job.views} views" if job.sampling == "dense" else f"{job.views} views of segments"
+        start, precision = recipe.model.start or BUILT_IN, _name(job.precision)
+        log.info("%d videos of %s, %s, %s on %s in %s", len(videos), data.source, kind, start, where, precision)
+    several = videos.labels.ndim == 2
+    num_listed = int(videos.labels.any(axis=0).sum()) if several else len(np.unique(videos.labels))
+    return Results(1 + num_listed if state.is_main_process else 0, _run(job))
+
+
+def settle(recipe: Evaluation) -> Job:
+    """Reads the list and the model.
+
+    Args:
+        recipe: The videos, the model and how to run.
+
+    Returns:
+        All that an evaluation is decided by.
+
+    Raises:
+        RequestError: For a recipe that means nothing, or classes that the model lacks.
+        WeightsError: Where the weights cannot be had or do not fit.
+    """
     check(recipe)
     data, start = recipe.data, recipe.model.start or BUILT_IN
     state, device = _processes(recipe.run.device)
@@ -119,14 +144,7 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
     videos = match_classes(listed, model.labels, model.arch.num_classes)
     views = data.views or (model.views if card is None else card.sampling.views)
     sampling = data.sampling or ("dense" if card is None else card.sampling.rule)
-    job = _Job(recipe, model, videos, views, sampling, state, device, precision)
-    if state.is_main_process:
-        where = f"{state.num_processes} x {device.type}" if state.num_processes > 1 else str(device)
-        kind = f"{views} views" if sampling == "dense" else f"{views} views of segments"
-        log.info("%d videos of %s, %s, %s on %s in %s", len(videos), source, kind, start, where, _name(precision))
-    several = videos.labels.ndim == 2
-    num_listed = int(videos.labels.any(axis=0).sum()) if several else len(np.unique(videos.labels))
-    return Results(1 + num_listed if state.is_main_process else 0, _run(job))
+    return Job(recipe, model, videos, views, sampling, state, device, precision)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -152,7 +170,7 @@ def _processes(name: str) -> tuple[PartialState, torch.device]:
     return state, state.device
 
 
-def _run(job: _Job) -> Iterator[ClassScore]:
+def _run(job: Job) -> Iterator[ClassScore]:
     """Scores what is left of the list, gathers the scores of all processes, writes and yields."""
     recipe, videos, state, began = job.recipe, job.videos, job.state, time.monotonic()
     output = None if recipe.run.output is None else Path(recipe.run.output)
@@ -215,7 +233,7 @@ def _agree(
     return kept, left
 
 
-def _watched(job: _Job, scored: Iterable[Scored], num_left: int, part: BinaryIO | None) -> Iterator[Scored]:
+def _watched(job: Job, scored: Iterable[Scored], num_left: int, part: BinaryIO | None) -> Iterator[Scored]:
     """Passes each video on as it is done: keeps it in ``part``, and shows progress in the main process."""
     videos, right, labelled, bad = job.videos, 0, 0, 0
     hidden = None if job.state.is_main_process else True

@@ -1,13 +1,14 @@
 """A head in closed form: features of the training videos once, judged by cross-validation, then fitted to all of them.
 
-features_of: videos -> what the head sees of each clip; fit_head: that -> a linear layer, and the scores that videos get
-from heads which were fitted without them.
+features_of: videos -> what the head sees of each clip (head_views, seen_in); fit_head: that -> a linear layer, and the
+scores that videos get from heads which were fitted without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -77,38 +78,13 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
     Raises:
         UnreadableVideo: No video can be read.
     """
-    data, spec = recipe.data, model.spec
     indices = list(range(accelerator.process_index, len(videos), accelerator.num_processes))
-    answers = test_views(
-        videos,
-        spec,
-        NUM_CLIPS,
-        1,
-        sample=sampler_of(data.sampling, spec),
-        fps=data.fps,
-        num_workers=data.num_workers,
-        device=accelerator.device,
-        time_limit=data.time_limit,
-        indices=indices,
-    )
+    answers = head_views(model, videos, indices, recipe, accelerator)
     mine: list[tuple[int, bool, Tensor]] = []
     bad: list[Problem] = []
     silent = None if accelerator.is_main_process else True
     bar = tqdm(answers, total=len(indices), unit="video", desc="features for the head", disable=silent)
-
-    @torch.no_grad()
-    def look(answer: dict[str, Any]) -> list[tuple[int, bool, Tensor]]:
-        if answer["clips"] is None:
-            return []
-        clips = spec.model_input(spec.normalize(answer["clips"]))
-        rows: list[tuple[int, bool, Tensor]] = []
-        for mirrored in (False, True) if recipe.augment.flip else (False,):
-            with accelerator.autocast():
-                seen = model.embedding(clips.flip(-1) if mirrored else clips)
-            rows += [(answer["index"], mirrored, row) for row in seen.float().cpu()]
-        return rows
-
-    for rows in in_lanes(look, _told(bar, bad)):
+    for rows in in_lanes(partial(seen_in, model, recipe, accelerator), _told(bar, bad)):
         mine += rows
     every: list[tuple[int, bool, Tensor]] = gather_object(mine)
     if not every:
@@ -116,6 +92,62 @@ def features_of(model: Hiera, videos: VideoList, recipe: Finetuning, accelerator
     every.sort(key=lambda row: row[:2])
     numbers, mirrors = np.array([row[0] for row in every]), np.array([row[1] for row in every])
     return Features(torch.stack([row[2] for row in every]), numbers, mirrors, gather_object(bad))
+
+
+def head_views(
+    model: Hiera, videos: VideoList, indices: Iterable[int], recipe: Finetuning, accelerator: Accelerator
+) -> Iterator[dict[str, Any]]:
+    """The clips that features are computed of.
+
+    Args:
+        model: Gives the input facts.
+        videos: The training list.
+        indices: Numbers of the videos to read.
+        recipe: Gives the reading of files.
+        accelerator: Gives the device.
+
+    Returns:
+        What :func:`hiera_video.data.views.test_views` yields.
+    """
+    data = recipe.data
+    return test_views(
+        videos,
+        model.spec,
+        NUM_CLIPS,
+        1,
+        sample=sampler_of(data.sampling, model.spec),
+        fps=data.fps,
+        num_workers=data.num_workers,
+        device=accelerator.device,
+        time_limit=data.time_limit,
+        indices=indices,
+    )
+
+
+@torch.no_grad()
+def seen_in(
+    model: Hiera, recipe: Finetuning, accelerator: Accelerator, answer: dict[str, Any]
+) -> list[tuple[int, bool, Tensor]]:
+    """What the model's head sees of the clips of one video.
+
+    Args:
+        model: On the accelerator's device, in evaluation mode.
+        recipe: Gives ``augment.flip``.
+        accelerator: Gives the precision.
+        answer: Of :func:`head_views`.
+
+    Returns:
+        For each clip, and each mirrored one, the video's number, whether it is mirrored, and float32 [C].
+    """
+    if answer["clips"] is None:
+        return []
+    clips = model.spec.model_input(model.spec.normalize(answer["clips"]))
+    rows: list[tuple[int, bool, Tensor]] = []
+    for mirrored in (False, True) if recipe.augment.flip else (False,):
+        with accelerator.autocast():
+            seen = model.embedding(clips.flip(-1) if mirrored else clips)
+        rows += [(answer["index"], mirrored, row) for row in seen.float().cpu()]
+    return rows
 
 
 def _told(answers: Iterable[dict[str, Any]], bad: list[Problem]) -> Iterator[dict[str, Any]]:

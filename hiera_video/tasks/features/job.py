@@ -120,17 +120,14 @@ def extract(
         One record, when all is done.
 
     Raises:
-        RequestError: For a value that is not possible, or another one than the folder was made with.
-        OutputError: Where the folder cannot be written.
-        WeightsError: Where the model cannot be had.
+        RequestError, OutputError, WeightsError: A value cannot be, or is not the folder's; it cannot be written; no model.
     """
     read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
     cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
     extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
-    walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
-    rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, read)
-    draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
+    how, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
+    rows, draw = partial(_rows, *how, cluster, batch_size, read), partial(_draw, *how, picture)
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
 
@@ -143,8 +140,8 @@ def _how(
     format: str | None,
     layout: str,
     share: tuple[int, int],
-) -> tuple[Walk, dict[str, Any], bool]:
-    """How inputs become windows, how the features are made as the folder keeps it, and whether arrays are written."""
+) -> tuple[tuple[FeatureExtractor, Walk, list[str]], dict[str, Any], bool]:
+    """How inputs become windows and these features; the same as the folder keeps it; and whether arrays are written."""
     names = feature_names(extractor.model, features)
     window, hop, crop, batch_size = windows
     walk = extractor.walk(names, window=window, hop=hop, crop=crop, batch_size=batch_size)
@@ -161,7 +158,7 @@ def _how(
         "precision": str(extractor.precision).removeprefix("torch."),
         "clip": walk.spec.to_dict(),
     }
-    return walk, facts, is_actionformer(layout, facts, share)
+    return (extractor, walk, names), facts, is_actionformer(layout, facts, share)
 
 
 def _begun(inputs: list[str], output: Path, facts: dict[str, Any], picture: Path | None) -> tuple[Inputs, Path]:
@@ -282,7 +279,7 @@ def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture:
     for name, error in named:
         try:
             if error is None:
-                return draw_colours(extractor, name, walk, stage, picture)
+                return draw_colours(extractor, name, walk, stage, Path(picture))
         except UnreadableVideo:  # told already
             continue
 

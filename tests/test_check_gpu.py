@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,71 @@ SCRIPTS = (ROOT / "scripts", ROOT / "scripts" / "benchmarks")
 TASKS = ("inference", "mae", "finetune")
 
 
-def check(output: Path, changes: str, *options: str) -> tuple[int, dict[str, Any], str]:
-    """Runs the script after some changes: its exit status, its JSON and its page."""
-    code = f"{textwrap.dedent(changes)}\nimport check_gpu, sys; sys.exit(check_gpu.main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *SCRIPTS))), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, "--output", str(output), *options]
-    ended = subprocess.run(command, cwd=output.parent, env=environment, capture_output=True, text=True)
-    assert (output / "check_gpu.json").exists(), ended.stderr
-    found = json.loads((output / "check_gpu.json").read_text())
-    return ended.returncode, found, (output / "check_gpu.md").read_text()
-
-
 @pytest.fixture
-def gpu_page(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_page", SCRIPTS[1] / "gpu_page.py")
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in SCRIPTS:
+        monkeypatch.syspath_prepend(str(folder))
 
 
+def check(output: Path, *options: str) -> tuple[int, dict[str, Any], str]:
+    """The script on a CPU: its exit status, its JSON and its page."""
+    script = importlib.import_module("check_gpu")
+    code = script.main(["--device", "cpu", "--output", str(output), *options])
+    found = json.loads((output / "check_gpu.json").read_text())
+    return code, found, (output / "check_gpu.md").read_text()
+
+
+def figures(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each part, which must be done."""
+    assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(found["parts"], "done")
+    return {name: [row for row in part["rows"] if "verdict" not in row] for name, part in found["parts"].items()}
+
+
+@pytest.mark.usefixtures("scripts")
 def test_every_part_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
     pytest.importorskip("hiera")
-    code, found, page = check(tmp_path / "out", "", "--device", "cpu")
-    assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(found["parts"], "done")
-    rows = {name: [row for row in part["rows"] if "verdict" not in row] for name, part in found["parts"].items()}
-    assert rows["tests"][0]["pytest"].startswith("3 skipped")
-    assert {(row["task"], row["precision"]) for row in rows["parity"]} == {
-        ("inference", "bf16"),
-        ("mae", "bf16"),
-        ("inference", "fp16"),
-    }
+    parts = "machine tests parity throughput extraction resumed parallel"
+    code, found, page = check(tmp_path, "--parts", *parts.split())
+    rows = figures(found)
+    assert list(rows) == parts.split()
+    assert rows["tests"][-1]["pytest"].startswith("3 skipped")
+    half = [("inference", "bf16"), ("mae", "bf16"), ("inference", "fp16")]
+    assert [(row["task"], row["precision"]) for row in rows["parity"]] == half
     assert all(0 < row["ours_from_fp32"] < 0.02 for row in rows["parity"])
-    assert [(row["task"], row["size"]) for row in rows["throughput"]] == [
-        (task, size) for size in ("base", "large", "huge") for task in TASKS
-    ]
+    measured = [(row["task"], row["size"]) for row in rows["throughput"]]
+    assert measured == [*((task, "base") for task in TASKS), ("inference", "large"), ("inference", "huge")]
     for row in rows["throughput"]:
-        assert row["clips_per_second"] > 0 and row["speed_over_reference"] > 0 and row["differs"]["output"] < 1e-5
-    assert rows["compiled"][0]["mode"] == "compiled" and rows["compiled"][0]["differs"]["output"] < 1e-5
+        assert row["clips_per_second"] > 0 and row["speed_over_reference"] > 0
+        assert row["differs"]["output"] < 1e-5 and row["differs"].get("gradient", 0) < 1e-4
     (extracted,) = rows["extraction"]
     assert extracted["windows"] > 0 and 0 <= extracted["idle_share"] < 1
-    assert rows["resumed"][0]["difference"] == 0
-    assert {(row["task"], row["how"]) for row in rows["parallel"]} == {
-        (task, how) for task in ("mae", "finetune") for how in ("DDP", "FSDP2")
-    }
-    judged = [
-        line for line in found["verdicts"] if not line["what"].startswith(("base, inf", "large", "huge", "base, mae s"))
-    ]
-    assert [line["what"] for line in judged if not line["met"]] == []
-    (share,) = [line for line in found["verdicts"] if line["what"] == "huge, inference, share of the published peak"]
-    assert (share["value"], share["met"], code) == (None, False, 1)
+    assert rows["resumed"] == [{"precision": "fp32", "scaler": "null", "difference": 0}]
+    steps = [(row["task"], row["how"]) for row in rows["parallel"]]
+    assert steps == [(task, how) for task in ("mae", "finetune") for how in ("DDP", "FSDP2")]
+    assert all(row["difference"] < 1e-6 for row in rows["parallel"])
+    speeds = ("clips/s", "speed", "peak")
+    assert [line["what"] for line in found["verdicts"] if not line["met"] and not line["what"].endswith(speeds)] == []
+    # No peak is published for a CPU: its share cannot be told, and the aim is missed.
+    assert code == 1
     assert "| huge, inference, share of the published peak | not measured | at least 0.4 | MISSED |" in page
     assert "Tiny models stand in for the published ones here" in page
+
+
+@pytest.mark.slow  # it loads torch's compiler
+@pytest.mark.usefixtures("scripts")
+def test_the_compiled_part_runs_on_a_cpu(tmp_path: Path) -> None:
+    _, found, _ = check(tmp_path, "--parts", "compiled")
+    (row,) = figures(found)["compiled"]
+    assert (row["task"], row["size"], row["mode"]) == ("inference", "base", "compiled")
+    assert row["clips_per_second"] > 0 and row["differs"]["output"] < 1e-5
+
+
+@pytest.mark.usefixtures("scripts")
+def test_batches_are_as_large_as_two_models_leave_room_for() -> None:
+    size = importlib.import_module("gpu_parts").batch_size_by_memory
+    assert size([1500.0, 2500.0], 80_000.0, 64) == 32  # 0.7 x 80,000 - 2 x 500 MiB, 1,000 a clip
+    assert size([1500.0, 2500.0], 80_000.0, 16) == 16
+    assert size([60_000.0, 90_000.0], 80_000.0, 64) == 1
 
 
 FAKE = """
@@ -91,11 +103,14 @@ for part in (machine, tests, parity, throughput, extraction, resumed, parallel, 
 sys.modules["gpu_parts"] = parts
 import check_gpu
 check_gpu.PARTS["extraction"] = 5
+sys.exit(check_gpu.main(["--output", sys.argv[1]]))
 """
 
 
 def test_a_part_that_fails_dies_or_hangs_is_told_and_the_others_run(tmp_path: Path) -> None:
-    code, found, page = check(tmp_path / "out", FAKE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SCRIPTS))}
+    ended = subprocess.run([sys.executable, "-c", FAKE, str(tmp_path)], env=environment, capture_output=True, text=True)
+    found, page = json.loads((tmp_path / "check_gpu.json").read_text()), (tmp_path / "check_gpu.md").read_text()
     assert {name: part["status"] for name, part in found["parts"].items()} == {
         "machine": "done",
         "tests": "failed: RuntimeError: CUDA error: an illegal memory access",
@@ -108,7 +123,7 @@ def test_a_part_that_fails_dies_or_hangs_is_told_and_the_others_run(tmp_path: Pa
     }
     assert all({"done": 1} in found["parts"][name]["rows"] for name in ("tests", "parity", "extraction"))
     assert "resumed" in found["parts"]["parallel"]["rows"][0]["seen"]
-    assert code == 1
+    assert ended.returncode == 1
     for line in (
         "| part tests | failed: RuntimeError: CUDA error: an illegal memory access | is done | MISSED |",
         "| base, inference, clips/s | 1600 | at least 1500 | met |",  # compiled
@@ -121,7 +136,9 @@ def test_a_part_that_fails_dies_or_hangs_is_told_and_the_others_run(tmp_path: Pa
         assert line in page
 
 
-def test_a_missed_aim_is_reported_by_the_aims_of_the_device(gpu_page: Any) -> None:
+@pytest.mark.usefixtures("scripts")
+def test_a_missed_aim_is_reported_by_the_aims_of_the_device() -> None:
+    gpu_page: Any = importlib.import_module("gpu_page")
     row = {"task": "inference", "size": "base", "clips_per_second": 1300.0}
     for device, aim, met in (
         ("NVIDIA H100 80GB HBM3", 1200, True),

@@ -83,6 +83,7 @@ def extract(
     time_limit: float = 60,
     device: str = "auto",
     precision: Precision = "auto",
+    compile: bool = False,
     picture: Path | None = None,
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
@@ -106,6 +107,7 @@ def extract(
         time_limit: Seconds that one request to a decoder may take.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
+        compile: Compile the model first, which takes a minute or more: for long jobs.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
 
     Returns:
@@ -117,8 +119,9 @@ def extract(
         WeightsError: Where the model cannot be had.
     """
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
-    cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
-    extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
+    where: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
+    cluster = Cluster(name, ray_address, batch_size, time_limit, **where) if engine == "ray" else None
+    extractor = FeatureExtractor.from_pretrained(name, **where)
     walk, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows = partial(_rows, extractor, walk, facts["features"], cluster, batch_size, num_workers, time_limit)
     draw = partial(_draw, extractor, walk, facts["features"], picture and Path(picture))
@@ -229,10 +232,12 @@ def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture:
     stage = DRAWN if features[-1] in VECTORS else features[-1]
     if picture is None:
         return
+    # Not compiled: other features would be another graph.
+    plain = FeatureExtractor(extractor.model, device=str(extractor.device), precision=name_of(extractor.precision))
     for name, error in named:
         try:
             if error is None:
-                return draw_colours(extractor, name, walk, stage, picture)
+                return draw_colours(plain, name, walk, stage, picture)
         except UnreadableVideo:  # told already
             continue
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cache
 from itertools import chain, islice
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 
@@ -185,6 +187,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 NUM_LANES = 2
 #: Pixels of clips from which on products on a CPU are no faster with more: 2.6 clips of 16 frames of 112 x 112.
 ENOUGH_PIXELS = 2**19
+#: The C++ compilers that torch takes where the environment names none (CXX), by platform.system().
+COMPILERS = {"Darwin": "clang++", "Windows": "cl"}
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -204,6 +208,74 @@ def lane_size(batch_size: int, device: torch.device, spec: ClipSpec) -> int:
     """
     pixels = spec.num_frames * spec.size[0] * spec.size[1]
     return min(batch_size, -(-ENOUGH_PIXELS // pixels)) if device.type == "cpu" else batch_size
+
+
+def compiled(compute: Callable[..., Answer], device: torch.device) -> Callable[..., Answer]:
+    """Compiles a computation when it is first called: one graph for batches of any size, the last and smaller one too.
+
+    Threads that call it meanwhile wait: the first compiles for all that have as many of torch's threads.
+
+    Args:
+        compute: Takes a batch ``[B, ...]``, of the same shape but for B each time, and then what is the same each time.
+        device: Where it computes.
+
+    Returns:
+        The same, faster from the second call on. It raises :class:`RequestError` where torch cannot compile it.
+
+    Raises:
+        RequestError: There is no compiler.
+    """
+    compiler = os.environ.get("CXX") or COMPILERS.get(platform.system(), "g++")
+    if device.type != "mps" and shutil.which(compiler) is None:
+        raise RequestError(
+            f"compile needs a C++ compiler, and {compiler} is not here: install it, or leave out compile"
+        )
+    from torch._dynamo import mark_dynamic
+    from torch._dynamo.exc import TorchDynamoException
+    from torch.fx.experimental import _config
+
+    shapes: Any = _config  # torch gives it its methods when it is imported
+    log.info("compiling the model: the first batch takes a minute or more, and longer the deeper the model")
+    program, first, is_ready = torch.compile(compute, fullgraph=True), Lock(), False
+    # Or a batch of one clip would get a graph of its own, after as long a wait. Older torch knows no such setting.
+    any_size = {"backed_size_oblivious": True} if hasattr(shapes, "backed_size_oblivious") else {}
+
+    def call(batch: torch.Tensor, *rest: object) -> Answer:
+        nonlocal is_ready
+        mark_dynamic(batch, 0)
+        try:
+            if is_ready:
+                return program(batch, *rest)
+            with first, shapes.patch(any_size):
+                answer = program(batch, *rest)
+                is_ready = True
+                return answer
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RequestError(f"torch cannot compile the model ({reason}): leave out compile") from error
+
+    return call
+
+
+def in_batches(parts: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """Puts clips together in batches of one size.
+
+    Args:
+        parts: Each ``[n, ...]``.
+        size: Clips in a batch.
+
+    Yields:
+        ``[size, ...]``; the last batch may be smaller.
+    """
+    rest: list[torch.Tensor] = []
+    for part in parts:
+        rest.append(part)
+        if sum(map(len, rest)) >= size:
+            *whole, last = torch.cat(rest).split(size)
+            yield from whole
+            rest = [last]
+    if rest:
+        yield torch.cat(rest)
 
 
 def in_lanes(compute: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:

@@ -329,6 +329,8 @@ class EvaluateRun:
     """Numbers that the model computes in; auto: bf16 on a GPU that has it or a CPU that is faster in it, else fp32."""
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda or mps."""
+    compile: bool = False
+    """Whether the model is compiled first (torch.compile), which takes a minute or more."""
 
 
 @dataclass(frozen=True, kw_only=True)

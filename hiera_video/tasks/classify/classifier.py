@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import (
     Precision,
+    compiled,
+    in_batches,
     in_lanes,
     lane_size,
     pick_device,
@@ -60,7 +62,7 @@ class Scorer:
     """A model with all that makes scores of clips.
 
     ``model`` gives logits [B, K] of normalised clips; it lies on ``device`` and computes in ``dtype``. ``multi_label``:
-    a clip may have any number of classes.
+    a clip may have any number of classes. ``run``: the model compiled, or None.
     """
 
     model: nn.Module
@@ -68,13 +70,14 @@ class Scorer:
     device: torch.device
     dtype: torch.dtype
     multi_label: bool = False
+    run: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> Tensor:
         """uint8 [B, C, T, h, w] -> scores float32 [B, K] on the device."""
         clip = self.spec.model_input(self.spec.normalize(moved(clips, self.device)))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(clip)
+            logits = (self.run or self.model)(clip)
         return scores_of(logits, multi_label=self.multi_label)
 
 
@@ -142,7 +145,7 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterat
             yield views.to(scorer.device).clips
 
     rows = np.empty((0, 0), dtype=np.float32)
-    for new in _scores(scorer, _batches(clips(), lane_size(batch_size, scorer.device, scorer.spec))):
+    for new in _scores(scorer, in_batches(clips(), lane_size(batch_size, scorer.device, scorer.spec))):
         rows = np.concatenate([rows, new]) if len(rows) else new
         while waiting and waiting[0][0] <= len(rows):
             count, scored = waiting.popleft()
@@ -155,19 +158,6 @@ def _stream(scorer: Scorer, loaded: Iterable[Loaded], batch_size: int) -> Iterat
 def _scores(scorer: Scorer, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
     """float32 [B, K] of each batch; while one is waited for or put together, the other computes."""
     return in_lanes(lambda batch: scorer(batch).cpu().numpy(), batches)
-
-
-def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same clips, ``size`` at a time; the last batch may be smaller."""
-    rest: list[Tensor] = []
-    for part in parts:
-        rest.append(part)
-        if sum(map(len, rest)) >= size:
-            *whole, last = torch.cat(rest).split(size)
-            yield from whole
-            rest = [last]
-    if rest:
-        yield torch.cat(rest)
 
 
 @dataclass(frozen=True)
@@ -254,51 +244,61 @@ class VideoClassifier:
         model: The classifier; it is moved, and set to evaluation mode.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto (bf16 on a GPU that has it, and on a CPU that is faster in it, else fp32), fp32, bf16 or fp16.
+        compile: Whether to compile the model (torch.compile), which takes a minute or more: for long jobs.
 
     Raises:
-        RequestError: For a device or precision that is not there, and a name in place of a model.
+        RequestError: For a device, precision or compiler that is not there, and a name in place of a model.
 
     >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
     >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
     'pan_left'
     """
 
-    def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self, model: Hiera, *, device: str = "auto", precision: Precision = "auto", compile: bool = False
+    ) -> None:
         refuse_name(model, "VideoClassifier")
         if not model.arch.num_classes:
             raise RequestError(WITHOUT_CLASSES)
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device, width=width_of(model.arch.dims))
+        self._run = compiled(self.model, self.device) if compile else None
         self.labels = model.labels or [f"class_{index}" for index in range(model.arch.num_classes)]
         self._idle: list[IsolatedReader] = []  # between two calls: starting a child takes as long as reading a clip
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = BUILT_IN, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
+        cls,
+        model: str | Path = BUILT_IN,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,
+        **kwargs: Any,
     ) -> VideoClassifier:
         """Load a model.
 
         Args:
             model: A name, path or hub id, as :func:`hiera_video.from_pretrained` reads.
-            device: auto, cpu, cuda, cuda:1, mps, ...
-            precision: As for the class.
+            device: As for the class, like precision and compile.
+            precision: fp32, bf16, fp16 or auto.
+            compile: Whether to compile it.
             kwargs: The other arguments of :func:`hiera_video.from_pretrained`.
 
         Returns:
             The classifier.
 
         Raises:
-            RequestError: For an unknown model, device or precision.
+            RequestError: For an unknown model, and as for the class.
             WeightsError: Where the weights cannot be had or do not fit.
         """
-        return cls(from_pretrained(model, **kwargs), device=device, precision=precision)
+        return cls(from_pretrained(model, **kwargs), device=device, precision=precision, compile=compile)
 
     @property
     def scorer(self) -> Scorer:
         """The model with all that makes scores of clips."""
-        model = self.model
-        return Scorer(model, model.spec, self.device, self.precision, multi_label=model.multi_label)
+        return Scorer(self.model, self.model.spec, self.device, self.precision, self.model.multi_label, self._run)
 
     def __call__(
         self, source: Input, *, top_k: int = 5, views: str | None = None, fps: float | None = None
@@ -364,16 +364,11 @@ class VideoClassifier:
         for source in inputs:
             is_path = isinstance(source, (str, os.PathLike))
             files += find_inputs([os.fspath(source)]) if is_path else [(source, None)]  # type: ignore[arg-type]
-        loaded = load_ahead(
-            (Segment(source, index, error=error) for index, (source, error) in enumerate(files)),
-            self.model.spec,
-            num_clips,
-            num_crops,
-            num_workers=num_workers,
-            fps=fps,
-            num_threads=max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files)))),
-            keep_pictures="middle" if keep_frames else "none",
-        )
+        num_threads = max(1, (os.cpu_count() or 1) // max(1, min(num_workers, len(files))))
+        how: dict[str, Any] = {"num_workers": num_workers, "num_threads": num_threads, "fps": fps}
+        how["keep_pictures"] = "middle" if keep_frames else "none"
+        segments = (Segment(source, index, error=error) for index, (source, error) in enumerate(files))
+        loaded = load_ahead(segments, self.model.spec, num_clips, num_crops, **how)
         scored = score_views(self.scorer, loaded, batch_size=batch_size)
         return Results(len(files), (self._prediction(files[item.index][0], item, top_k) for item in scored))
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -34,7 +34,7 @@ from hiera_video.tasks.evaluate.metrics import Scores, is_right, match_classes, 
 from hiera_video.tasks.evaluate.pictures import draw_pictures
 from hiera_video.tasks.evaluate.score_table import append, facts_of_parts, open_part, read_parts, to_line, write_results
 from hiera_video.tasks.records import Results
-from hiera_video.training.devices import kept_precision, pick_device, pick_precision, width_of
+from hiera_video.training.devices import compiled, kept_precision, pick_device, pick_precision, width_of
 from hiera_video.training.recipe import Evaluation, check
 
 log = logging.getLogger("hiera_video")
@@ -57,11 +57,12 @@ class Job:
     state: PartialState
     device: torch.device
     precision: torch.dtype
+    run: Callable[[torch.Tensor], torch.Tensor] | None
 
     @property
     def scorer(self) -> Scorer:
         multi_label = self.model.multi_label or self.videos.labels.ndim == 2
-        return Scorer(self.model, self.model.spec, self.device, self.precision, multi_label)
+        return Scorer(self.model, self.model.spec, self.device, self.precision, multi_label, self.run)
 
     def facts(self) -> dict[str, Any]:
         """What the scores of a video depend on: those of another run cannot be mixed with this one's."""
@@ -97,7 +98,7 @@ def evaluate(recipe: Evaluation) -> Results[ClassScore]:
         The total first, then each class; none in other processes than the main one.
 
     Raises:
-        RequestError: For a recipe that means nothing, or classes that the model lacks.
+        RequestError: For a recipe that means nothing, classes that the model lacks, or no compiler.
         WeightsError: Where the weights cannot be had or do not fit.
         OutputError: Where ``run.output`` cannot be written.
     """
@@ -144,7 +145,8 @@ def settle(recipe: Evaluation) -> Job:
     videos = match_classes(listed, model.labels, model.arch.num_classes)
     views = data.views or (model.views if card is None else card.sampling.views)
     sampling = data.sampling or ("dense" if card is None else card.sampling.rule)
-    return Job(recipe, model, videos, views, sampling, state, device, precision)
+    run = compiled(model, device) if recipe.run.compile else None
+    return Job(recipe, model, videos, views, sampling, state, device, precision, run)
 
 
 def _name(dtype: torch.dtype) -> str:

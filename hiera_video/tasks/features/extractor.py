@@ -5,7 +5,7 @@ source -> walk() -> windows -> stream(): batches -> the model -> one WindowFeatu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from hiera_video.models.zoo import GENERAL, from_pretrained
 from hiera_video.training.devices import (
     Precision,
     autocast,
+    compiled,
     in_lanes,
     lane_size,
     pick_device,
@@ -108,24 +109,34 @@ class FeatureExtractor:
         model: Any Hiera; its own classes do not matter.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         precision: ``auto`` is bf16 on a GPU that has it, and on a CPU that is faster in it, else fp32.
+        compile: Whether to compile the model (torch.compile), which takes a minute or more: for long jobs.
 
     Raises:
-        RequestError: For a device that is not there, another precision, and a name in place of a model.
+        RequestError: For a device or compiler that is not there, another precision, and a name in place of a model.
 
     >>> extractor = FeatureExtractor.from_pretrained()  # doctest: +SKIP
     >>> for window in extractor("clip.mp4", features="embedding,stage3"):  # doctest: +SKIP
     ...     print(window.start, window.embedding.shape, window.maps["stage3"].shape)
     """
 
-    def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self, model: Hiera, *, device: str = "auto", precision: Precision = "auto", compile: bool = False
+    ) -> None:
         refuse_name(model, "FeatureExtractor")
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device, width=width_of(model.arch.dims))
+        self._values: Callable[..., dict[str, Tensor]] = compiled(_values, self.device) if compile else _values
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = GENERAL, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
+        cls,
+        model: str | Path = GENERAL,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,
+        **kwargs: Any,
     ) -> FeatureExtractor:
         """The extractor of any model that :func:`hiera_video.from_pretrained` reads.
 
@@ -135,6 +146,7 @@ class FeatureExtractor:
             model: A name, a file, a folder or a hub id.
             device: As for the class.
             precision: As for the class.
+            compile: As for the class.
             **kwargs: What else :func:`hiera_video.from_pretrained` takes, such as ``input_size``.
 
         Returns:
@@ -144,7 +156,7 @@ class FeatureExtractor:
             WeightsError: Where the model cannot be had.
             RequestError: As for the class.
         """
-        return cls(from_pretrained(model, **kwargs), device=device, precision=precision)
+        return cls(from_pretrained(model, **kwargs), device=device, precision=precision, compile=compile)
 
     @property
     def weights(self) -> str:
@@ -225,6 +237,8 @@ class FeatureExtractor:
         for name, value in (("window", window), ("hop", hop)):
             if value is not None and not 0 < value < float("inf"):
                 raise RequestError(f"{name} is {value:g}, but is a number of seconds above 0")
+        if crop == "none" and self._values is not _values:
+            raise RequestError("crop none has clips of many sizes, a compiled model takes one: leave out compile")
         if crop not in CROPS:
             raise RequestError(f"crop is {crop!r}, but can be {', '.join(CROPS)}")
         if batch_size < 1:
@@ -275,23 +289,28 @@ class FeatureExtractor:
         Returns:
             By name: "embedding" and "statistics" float32 ``[B, C]``, "stageN" float32 ``[B, T', H', W', C]``.
         """
-        model = self.model
-        stages = [int(name.removeprefix("stage")) for name in names if name not in VECTORS]
-        clip = model.spec.normalize(model.spec.model_input(clips))
+        clip = self.model.spec.normalize(self.model.spec.model_input(clips))
         with autocast(self.device, self.precision):
-            values: dict[str, Tensor] = {}
-            if "statistics" in names:
-                values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)
-            if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
-                values["embedding"] = model.embedding(clip)
-            if stages or set(names) - set(values):
-                walked = list(model.stages(clip))
-                if "embedding" in names and "embedding" not in values:
-                    values["embedding"] = model.embedding_of(walked)
-                for stage in stages:
-                    stage_map = reroll(*walked[stage - 1])
-                    values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
+            values = self._values(clip, self.model, names)
         return {name: values[name].float() for name in names}
+
+
+def _values(clip: Tensor, model: Hiera, names: Sequence[str]) -> dict[str, Tensor]:
+    """The features of normalised clips, by name, in the numbers that the model computes in."""
+    stages = [int(name.removeprefix("stage")) for name in names if name not in VECTORS]
+    values: dict[str, Tensor] = {}
+    if "statistics" in names:
+        values["statistics"] = model.statistics(clip, None if model.arch.head == "stages" else STRIDES)
+    if model.arch.head == "stages" and "embedding" in names:  # the last stages are not computed for it
+        values["embedding"] = model.embedding(clip)
+    if stages or set(names) - set(values):
+        walked = list(model.stages(clip))
+        if "embedding" in names and "embedding" not in values:
+            values["embedding"] = model.embedding_of(walked)
+        for stage in stages:
+            stage_map = reroll(*walked[stage - 1])
+            values[f"stage{stage}"] = stage_map.unsqueeze(1) if clip.ndim == 4 else stage_map
+    return values
 
 
 def feature_names(model: Hiera, features: str) -> list[str]:

@@ -90,6 +90,7 @@ def extract(
     device: str = "auto",
     precision: Precision = "auto",
     decoder: Literal["auto", "cuda"] = "auto",
+    compile: bool = False,
     picture: Path | None = None,
 ) -> Results[Extracted]:
     """Extract features of videos and images, window by window.
@@ -114,6 +115,7 @@ def extract(
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
         decoder: auto, or cuda: torchcodec on an NVIDIA GPU, for videos of 1080 lines and more.
+        compile: Compile the model first, which takes a minute or more: for long jobs.
         picture: Also draw the first input (.mp4 or .png): maps of the last stage asked for, or of stage3, as colours.
 
     Returns:
@@ -124,8 +126,9 @@ def extract(
     """
     read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
-    cluster = Cluster(name, ray_address, device, precision, batch_size, time_limit) if engine == "ray" else None
-    extractor = FeatureExtractor.from_pretrained(name, device=device, precision=precision)
+    where: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
+    cluster = Cluster(name, ray_address, batch_size, time_limit, **where) if engine == "ray" else None
+    extractor = FeatureExtractor.from_pretrained(name, **where)
     how, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows, draw = partial(_rows, *how, cluster, batch_size, read), partial(_draw, *how, picture)
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
@@ -276,10 +279,12 @@ def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture:
     stage = DRAWN if features[-1] in VECTORS else features[-1]
     if picture is None:
         return
+    # Not compiled: other features would be another graph.
+    plain = FeatureExtractor(extractor.model, device=str(extractor.device), precision=name_of(extractor.precision))
     for name, error in named:
         try:
             if error is None:
-                return draw_colours(extractor, name, walk, stage, Path(picture))
+                return draw_colours(plain, name, walk, stage, Path(picture))
         except UnreadableVideo:  # told already
             continue
 

@@ -37,10 +37,11 @@ class Cluster:
 
     model: str
     address: str | None
-    device: str
-    precision: Precision
     batch_size: int
     time_limit: float
+    device: str
+    precision: Precision
+    compile: bool
 
     def __post_init__(self) -> None:
         import_ray()  # before hours of work
@@ -97,13 +98,12 @@ def rows_on_ray(
         # Absolute, since tasks may start in another folder.
         items = [{"name": name, "place": _absolute(name), "first": first} for name, first in todo]
         num_gpus = int(ray.cluster_resources().get("GPU", 0)) if cluster.device in ("auto", "cuda") else 0
-        model = _absolute(cluster.model)
         dataset = (
             ray.data.from_items(items, override_num_blocks=max(1, len(items) // INPUTS_PER_TASK))
             .flat_map(_Decode(how, cluster.time_limit))
             .map_batches(
                 _Model,
-                fn_constructor_args=(model, cluster.device, cluster.precision, features, cluster.batch_size),
+                fn_constructor_args=(replace(cluster, model=_absolute(cluster.model)), features),
                 batch_size=max(1, cluster.batch_size // how.at_once),
                 num_cpus=1,
                 num_gpus=1 if num_gpus else 0,
@@ -139,9 +139,10 @@ class _Decode:
 class _Model:
     """An actor that holds the model: windows in, their features out."""
 
-    def __init__(self, model: str, device: str, precision: Precision, features: list[str], batch_size: int) -> None:
-        self._extractor = FeatureExtractor.from_pretrained(model, device=device, precision=precision)
-        self._features, self._batch_size = features, batch_size
+    def __init__(self, cluster: Cluster, features: list[str]) -> None:
+        where: dict[str, Any] = {name: getattr(cluster, name) for name in ("device", "precision", "compile")}
+        self._extractor = FeatureExtractor.from_pretrained(cluster.model, **where)
+        self._features, self._batch_size = features, cluster.batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         items: list[Decoded] = [pickle.loads(pickled) for pickled in batch["decoded"]]

@@ -26,7 +26,7 @@ from training_sets import finetuning, write_colours
 from hiera_video.data.loader import Made
 from hiera_video.data.on_device import on_device
 from hiera_video.data.views import Views
-from hiera_video.models import layers
+from hiera_video.models import attention
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import HieraMAE, MAEArchitecture, random_keep
 from hiera_video.spec import ClipSpec
@@ -157,7 +157,7 @@ def test_more_windows_than_a_kernel_takes_are_attended_to_in_turns(monkeypatch: 
         counts.append(len(query))
         return attention(query, key, value)
 
-    monkeypatch.setattr(layers, "MOST_WINDOWS", 7)
+    monkeypatch.setattr(attention, "MOST_WINDOWS", 7)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     torch.testing.assert_close((model(clip), mae(clip, keep).loss), before)
     assert max(counts) == 7 and sum(counts[:4]) == 3 * 8
@@ -235,7 +235,7 @@ def test_clips_are_mirrored_normalised_and_erased_alike_on_both() -> None:
 @gpu
 def test_more_windows_than_65535_go_through_the_gpu() -> None:
     windows = torch.randn(70_000, 1, 4, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    mixed = layers.attend(windows, windows, windows)
+    mixed = attention.attend(windows, windows, windows)
     mixed.float().sum().backward()
     last = windows[-9:].detach().float()
     weights = (last @ last.transpose(-2, -1) / 4).softmax(dim=-1)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.models.architecture import Architecture
-from hiera_video.models.layers import Block, attend
+from hiera_video.models.attention import attend
+from hiera_video.models.layers import Block
 from hiera_video.models.unroll import Size, StageTokens, units
 
 

@@ -30,7 +30,6 @@ from hiera_video.spec import ClipSpec, parse_views
 from hiera_video.tasks.records import Results
 from hiera_video.training.devices import (
     Precision,
-    compiled,
     in_batches,
     in_lanes,
     lane_size,
@@ -244,46 +243,35 @@ class VideoClassifier:
         model: The classifier; it is moved, and set to evaluation mode.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto (bf16 on a GPU that has it, and on a CPU that is faster in it, else fp32), fp32, bf16 or fp16.
-        compile: Whether to compile the model (torch.compile), which takes a minute or more: for long jobs.
 
     Raises:
-        RequestError: For a device, precision or compiler that is not there, and a name in place of a model.
+        RequestError: For a device or precision that is not there, and a name in place of a model.
 
     >>> classifier = VideoClassifier.from_pretrained()  # doctest: +SKIP
     >>> classifier("clip.mp4").predictions[0].label  # doctest: +SKIP
     'pan_left'
     """
 
-    def __init__(
-        self, model: Hiera, *, device: str = "auto", precision: Precision = "auto", compile: bool = False
-    ) -> None:
+    def __init__(self, model: Hiera, *, device: str = "auto", precision: Precision = "auto") -> None:
         refuse_name(model, "VideoClassifier")
         if not model.arch.num_classes:
             raise RequestError(WITHOUT_CLASSES)
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.precision = pick_precision(precision, self.device, width=width_of(model.arch.dims))
-        self._run = compiled(self.model, self.device) if compile else None
         self.labels = model.labels or [f"class_{index}" for index in range(model.arch.num_classes)]
         self._idle: list[IsolatedReader] = []  # between two calls: starting a child takes as long as reading a clip
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: str | Path = BUILT_IN,
-        *,
-        device: str = "auto",
-        precision: Precision = "auto",
-        compile: bool = False,
-        **kwargs: Any,
+        cls, model: str | Path = BUILT_IN, *, device: str = "auto", precision: Precision = "auto", **kwargs: Any
     ) -> VideoClassifier:
         """Load a model.
 
         Args:
             model: A name, path or hub id, as :func:`hiera_video.from_pretrained` reads.
-            device: As for the class, like precision and compile.
+            device: As for the class, like precision.
             precision: fp32, bf16, fp16 or auto.
-            compile: Whether to compile it.
             kwargs: The other arguments of :func:`hiera_video.from_pretrained`.
 
         Returns:
@@ -293,12 +281,12 @@ class VideoClassifier:
             RequestError: For an unknown model, and as for the class.
             WeightsError: Where the weights cannot be had or do not fit.
         """
-        return cls(from_pretrained(model, **kwargs), device=device, precision=precision, compile=compile)
+        return cls(from_pretrained(model, **kwargs), device=device, precision=precision)
 
     @property
     def scorer(self) -> Scorer:
         """The model with all that makes scores of clips."""
-        return Scorer(self.model, self.model.spec, self.device, self.precision, self.model.multi_label, self._run)
+        return Scorer(self.model, self.model.spec, self.device, self.precision, self.model.multi_label)
 
     def __call__(
         self, source: Input, *, top_k: int = 5, views: str | None = None, fps: float | None = None

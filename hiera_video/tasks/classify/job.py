@@ -36,7 +36,6 @@ def classify(
     batch_size: int = 8,
     device: str = "auto",
     precision: Precision = "auto",
-    compile: bool = False,
     picture: Path | None = None,
     explain: Path | None = None,
     explain_label: str | None = None,
@@ -63,7 +62,6 @@ def classify(
         batch_size: Clips that go through the model at once.
         device: auto, cpu, cuda, cuda:1, mps, ...
         precision: auto is bf16 where GPU or CPU has it and the model is wide enough to gain, else fp32.
-        compile: Compile the model first, which takes a minute or more: for long jobs.
         picture: Write a PNG here: each input's frames with its best classes as bars.
         explain: Write where and when the evidence for a label lies: a .png, for one input also an .mp4.
         explain_label: The label to explain. Default: of each input its best.
@@ -88,7 +86,7 @@ def classify(
     """
     asked = _Asked(inputs, live, views, picture, explain, explain_label, explain_by, timeline, hop, top_k, batch_size)
     segments_asked = _wanted(timeline, segments, cut, cut_by, (smooth, high, low, gap, least))
-    return asked.answers(_classifier(model, device, precision, compile), segments_asked)
+    return asked.answers(_classifier(model, device, precision), segments_asked)
 
 
 def _wanted(
@@ -107,11 +105,11 @@ def _wanted(
     return {"rule": rule, "cut": cut and Path(cut), "cut_by": cut_by}
 
 
-def _classifier(model: str | None, device: str, precision: Precision, compile: bool) -> VideoClassifier:
+def _classifier(model: str | None, device: str, precision: Precision) -> VideoClassifier:
     if model is None:
         said = "the built-in model answers: %s, nine camera motions; for Kinetics actions add --model %s"
         log.info(said, BUILT_IN, KINETICS)
-    return VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision, compile=compile)
+    return VideoClassifier.from_pretrained(model or BUILT_IN, device=device, precision=precision)
 
 
 def is_live(name: str) -> bool:

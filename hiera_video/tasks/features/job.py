@@ -122,16 +122,31 @@ def extract(
         One record, when all is done.
 
     Raises:
-        RequestError, OutputError, WeightsError: A value cannot be, or is not the folder's; it cannot be written; no model.
+        RequestError, OutputError, WeightsError: A value cannot be, or is not the folder's; no output; no weights.
     """
-    read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
-    where: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
-    cluster = Cluster(name, ray_address, batch_size, time_limit, **where) if engine == "ray" else None
-    extractor = FeatureExtractor.from_pretrained(name, **where)
+    ray, sizes = (engine, ray_address), (batch_size, num_workers, time_limit)
+    read, cluster, extractor = _machines(name, decoder, ray, sizes, device, precision, compile)
     how, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows, draw = partial(_rows, *how, cluster, batch_size, read), partial(_draw, *how, picture)
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
+
+
+def _machines(
+    name: str,
+    decoder: str,
+    ray: tuple[str, str | None],
+    sizes: tuple[int, int, float],
+    device: str,
+    precision: Precision,
+    compile: bool,
+) -> tuple[Read, Cluster | None, FeatureExtractor]:
+    """What reads, the cluster if there is one, and the model."""
+    batch_size, num_workers, time_limit = sizes
+    read = _reader(decoder, ray[0], num_workers, time_limit)
+    where: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
+    cluster = Cluster(name, ray[1], batch_size, time_limit, **where) if ray[0] == "ray" else None
+    return read, cluster, FeatureExtractor.from_pretrained(name, **where)
 
 
 def _how(

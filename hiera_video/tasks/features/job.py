@@ -120,7 +120,7 @@ def extract(
         One record, when all is done.
 
     Raises:
-        RequestError, OutputError, WeightsError: A value cannot be, or is not the folder's; it cannot be written; no model.
+        RequestError, OutputError, WeightsError: A value that cannot be or is not the folder's; no such folder or model.
     """
     read = _reader(decoder, engine, num_workers, time_limit)
     share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))

@@ -121,8 +121,8 @@ def videomae(scale: Scale) -> Contender:
         num_hidden_layers=scale.depth,
         num_attention_heads=scale.heads,
         intermediate_size=4 * scale.width,
-        num_labels=NUM_CLASSES,
     )
+    config.num_labels = NUM_CLASSES
     crop = {"height": scale.side, "width": scale.side}
     processor = VideoMAEVideoProcessor(size={"shortest_edge": scale.side}, crop_size=crop)
     shape = (SPEC.num_frames, 3, scale.side, scale.side)
@@ -140,8 +140,8 @@ def vjepa2(scale: Scale) -> Contender:
         hidden_size=scale.width,
         num_hidden_layers=scale.depth,
         num_attention_heads=scale.heads,
-        num_labels=NUM_CLASSES,
     )
+    config.num_labels = NUM_CLASSES
     shape = (SPEC.num_frames, 3, scale.side, scale.side)
     about = f"transformers' V-JEPA 2, {scale.depth} layers of {scale.width} and its pooler, fp32"
     processor = VJEPA2VideoProcessor(crop_size=scale.side)

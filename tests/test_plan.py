@@ -158,11 +158,11 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(
 
 
 def test_the_pace_of_what_comes_in_bursts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, *(2 + burst + item / 1000 for burst in range(20) for item in range(4))])
+    now = iter([0.0, *(2 + 3 * burst + item / 1000 for burst in range(9) for item in range(4))])
     monkeypatch.setattr(measure, "clock", lambda: next(now))
-    seen = measure.pace((1 for _ in range(80)), 10)
-    assert seen.each == pytest.approx(0.25, rel=0.02)
-    assert seen.start == pytest.approx(1.5, abs=0.2)
+    seen = measure.pace((1 for _ in range(36)), 2)  # the third batch comes after 6 s
+    assert seen.each == pytest.approx(0.75)
+    assert seen.start == pytest.approx(0) and seen.total == pytest.approx(8)
 
 
 def test_the_help_shows_what_plan_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def flops(model: Hiera, clips: int, *, train: bool = False) -> int:
 def test_of_an_extraction_windows_and_bytes_are_those_that_it_comes_to(
     colours: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("extract", colours, "--model", tiny_model, "--output", tmp_path / "features", "--hop", "0.3")
+    words = ("extract", colours, "--model", tiny_model, "--output", tmp_path / "features", "--num-workers", "1")
     plan = planned(capsys, *words)
     assert not (tmp_path / "features").exists()
     code, out, _ = run(capsys, *words)
@@ -122,27 +122,17 @@ def test_for_another_gpu_the_published_peak_is_taken_and_said(
     ] == pytest.approx(step["decoding"] / step["model"])
 
 
-def test_a_bad_file_is_named_and_the_rest_is_planned(
+def test_a_bad_file_is_named_and_the_rest_is_planned_in_a_table(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = write_colours(tmp_path / "videos", 1, seed=1, bad=True)
-    code, out, _ = run(capsys, "plan", "extract", videos, "--model", tiny_model, "--output", tmp_path / "features")
+    words = ("extract", videos, "--model", tiny_model, "--output", tmp_path / "features", "--num-workers", "1")
+    code, out, _ = run(capsys, "plan", *words)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 1
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert lines["error"].startswith(f"{videos / 'red' / 'bad.mp4'} ") and lines["window"].startswith("9 of ")
-
-
-def test_a_table_says_what_limits_and_what_to_change(
-    colours: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, colour in (("a", "red"), ("b", "blue")):
-        (tmp_path / name).symlink_to(colours / colour)
-    code, out, _ = run(capsys, "plan", "evaluate", "--val", tmp_path, "--model", tiny_model, "--data.num_workers", "1")
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert code == 0
-    assert lines["steps"] == "2" and lines["limit"].split(":")[0] in (
-        f"{part} limits" for part in ("decoding", "the model", "the disk")
-    )
+    assert lines["job"] == "extract on cpu in fp32, measured" and lines["steps"] == "2"
+    assert lines["limit"].split(":")[0] in ("decoding limits", "the model limits", "the disk limits")
 
 
 @pytest.mark.parametrize(
@@ -168,11 +158,11 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(
 
 
 def test_the_pace_of_what_comes_in_bursts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, *(2 + burst + item / 1000 for burst in range(20) for item in range(4))])
+    now = iter([0.0, *(2 + 3 * burst + item / 1000 for burst in range(9) for item in range(4))])
     monkeypatch.setattr(measure, "clock", lambda: next(now))
-    seen = measure.pace((1 for _ in range(80)), 10)
-    assert seen.each == pytest.approx(0.25, rel=0.02)
-    assert seen.start == pytest.approx(1.5, abs=0.2)
+    seen = measure.pace((1 for _ in range(36)), 2)  # the third batch comes after 6 s
+    assert seen.each == pytest.approx(0.75)
+    assert seen.start == pytest.approx(0) and seen.total == pytest.approx(8)
 
 
 def test_the_help_shows_what_plan_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import time
@@ -30,8 +29,8 @@ clock = time.perf_counter
 LOOK_S = 3.0
 #: Files whose sizes are asked for; of the others, the mean.
 MOST_FILES = 20_000
-#: The share of a measurement that is left out: queues are filled then.
-WARM = 0.3
+#: The share of a measurement that is left out: queues are filled then. Items this close come from one batch.
+WARM, BURST_S = 0.3, 0.005
 
 
 @dataclass(frozen=True)
@@ -217,24 +216,28 @@ def pace(counts: Iterable[int], seconds: float) -> Pace:
     """Draws from what goes on for ever, for some seconds.
 
     Args:
-        counts: How many things each item is; they may come several at once.
-        seconds: How long, from the first that comes; three come in any case.
+        counts: How many things each item is; those of a batch come at once.
+        seconds: How long, from the first that comes; three batches come in any case.
 
     Returns:
         The pace, without the first of them.
     """
-    began, stamps, warm, cores = clock(), list[tuple[float, int]](), 0, 0.0
-    for done in itertools.accumulate(counts):
-        stamps.append((clock() - began, done))
-        since = stamps[-1][0] - stamps[0][0]
-        if warm and since >= seconds:
-            break
-        if not warm and len(stamps) > 1 and since >= WARM * seconds:
-            warm, cores = len(stamps) - 1, core_seconds()
+    began, done, warm, cores = clock(), 0, 0, 0.0
+    stamps: list[tuple[float, int]] = []  # of the first item of each batch, and what was done before it
+    for count in counts:
+        now = clock() - began
+        if not stamps or now - stamps[-1][0] > BURST_S:
+            stamps.append((now, done))
+            since = now - stamps[0][0]
+            if warm and since >= seconds:
+                break
+            if not warm and len(stamps) > 1 and since >= WARM * seconds:
+                warm, cores = len(stamps) - 1, core_seconds()
+        done += count
     at, numbers = np.array(stamps[warm:]).T
-    each, start = np.polyfit(numbers, at, 1)
+    each = float(np.polyfit(numbers, at, 1)[0])
     used = (core_seconds() - cores) / (numbers[-1] - numbers[0])
-    return Pace(float(each), float(used), max(0.0, float(start)), float(at[-1]))
+    return Pace(each, float(used), max(0.0, stamps[0][0] - each * stamps[1][1]), float(at[-1]))
 
 
 def _waited(items: Iterator[Any], waits: list[float]) -> Iterator[Any]:

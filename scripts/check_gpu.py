@@ -10,6 +10,7 @@ scripts/check_gpu.sh, which brings what is not installed:
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -94,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
         with suppress(ImportError):  # the parts will say what is missing
-            import gpu_parts as gpu_parts  # once for all of them
+            for module in ("gpu_parts", "hiera", "matplotlib.figure", "timm.optim", "timm.scheduler"):
+                importlib.import_module(module)  # once for all of them
     ends, parts = time.monotonic() + options.budget, {}
     for name in [name for name in PARTS if name in options.parts]:
         limit = min(PARTS[name], ends - time.monotonic())

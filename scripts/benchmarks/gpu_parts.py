@@ -55,7 +55,7 @@ COMPILED = (
 )
 #: What stands in for a published model on a CPU: 4 frames of 64 x 64, widths of two to eight channels a head.
 TINY: dict[str, Any] = {"input_size": (4, 64, 64), "stages": (1, 1, 1, 1), "num_classes": 6, "q_pool": 2}
-TINY_MAE = {"mask_ratio": 0.5, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+TINY_MAE: dict[str, Any] = {"mask_ratio": 0.5, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 WIDTHS = dict(zip(SIZES, (8, 16, 24), strict=True))
 Row = dict[str, Any]
 
@@ -229,7 +229,7 @@ def compiled(settings: dict[str, Any]) -> Iterator[Row]:
     before = {(row.get("task"), row.get("size")): row for row in rows}
     on_gpu, longest = settings["device"] == "cuda", 0.0
     if not on_gpu:  # without its compiler, which takes half a minute there: what is traced is run as it is
-        torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+        torch.compile = partial(torch.compile, backend="eager")
     for task, size in COMPILED if on_gpu else COMPILED[:1]:
         began = time.time()
         if on_gpu and settings["deadline"] - began < longest + 10:
@@ -252,7 +252,9 @@ def extraction(settings: dict[str, Any]) -> Iterator[Row]:
     on_gpu, folder = settings["device"] == "cuda", Path(settings["folder"])
     paths = make(folder / "clips", 256 if on_gpu else 2, 10 if on_gpu else 1, distinct=4 if on_gpu else 1)
     arch = case_of(settings, "inference", "base", "bf16").arch
-    spec = ClipSpec(num_frames=arch.input_size[0], size=arch.input_size[1:], resize=arch.input_size[1])
+    spec = ClipSpec(
+        num_frames=arch.input_size[0], size=(arch.input_size[1], arch.input_size[2]), resize=arch.input_size[1]
+    )
     torch.manual_seed(0)
     model = str(save_pretrained(Hiera(arch, spec), folder / "model"))
     extractor, workers = FeatureExtractor.from_pretrained(model, device=settings["device"]), os.cpu_count() or 1

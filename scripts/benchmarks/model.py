@@ -208,7 +208,7 @@ def agree(case: Case, contenders: dict[str, Contender], *, strict: bool) -> dict
     share_weights(contenders.values())
     tolerances = dict(zip(("output", "gradient"), TOLERANCES[case.precision], strict=True))
     found: dict[str, dict[str, float]] = {}
-    with torch.set_grad_enabled(ours.training):
+    with torch.inference_mode(not ours.training):  # as in a step: compiled models are compiled for it
         expected = {name: contender.output() for name, contender in contenders.items()}
     for name, contender in contenders.items():
         got, wanted = expected[name].detach().float(), expected["ours"].detach().float()
@@ -285,7 +285,8 @@ def synchronises(contender: Contender) -> str | None:
         if contender.case.task == "mae":
             contender.model(contender.clip, contender.keep.cpu().numpy()).loss.backward()
         else:
-            contender.output()
+            with torch.set_grad_enabled(contender.training):
+                contender.output()
     except RuntimeError as error:
         return str(error)
     finally:

@@ -197,7 +197,7 @@ def answers(device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor
 
 
 @gpu
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1), ("float16", 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2), ("float16", 0.2)])
 def test_a_gpu_computes_what_the_cpu_computes(dtype: str, tolerance: float) -> None:
     expected = answers("cpu")
     with torch.backends.cudnn.flags(allow_tf32=False):
@@ -245,9 +245,12 @@ def test_more_windows_than_65535_go_through_the_gpu() -> None:
 @gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_run_that_goes_on_with_its_scaler_is_the_same_run(
-    tmp_path: Path, tiny_model: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, precision: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     train = write_colours(tmp_path / "train", 6, seed=0)
     how = {"run.duration": "8st", "run.save_every": "4st", "run.precision": precision, "run.device": "cuda"}
     made: dict[str, dict[str, Tensor]] = {}
@@ -263,4 +266,4 @@ def test_a_run_that_goes_on_with_its_scaler_is_the_same_run(
     scale = [(tmp_path / name / "checkpoints" / "step_00000008" / "state.json").read_text() for name in made]
     assert scale[0].split('"scaler"')[1].split('"loader"')[0] == scale[1].split('"scaler"')[1].split('"loader"')[0]
     for key, value in made["whole"].items():
-        torch.testing.assert_close(made["halved"][key], value, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(made["halved"][key], value, atol=1e-4, rtol=1e-3)

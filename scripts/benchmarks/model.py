@@ -127,7 +127,8 @@ def synchronises(contender: Contender) -> str | None:
         if contender.case.task == "mae":
             contender.model(contender.clip, contender.keep.cpu().numpy()).loss.backward()
         else:
-            contender.output()
+            with torch.set_grad_enabled(contender.training):
+                contender.output()
     except RuntimeError as error:
         return str(error)
     finally:

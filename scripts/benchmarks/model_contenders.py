@@ -181,7 +181,7 @@ def agree(case: Case, contenders: dict[str, Contender], *, strict: bool) -> dict
     ours = contenders["ours"]
     share_weights(contenders.values())
     found: dict[str, dict[str, float]] = {}
-    with torch.set_grad_enabled(ours.training):
+    with torch.inference_mode(not ours.training):  # as in a step: compiled models are compiled for it
         expected = {name: contender.output() for name, contender in contenders.items()}
     for name, contender in contenders.items():
         got, wanted = expected[name].detach().float(), expected["ours"].detach().float()

@@ -62,6 +62,26 @@ def test_memory_is_that_of_a_process_for_each(script: Any, tmp_path: Path, monke
         assert 4 * WEIGHTS < row["memory"]["peak"] < 10 * WEIGHTS  # weights, gradients, two moments; libraries
 
 
+@pytest.mark.slow  # it runs itself again
+def test_ours_also_runs_in_other_precisions_and_with_instructions_masked(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "result.json"
+    also = "--peers reference --also auto autocast bf16 --masked SSE41"
+    run(script, monkeypatch, f"--model hiera_tiny_224 --size 64 --rounds 2 --no-memory {also} --json {file}")
+    free, masked = json.loads(file.read_text())
+    assert free["machine"]["onednn_at_most"] is None and masked["machine"]["onednn_at_most"] == "SSE41"
+    for result in (free, masked):
+        rows = result["rows"]
+        assert list(rows) == ["ours", "reference", "ours auto", "ours autocast", "ours bf16"]
+        assert [rows[name]["precision"] for name in ("reference", "ours autocast", "ours bf16")] == [
+            "fp32",
+            *["bf16"] * 2,
+        ]
+        assert list(rows["ours auto"]["speed_over"]) == ["ours", "reference"]
+    assert masked["rows"]["ours auto"]["precision"] == "fp32"
+
+
 def test_flops_are_those_of_the_paper(script: Any) -> None:
     case = script.Case("inference", "hiera_base_16x224", (16, 224, 224), 1, "fp32", "cpu")
     assert script.flops(case) / 2e9 == pytest.approx(102, rel=0.02)  # the paper counts multiply-adds

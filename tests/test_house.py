@@ -44,8 +44,8 @@ FLOORS: list[set[str]] = [
 #: SAM 2's trunk, timm's abswin and calls 430; timm's and SAM 2's layouts written, transformers without hooks 160;
 #: segments of timelines and clips cut out 220, costs as a table 40; explanations 330, exports of annotation tools 410,
 #: intervals, calibration and worst videos 300, the page with segments, previews and an example 245, arrays for
-#: detectors and copies of films 365, the terminal 90, bf16 by the processor 70; plans of jobs 490, exports in float16 and
-#: decoding on a GPU 130, compiled inference 90, lanes and children that start early 55.
+#: detectors and copies of films 365, the terminal 90, bf16 by the processor 70; plans of jobs 490, exports in float16
+#: and decoding on a GPU 130, compiled inference 90, lanes and children that start early 55.
 MOST_LINES = 18_945
 #: Documents that maintainers have beside the repository, which readers of it do not.
 ELSEWHERE = re.compile("|".join(("DES" "IGN", "REC" "IPES", "HOU" "SE", "STY" "LE")))  # fmt: skip

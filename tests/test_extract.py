@@ -35,8 +35,8 @@ from hiera_video.errors import OutputError, RequestError
 from hiera_video.files import alone
 from hiera_video.models.zoo import BUILT_IN
 from hiera_video.tasks.features.feature_table import read_facts, read_failures, read_vectors
-from hiera_video.tasks.features.inputs import Inputs
-from hiera_video.tasks.features.job import Extracted, parse_part
+from hiera_video.tasks.features.inputs import Inputs, parse_part
+from hiera_video.tasks.features.job import Extracted
 from hiera_video.tasks.features.probe import probe
 from hiera_video.tasks.features.search import search
 

@@ -249,7 +249,6 @@ def test_options_of_classify_are_a_decision() -> None:
         "batch_size",
         "device",
         "precision",
-        "compile",
         "picture",
         "explain",
         "explain_label",

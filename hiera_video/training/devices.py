@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -187,8 +186,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 NUM_LANES = 2
 #: Pixels of clips from which on products on a CPU are no faster with more: 2.6 clips of 16 frames of 112 x 112.
 ENOUGH_PIXELS = 2**19
-#: The C++ compilers that torch takes where the environment names none (CXX), by platform.system().
-COMPILERS = {"Darwin": "clang++", "Windows": "cl"}
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -220,21 +217,21 @@ def compiled(compute: Callable[..., Answer], device: torch.device) -> Callable[.
         device: Where it computes.
 
     Returns:
-        The same, faster from the second call on. It raises :class:`RequestError` where torch cannot compile it.
+        The same computation; threads may share it.
 
     Raises:
-        RequestError: There is no compiler.
+        RequestError: Nothing can be compiled for the device, since there is no compiler, or none that works.
     """
-    compiler = os.environ.get("CXX") or COMPILERS.get(platform.system(), "g++")
-    if device.type != "mps" and shutil.which(compiler) is None:
-        raise RequestError(
-            f"compile needs a C++ compiler, and {compiler} is not here: install it, or leave out compile"
-        )
     from torch._dynamo import mark_dynamic
-    from torch._dynamo.exc import TorchDynamoException
     from torch.fx.experimental import _config
 
     shapes: Any = _config  # torch gives it its methods when it is imported
+    try:
+        torch.compile(lambda values: values + 1)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "install a C++ compiler (g++), or leave out compile"
+        raise RequestError(f"torch cannot compile here ({reason}): {remedy}") from error
     log.info("compiling the model: the first batch takes a minute or more, and longer the deeper the model")
     program, first, is_ready = torch.compile(compute, fullgraph=True), Lock(), False
     # Or a batch of one clip would get a graph of its own, after as long a wait. Older torch knows no such setting.
@@ -243,16 +240,12 @@ def compiled(compute: Callable[..., Answer], device: torch.device) -> Callable[.
     def call(batch: torch.Tensor, *rest: object) -> Answer:
         nonlocal is_ready
         mark_dynamic(batch, 0)
-        try:
-            if is_ready:
-                return program(batch, *rest)
-            with first, shapes.patch(any_size):
-                answer = program(batch, *rest)
-                is_ready = True
-                return answer
-        except TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise RequestError(f"torch cannot compile the model ({reason}): leave out compile") from error
+        if is_ready:
+            return program(batch, *rest)
+        with first, shapes.patch(any_size):
+            answer = program(batch, *rest)
+            is_ready = True
+            return answer
 
     return call
 

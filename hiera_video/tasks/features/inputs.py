@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +125,21 @@ class Todo:
         """
         place = int(np.searchsorted(self._done, np.uint64(key_of(name))))
         return place < len(self._done) and int(self._done[place]) == key_of(name)
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """Which share of the inputs is meant.
+
+    Args:
+        part: Such as "3/16".
+
+    Returns:
+        Its number, from 1 on, and how many there are.
+
+    Raises:
+        RequestError: For anything else.
+    """
+    match = re.fullmatch("([0-9]+)/([0-9]+)", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise RequestError(f"part {part!r} must be a number of so many, from 1/1 on, such as 3/16")
+    return int(match[1]), int(match[2])

@@ -5,7 +5,6 @@ Inputs -> Todo -> read_ahead: windows -> FeatureExtractor.stream: rows -> Writer
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -38,7 +37,7 @@ from hiera_video.tasks.features.feature_table import (
     read_done,
     read_failures,
 )
-from hiera_video.tasks.features.inputs import Inputs, Todo
+from hiera_video.tasks.features.inputs import Inputs, Todo, parse_part
 from hiera_video.tasks.features.ray_engine import Cluster, Failed, rows_on_ray
 from hiera_video.tasks.records import FlatRecord, Results
 from hiera_video.training.devices import Precision, kept_precision, name_of
@@ -124,18 +123,19 @@ def extract(
     Raises:
         RequestError, OutputError, WeightsError: A value cannot be, or is not the folder's; no output; no weights.
     """
-    share, name, precision = parse_part(part), model or GENERAL, kept_precision(precision, begun_in(Path(output)))
-    ray, sizes = (engine, ray_address), (batch_size, num_workers, time_limit)
-    read, cluster, extractor = _machines(name, decoder, ray, sizes, device, precision, compile)
+    share, name, sizes = parse_part(part), model or GENERAL, (batch_size, num_workers, time_limit)
+    read, cluster, extractor = _machines(output, name, decoder, engine, ray_address, sizes, device, precision, compile)
     how, facts, arrays = _how(extractor, name, features, (window, hop, crop, batch_size), dtype, format, layout, share)
     rows, draw = partial(_rows, *how, cluster, batch_size, read), partial(_draw, *how, picture)
     return Results(1, _run(*_begun(inputs, Path(output), facts, picture), facts, share, rows, arrays, draw))
 
 
 def _machines(
+    output: Path,
     name: str,
     decoder: str,
-    ray: tuple[str, str | None],
+    engine: str,
+    ray_address: str | None,
     sizes: tuple[int, int, float],
     device: str,
     precision: Precision,
@@ -143,9 +143,9 @@ def _machines(
 ) -> tuple[Read, Cluster | None, FeatureExtractor]:
     """What reads, the cluster if there is one, and the model."""
     batch_size, num_workers, time_limit = sizes
-    read = _reader(decoder, ray[0], num_workers, time_limit)
-    where: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
-    cluster = Cluster(name, ray[1], batch_size, time_limit, **where) if ray[0] == "ray" else None
+    read, kept = _reader(decoder, engine, num_workers, time_limit), kept_precision(precision, begun_in(Path(output)))
+    where: dict[str, Any] = {"device": device, "precision": kept, "compile": compile}
+    cluster = Cluster(name, ray_address, batch_size, time_limit, **where) if engine == "ray" else None
     return read, cluster, FeatureExtractor.from_pretrained(name, **where)
 
 
@@ -302,24 +302,6 @@ def _draw(extractor: FeatureExtractor, walk: Walk, features: list[str], picture:
                 return draw_colours(plain, name, walk, stage, Path(picture))
         except UnreadableVideo:  # told already
             continue
-
-
-def parse_part(part: str) -> tuple[int, int]:
-    """Which share of the inputs is meant.
-
-    Args:
-        part: Such as "3/16".
-
-    Returns:
-        Its number, from 1 on, and how many there are.
-
-    Raises:
-        RequestError: For anything else.
-    """
-    match = re.fullmatch("([0-9]+)/([0-9]+)", part)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise RequestError(f"part {part!r} must be a number of so many, from 1/1 on, such as 3/16")
-    return int(match[1]), int(match[2])
 
 
 def files_of(features: list[str], format: str | None, dtype: str) -> str:

@@ -11,8 +11,7 @@ from hiera_video.data.windows import CROPS, read_ahead
 from hiera_video.errors import RequestError
 from hiera_video.models.zoo import GENERAL
 from hiera_video.tasks.features.extractor import FeatureExtractor, feature_names
-from hiera_video.tasks.features.inputs import Inputs, Todo
-from hiera_video.tasks.features.job import parse_part
+from hiera_video.tasks.features.inputs import Inputs, Todo, parse_part
 from hiera_video.tasks.plan.measure import Costs, since_start
 
 

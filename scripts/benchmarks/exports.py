@@ -4,10 +4,10 @@
 
 ``--videos`` is a folder with a ``labels.csv``, as scripts/evaluate_camera_motion.py makes it. Its first ``--calibrate``
 videos show onnxruntime's quantiser what ranges activations have; the others are answered (one view of each). int8 is
-made in two ways: ``dynamic``, weights beforehand and activations as they come; ``static``, QuantizeLinear and
-DequantizeLinear in the graph, ranges from the calibration. Products with weights are quantised, and in ``static`` the
-patch convolution; all else stays float32. Times are of one clip on ``--threads`` threads: rounds in which the files
-take turns, every second one backwards; CPU seconds, since other programs disturb the clock.
+made in two ways: ``dynamic``, of products with weights, activations being quantised as they come; and ``static``,
+QuantizeLinear and DequantizeLinear in the graph, ranges from the calibration, of all products, those inside the
+attention too, and of the patch convolution. All else stays float32. Times are of one clip on ``--threads`` threads:
+rounds in which the files take turns, every second one backwards; CPU seconds, since other programs disturb the clock.
 """
 
 from __future__ import annotations

@@ -223,7 +223,9 @@ class IsolatedReader:
         try:
             if not child.ready and (not child.connection.poll(START_LIMIT_S) or child.connection.recv() != "ready"):
                 self.close()
-                raise RuntimeError(f"a child process for decoding did not start within {START_LIMIT_S} s")
+                raise RequestError(
+                    f"a process that decodes did not start within {START_LIMIT_S} s: run fewer jobs at once here."
+                )
             child.ready = True
         except (EOFError, ConnectionError) as error:
             raise ChildDied(_how_it_ended(child)) from error

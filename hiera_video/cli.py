@@ -11,7 +11,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -228,7 +229,10 @@ def _run(name: str, argv: list[str]) -> int:
     own = _own_fields(name)
     style = "table" if "format" in own else values.pop("format")
     output = None if "output" in own else values.pop("output")
-    return written(lambda: _function(name)(**values), style, output or sys.stdout, unit=JOBS[name].unit, of_run=False)
+    with _decoders(name):
+        return written(
+            lambda: _function(name)(**values), style, output or sys.stdout, unit=JOBS[name].unit, of_run=False
+        )
 
 
 def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], speaks: bool) -> int:
@@ -240,7 +244,7 @@ def _run_recipe(name: str, options: Mapping[str, Field], words: dict[str, Any], 
     if "print_config" in words:
         print(to_yaml(recipe) if speaks else "", end="")
         return 0
-    with open(os.devnull, "w", encoding="utf-8") as nothing:
+    with open(os.devnull, "w", encoding="utf-8") as nothing, _decoders(name):
         stream = sys.stdout if speaks else nothing
         return written(lambda: _function(name)(recipe), style, stream, unit=JOBS[name].unit, of_run=True)
 
@@ -279,11 +283,20 @@ def _recipe(name: str, config: str | None, changes: dict[str, str]) -> Any:
     return load_recipe(KINDS[name], config, changes)  # type: ignore[type-var]
 
 
-def _function(name: str) -> Any:
-    from hiera_video.data.reading.child_process import keep_freed_memory, start_early
+@contextmanager
+def _decoders(name: str) -> Iterator[None]:
+    """The job's first child processes start while its module is imported; what it frees stays with this process."""
+    from hiera_video.data.reading.child_process import end_spare, keep_freed_memory, start_early
 
     start_early(JOBS[name].decoders)
     keep_freed_memory(MOST_KEPT)
+    try:
+        yield
+    finally:
+        end_spare()
+
+
+def _function(name: str) -> Any:
     module, _, function = JOBS[name].function.partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -32,6 +32,7 @@ from hiera_video.models.mae import HieraMAE, MAEArchitecture, random_keep
 from hiera_video.spec import ClipSpec
 from hiera_video.tasks.classify.classifier import Scorer
 from hiera_video.tasks.features.extractor import FeatureExtractor
+from hiera_video.tasks.features.extractor import _values as feature_values
 from hiera_video.tasks.train.classifier import ClassStep
 from hiera_video.tasks.train.finetune import finetune
 from hiera_video.tasks.train.pretrain import MAEStep, Masking
@@ -74,6 +75,7 @@ def jobs(device: str) -> dict[str, Callable[[], object]]:
     pretrain = MAEStep(SPEC, Masking(0, mae.num_mask_units(), 0.5, 0.5), where)
     scorer = Scorer(classifier, SPEC, where, dtype)
     extractor = FeatureExtractor.__new__(FeatureExtractor)  # whose device is not one that users name
+    extractor._values = feature_values
     extractor.model, extractor.device, extractor.precision = classifier, where, dtype
     frames, rows = torch.zeros(3, 9, 64, 80, dtype=torch.uint8), torch.arange(8).view(2, 4)
     views = Views(frames, rows, [(0, 0), (0, 16)], (64, 64), np.zeros((4, 4)), 1.0)
@@ -151,11 +153,11 @@ def test_more_windows_than_a_kernel_takes_are_attended_to_in_turns(monkeypatch: 
     clip, keep = torch.randn(3, 3, 4, 64, 64), random_keep(3, 8, 0.5, generator=torch.Generator().manual_seed(0))
     before = model(clip), mae(clip, keep).loss
     counts: list[int] = []
-    attention = F.scaled_dot_product_attention
+    plain = F.scaled_dot_product_attention
 
     def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         counts.append(len(query))
-        return attention(query, key, value)
+        return plain(query, key, value)
 
     monkeypatch.setattr(attention, "MOST_WINDOWS", 7)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from fcntl import ioctl
 from pathlib import Path
@@ -45,12 +46,15 @@ def test_the_first_interrupt_is_answered_at_once_and_a_second_one_ends_the_proce
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"busy\n"
         time.sleep(0.5)  # until it is
+        end = threading.Timer(30, process.kill)  # or a process that answers none would run for minutes
+        end.start()
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == b"\n"
         assert b"stopping; what is done is kept (Ctrl-C again ends at once)" in process.stderr.readline()
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
+        end.cancel()
 
 
 def test_in_a_terminal_results_stand_above_the_bar_and_nothing_is_overwritten(tiny_model: Path, videos: Path) -> None:

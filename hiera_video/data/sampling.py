@@ -167,7 +167,8 @@ def _grid(times: ArrayLike) -> tuple[NDArray[np.float64], float]:
     measured = (len(seconds) - 1) / length
     # A clock of whole milliseconds measures 30 fps as 29.99, and the last frame of a clip would be missed by one.
     nearest = min(float(round(measured)), round(measured * 1.001) / 1.001, key=lambda rate: abs(rate - measured))
-    return seconds, nearest if abs(nearest - measured) <= measured * ROUNDING_S / length else measured
+    # Frames that come at no such rate must keep the mean: at another the last one might lie beyond the end.
+    return seconds, nearest if nearest and is_uniform(seconds, nearest) else measured
 
 
 def _at_least_one(num_clips: int) -> int:

@@ -77,6 +77,17 @@ def start_early(count: int = 1) -> None:
         _SPARE.extend(_launch() for _ in range(count - len(_SPARE)))
 
 
+def end_spare() -> None:
+    """Ends the children that nobody needed."""
+    while _SPARE:
+        child = _SPARE.pop()
+        if child.owner == os.getpid():
+            child.process.kill()
+            child.process.wait()
+            child.connection.close()
+            child.memory.close()
+
+
 def _launch() -> _Child:
     """Starts a child, and does not wait for it."""
     ours, theirs = socketpair()

@@ -28,7 +28,7 @@ from hiera_video.data.reading.mp4 import write_mp4
 from hiera_video.data.sampling import window_clips, window_starts
 from hiera_video.data.windows import Walk
 
-LIMIT = 1.25
+LIMIT = 1.15
 #: Clips that differ; the others are copies.
 DISTINCT = 10
 
